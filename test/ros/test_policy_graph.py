@@ -1,0 +1,246 @@
+"""Runs policy_node as a process and drives it over its topics, as a robot would."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_policy
+from ros_graph import ACTIVATE, CONFIGURE, DEACTIVATE, WIDOWX, Probe, values_of
+from tiny_policy import CARROT, PLATE, predict
+
+Start = Callable[..., subprocess.Popen[str]]
+StartPolicy = Callable[..., subprocess.Popen[str]]
+MEAN = 128 / 255
+PERIOD_S = 1 / tiny_policy.RATE_HZ
+
+
+@pytest.fixture
+def probe(ros: None) -> Iterator[Probe]:
+    probe = Probe()
+    yield probe
+    probe.close()
+
+
+@pytest.fixture
+def start_policy(start_node: Start, tiny_bundle: Path) -> StartPolicy:
+    def start(
+        *extra: str, bundle: Path = tiny_bundle, autostart: bool = True
+    ) -> subprocess.Popen[str]:
+        files = ["--params-file", str(WIDOWX), "-p", f"bundle:={bundle}"]
+        flags = ["-p", f"autostart:={'true' if autostart else 'false'}"]
+        return start_node("policy_node", *files, *flags, *extra)
+
+    return start
+
+
+def twist_for(instruction: str, step: int = 0, mean: float = MEAN) -> np.ndarray:
+    return predict(mean, instruction, step)[:6] / PERIOD_S
+
+
+def test_moves_by_picture_and_words_and_holds_when_either_ends(
+    probe: Probe, start_policy: StartPolicy
+) -> None:
+    process = start_policy("-p", "image_timeout_s:=0.5")
+    probe.wait_for_state("active")
+    probe.grey = 128
+    probe.spin(0.3)
+    assert not probe.twists, "moved without an instruction"
+    assert probe.latest("hold_reason") == "no_instruction"
+
+    probe.say("  Take the CARROT. ")
+    probe.wait_for_motion()
+    probe.twists.clear()
+    probe.spin(1.5)
+    for arrived_s, message in probe.twists:
+        assert message.header.frame_id == "base_link"
+        stamp_s = message.header.stamp.sec + message.header.stamp.nanosec * 1e-9
+        assert abs(arrived_s - stamp_s) < 0.2, "a command's stamp is not fresh"
+        np.testing.assert_allclose(values_of(message), twist_for(CARROT), atol=1e-6)
+    assert len(probe.twists) >= 20, "20 Hz for 1.5 s were asked for"
+    np.testing.assert_allclose(probe.grippers[-1].data, [MEAN], atol=1e-6)
+    chunk = probe.chunks[-1]
+    assert [(dim.label, dim.size) for dim in chunk.layout.dim] == [("step", 4), ("dim", 7)]
+    expected = np.stack([predict(MEAN, CARROT, k) for k in range(4)])
+    np.testing.assert_allclose(np.reshape(chunk.data, (4, 7)), expected, atol=1e-6)
+
+    probe.say(PLATE)
+    assert probe.wait_for(lambda: probe.latest("instruction") == PLATE)
+    probe.wait_for_motion()
+    np.testing.assert_allclose(values_of(probe.moving()[-1]), twist_for(PLATE), atol=1e-6)
+
+    probe.grey = None
+    probe.wait_for_hold("stale_image")
+    probe.twists.clear()
+    probe.spin(0.5)
+    assert len(probe.twists) <= 1, "a holding arm must be left in silence"
+    assert not probe.moving()
+    assert probe.latest("last_stop")["reason"] == "stale_image"
+
+    probe.grey = 128
+    probe.wait_for_motion()
+    probe.say("")
+    probe.wait_for_hold("no_instruction")
+
+    probe.diagnostics.clear()
+    assert probe.wait_for(lambda: len(probe.diagnostics) > 0, 3.0)
+    values = probe.diagnostics[-1]
+    for stage in ("transport", "wait", "prepare", "infer", "decode", "total"):
+        p50, p99 = (float(values[f"latency_{stage}_{p}_ms"]) for p in ("p50", "p99"))
+        assert 0 <= p50 <= p99, stage
+    assert 15 < float(values["command_rate_hz"]) < 25
+    assert 0 < int(values["frames_received"]) <= probe.frames_sent
+    assert int(values["inference_count"]) > 10
+    assert values["state"] == "active"
+    assert len(values["bundle_id"]) == 64
+    reasons = [stop["reason"] for stop in json.loads(values["stops"])]
+    assert reasons == ["planning", "stale_image", "no_instruction"]
+    assert process.poll() is None
+
+
+def test_walks_through_a_chunk_and_not_past_its_end(
+    probe: Probe, start_policy: StartPolicy
+) -> None:
+    start_policy("-p", "image_timeout_s:=5.0", "-p", "state_timeout_s:=5.0")
+    probe.wait_for_state("active")
+    probe.say(CARROT)
+    assert probe.wait_for(lambda: probe.latest("instruction") == CARROT)
+    probe.grey = 128
+    stamp_s = probe.publish_frame()
+    probe.grey = None
+    assert probe.wait_for(lambda: bool(probe.twists)), "the only frame did not arrive"
+    probe.spin(tiny_policy.HORIZON * PERIOD_S + 0.4)
+    end_s = stamp_s + tiny_policy.HORIZON * PERIOD_S
+    steps = set()
+    for _, message in probe.twists[:-1]:
+        sent_s = message.header.stamp.sec + message.header.stamp.nanosec * 1e-9
+        assert sent_s < end_s + 0.05
+        step = min(int((sent_s - stamp_s) / PERIOD_S), tiny_policy.HORIZON - 1)
+        candidates = [twist_for(CARROT, k) for k in {step, max(step - 1, 0)}]
+        errors = [np.abs(candidate - values_of(message)).max() for candidate in candidates]
+        assert min(errors) < 1e-6, f"not the action for {sent_s - stamp_s:.3f} s"
+        steps.add(step)
+    assert {1, 2, 3} <= steps
+    assert not any(values_of(probe.twists[-1][1])), "the chunk did not end with a zero"
+    assert sum(not any(values_of(message)) for _, message in probe.twists) == 1
+    assert probe.latest("hold_reason") == "chunk_exhausted"
+
+
+def test_holds_on_an_output_it_must_not_execute_and_recovers(
+    probe: Probe, start_policy: StartPolicy
+) -> None:
+    start_policy()
+    probe.wait_for_state("active")
+    probe.grey = 128
+    probe.say(CARROT)
+    probe.wait_for_motion()
+    for grey, reason in ((255, "non_finite"), (0, "out_of_limits")):
+        probe.grey = grey
+        probe.wait_for_hold(reason)
+        probe.twists.clear()
+        probe.spin(0.3)
+        assert not probe.moving()
+        assert probe.latest("last_stop")["reason"] == reason
+        probe.grey = 128
+        probe.wait_for_motion()
+        assert probe.latest("hold_reason") is None
+
+
+def test_a_policy_with_state_waits_for_every_part_of_it(
+    probe: Probe, start_policy: StartPolicy, tiny_state_bundle: Path
+) -> None:
+    start_policy(bundle=tiny_state_bundle)
+    probe.wait_for_state("active")
+    probe.grey = 128
+    probe.say(CARROT)
+    probe.wait_for_hold("stale_state")
+    probe.finger_m = 0.022
+    probe.wait_for_motion()
+    twist = values_of(probe.moving()[-1])
+    expected = predict(MEAN, CARROT, 0, state_sum=0.3 + 0.0 + 0.2 + 0.5)[:6] / PERIOD_S
+    np.testing.assert_allclose(twist, expected, atol=1e-6)
+
+    probe.pose_frame = "world"
+    probe.wait_for_hold("stale_state")
+
+
+def test_slides_along_the_workspace(probe: Probe, start_policy: StartPolicy) -> None:
+    start_policy()
+    probe.wait_for_state("active")
+    probe.pose = (0.3, 0.0, 0.42)
+    probe.grey = 128
+    probe.say(CARROT)
+    probe.wait_for_motion()
+    expected = twist_for(CARROT)
+    expected[2] = 0.0
+    np.testing.assert_allclose(values_of(probe.moving()[-1]), expected, atol=1e-6)
+
+
+def test_reads_compressed_images(probe: Probe, start_policy: StartPolicy) -> None:
+    start_policy("-p", "image_transport:=compressed")
+    probe.compressed = True
+    probe.wait_for_state("active")
+    probe.grey = 128
+    probe.say(CARROT)
+    probe.wait_for_motion()
+    np.testing.assert_allclose(values_of(probe.moving()[-1]), twist_for(CARROT), atol=1e-3)
+
+
+def test_an_interrupted_process_leaves_a_zero_behind(
+    probe: Probe, start_policy: StartPolicy
+) -> None:
+    process = start_policy()
+    probe.wait_for_state("active")
+    probe.grey = 128
+    probe.say(CARROT)
+    probe.wait_for_motion()
+    process.send_signal(signal.SIGINT)
+    assert probe.wait_for(lambda: process.poll() is not None, 5.0)
+    probe.spin(0.1)
+    assert process.returncode == 0, process.communicate()[0]
+    assert not any(values_of(probe.twists[-1][1]))
+    assert probe.latest("state") == "finalized"
+
+
+def test_answers_requests_and_survives_those_that_are_not_allowed(
+    probe: Probe, start_policy: StartPolicy
+) -> None:
+    process = start_policy(autostart=False)
+    assert not probe.request(ACTIVATE)
+    assert probe.request(CONFIGURE)
+    assert not probe.request(CONFIGURE)
+    assert probe.request(ACTIVATE)
+    probe.grey = 128
+    probe.say(CARROT)
+    probe.wait_for_motion()
+    assert probe.request(DEACTIVATE)
+    probe.wait_for_state("inactive")
+    probe.spin(0.1)
+    assert not any(values_of(probe.twists[-1][1]))
+    assert process.poll() is None
+
+
+def test_tells_why_it_does_not_start(
+    probe: Probe, start_policy: StartPolicy, tmp_path: Path
+) -> None:
+    process = start_policy(bundle=tmp_path / "nowhere")
+    assert probe.wait_for(lambda: bool(probe.latest("error")), 20.0), probe.status
+    assert "configure failed: " in probe.latest("error")
+    assert "nowhere" in probe.latest("error")
+    assert process.poll() is None
+
+
+@pytest.mark.parametrize("setting", ["image_timeout_s:=5", "command_rate_hz:=5000.0"])
+def test_a_start_value_that_cannot_be_is_one_line_not_a_traceback(
+    start_policy: StartPolicy, setting: str
+) -> None:
+    process = start_policy("-p", setting)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 1
+    assert output.startswith(f"policy_node: parameter {setting.partition(':')[0]} cannot be used")
+    assert "Traceback" not in output

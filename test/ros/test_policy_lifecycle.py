@@ -1,0 +1,244 @@
+"""Drives policy_node through its transitions in-process."""
+
+from __future__ import annotations
+
+import gc
+import random
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import tiny_policy
+from rclpy.exceptions import ParameterUninitializedException
+from rclpy.lifecycle import TransitionCallbackReturn
+from rclpy.parameter import Parameter
+from ros_graph import WIDOWX
+from std_msgs.msg import String
+
+from vla_align_ros.ros.policy_node import PolicyNode
+
+OK, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
+MakeNode = Callable[..., PolicyNode]
+
+
+@pytest.fixture
+def make_node(ros: None, tiny_bundle: Path) -> Iterator[MakeNode]:
+    nodes = []
+
+    def make(
+        bundle: Path = tiny_bundle, robot: Path | None = WIDOWX, **values: object
+    ) -> PolicyNode:
+        arguments = ["--ros-args", "-p", f"bundle:={bundle}"]
+        if robot is not None:
+            arguments += ["--params-file", str(robot)]
+        overrides = [Parameter(name.replace("__", "."), value=v) for name, v in values.items()]
+        node = PolicyNode(cli_args=arguments, parameter_overrides=overrides)
+        nodes.append(node)
+        return node
+
+    yield make
+    for node in nodes:
+        node.destroy_node()
+
+
+def state_of(node: PolicyNode) -> str:
+    return str(node._state_machine.current_state[1])
+
+
+def topics_of(node: PolicyNode) -> set[str]:
+    publishers = {entity.topic_name for entity in node.publishers}
+    return publishers | {entity.topic_name for entity in node.subscriptions}
+
+
+def test_walks_its_whole_life_and_can_do_it_again(make_node: MakeNode) -> None:
+    node = make_node()
+    for _ in range(2):
+        assert node.trigger_configure() == OK
+        assert state_of(node) == "inactive"
+        assert node.trigger_activate() == OK
+        assert state_of(node) == "active"
+        assert node.trigger_deactivate() == OK
+        assert state_of(node) == "inactive"
+        assert node.trigger_cleanup() == OK
+        assert state_of(node) == "unconfigured"
+    assert node.trigger_shutdown() == OK
+    assert state_of(node) == "finalized"
+    assert node.reporter.state == "finalized"
+
+
+@pytest.mark.parametrize("steps", [(), ("configure",), ("configure", "activate")])
+def test_shuts_down_from_every_state(make_node: MakeNode, steps: tuple[str, ...]) -> None:
+    node = make_node()
+    for step in steps:
+        assert getattr(node, f"trigger_{step}")() == OK
+    assert node.trigger_shutdown() == OK
+    assert state_of(node) == "finalized"
+
+
+def test_is_on_the_graph_only_while_configured(make_node: MakeNode) -> None:
+    node = make_node()
+    before = topics_of(node)
+    assert {"/policy_node/status", "/diagnostics"} <= before
+    assert node.trigger_configure() == OK
+    assert topics_of(node) - before == {
+        "/policy_node/image",
+        "/policy_node/instruction",
+        "/policy_node/ee_pose",
+        "/policy_node/delta_twist_cmds",
+        "/policy_node/gripper_commands",
+        "/policy_node/action_chunk",
+    }
+    assert node.trigger_cleanup() == OK
+    assert topics_of(node) == before
+
+
+def test_subscribes_to_the_state_where_the_policy_looks_at_it(
+    make_node: MakeNode, tiny_state_bundle: Path
+) -> None:
+    node = make_node(tiny_state_bundle)
+    assert node.trigger_configure() == OK
+    assert "/policy_node/joint_states" in topics_of(node)
+
+
+def test_takes_one_image_topic_not_two(make_node: MakeNode) -> None:
+    node = make_node(image_transport="compressed")
+    assert node.trigger_configure() == OK
+    assert "/policy_node/image/compressed" in topics_of(node)
+    assert "/policy_node/image" not in topics_of(node)
+
+
+def break_missing(bundle: Path, folder: Path) -> Path:
+    return folder / "nowhere"
+
+
+def break_graph(bundle: Path, folder: Path) -> Path:
+    copy = folder / "altered"
+    copy.mkdir()
+    for source in bundle.rglob("*"):
+        if source.is_file():
+            target = copy / source.relative_to(bundle)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            content = source.read_bytes()
+            target.write_bytes(content[:-1] if source.suffix == ".onnx" else content)
+    return copy
+
+
+def move_frame(bundle: Path, folder: Path) -> Path:
+    return tiny_policy.write_tiny_bundle(folder, frame="world")
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [(break_missing, "nowhere"), (break_graph, "altered"), (move_frame, "world")],
+)
+def test_refuses_a_bundle_it_cannot_run_and_takes_the_next(
+    make_node: MakeNode,
+    tiny_bundle: Path,
+    tmp_path: Path,
+    damage: Callable[[Path, Path], Path],
+    says: str,
+) -> None:
+    node = make_node(damage(tiny_bundle, tmp_path))
+    before = topics_of(node)
+    assert node.trigger_configure() == FAILURE
+    assert state_of(node) == "unconfigured"
+    assert node.reporter.error is not None
+    assert node.reporter.error.startswith("configure failed: ")
+    assert says in node.reporter.error
+    assert topics_of(node) == before
+
+    answers = node.set_parameters([Parameter("bundle", value=str(tiny_bundle))])
+    assert answers[0].successful
+    assert node.trigger_configure() == OK
+    assert node.reporter.error is None
+
+
+@pytest.mark.parametrize(
+    ("values", "robot", "says"),
+    [
+        ({}, None, "arm.max_linear_m_s is not set"),
+        ({"arm__command_frame": ""}, WIDOWX, "arm.command_frame is not set"),
+        ({"image_transport": "pigeon"}, WIDOWX, "expected raw or compressed"),
+        ({"backend": "abacus"}, WIDOWX, "abacus"),
+        ({"arm__workspace_min_m": [0.0, 0.0]}, WIDOWX, "workspace"),
+        ({"arm__workspace_min_m": [9.0, 9.0, 9.0]}, WIDOWX, "workspace"),
+    ],
+)
+def test_refuses_parameters_that_make_no_arm(
+    make_node: MakeNode, values: dict[str, object], robot: Path | None, says: str
+) -> None:
+    node = make_node(robot=robot, **values)
+    assert node.trigger_configure() == FAILURE
+    assert says in str(node.reporter.error)
+
+
+def test_unexpected_error_in_a_transition_is_logged_and_recovered_from(
+    make_node: MakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = make_node()
+    monkeypatch.setattr("vla_align_ros.ros.policy_node.TwistArm", None)
+    assert node.trigger_configure() == TransitionCallbackReturn.ERROR
+    assert state_of(node) == "unconfigured"
+    assert "TypeError" in str(node.reporter.error)
+    monkeypatch.undo()
+    assert node.trigger_configure() == OK
+
+
+def test_parameters_hold_still_between_configure_and_cleanup(make_node: MakeNode) -> None:
+    node = make_node()
+    faster = [Parameter("command_rate_hz", value=50.0)]
+    assert node.trigger_configure() == OK
+    answer = node.set_parameters(faster)[0]
+    assert not answer.successful
+    assert "clean the node up" in answer.reason
+    assert node.trigger_cleanup() == OK
+    assert node.set_parameters(faster)[0].successful
+    assert not node.set_parameters([Parameter("command_rate_hz", value=1e6)])[0].successful
+    assert not node.set_parameters([Parameter("arm.max_linear_m_s", value=4.0)])[0].successful
+
+
+def test_instruction_of_an_inactive_node_does_not_wait_for_activation(make_node: MakeNode) -> None:
+    node = make_node()
+    assert node.trigger_configure() == OK
+    assert node._inputs is not None
+    assert node._runner is not None
+    node._inputs._on_instruction(String(data=tiny_policy.CARROT))
+    assert node.trigger_activate() == OK
+    assert node._runner.instruction is None
+    node._inputs._on_instruction(String(data=tiny_policy.CARROT))
+    assert node._runner.instruction == tiny_policy.CARROT
+    assert node.trigger_deactivate() == OK
+    assert node._runner.instruction is None
+
+
+def test_a_random_walk_ends_where_the_state_machine_says(make_node: MakeNode) -> None:
+    moves = {
+        "unconfigured": [("configure", "inactive")],
+        "inactive": [("activate", "active"), ("cleanup", "unconfigured")],
+        "active": [("deactivate", "inactive")],
+    }
+    node, state, chance = make_node(), "unconfigured", random.Random(7)
+    policies = []
+    for _ in range(30):
+        step, state = chance.choice(moves[state])
+        assert getattr(node, f"trigger_{step}")() == OK, step
+        assert state_of(node) == node.reporter.state == state
+        if step == "configure":
+            policies.append(weakref.ref(node._policy))
+    if state == "active":
+        assert node.trigger_deactivate() == OK
+    if state != "unconfigured":
+        assert node.trigger_cleanup() == OK
+    gc.collect()
+    assert len(policies) > 3
+    assert not [policy for policy in policies if policy() is not None], "a policy was kept"
+
+
+def test_no_parameter_is_without_a_description(make_node: MakeNode) -> None:
+    node = make_node()
+    names = ["bundle", "backend", "command_rate_hz", "arm.command_frame", "arm.max_linear_m_s"]
+    for name in names:
+        assert node.describe_parameter(name).description
+    with pytest.raises(ParameterUninitializedException):
+        make_node(robot=None).get_parameter("arm.command_frame")

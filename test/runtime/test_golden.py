@@ -1,0 +1,93 @@
+"""The proof of a bundle measures in the arm's units, and a wrong graph fails it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sample_policy import make_bundle
+
+from vla_align_ros.contract.spec import ACTION_NAMES
+from vla_align_ros.errors import BundleError
+from vla_align_ros.inference import FakeBackend, open_backend
+from vla_align_ros.runtime.golden import (
+    compare_actions,
+    judge_errors,
+    prove_bundle,
+    replay_golden,
+)
+from vla_align_ros.runtime.limits import GOLDEN_LIMITS, GoldenLimits, find_golden_limits
+
+
+def open_onnx(bundle):
+    return open_backend("onnx", bundle.graph_path("policy"), threads=1)
+
+
+def test_the_graph_that_the_samples_come_from_is_proved(tmp_path):
+    bundle = make_bundle(tmp_path)
+    proof = prove_bundle(bundle, open_onnx(bundle))
+    assert proof["ok"] and list(proof["dimensions"]) == list(ACTION_NAMES)
+    assert (proof["samples"], proof["backend"], proof["precision"]) == (3, "onnx", "fp32")
+    # float32 against the float64 reference: there is an error, and it is tiny.
+    assert 0.0 < proof["dimensions"]["dx"]["max"] < 0.001
+
+
+def test_a_disturbed_graph_is_refused_by_the_dimensions_that_it_disturbs(tmp_path):
+    bundle = make_bundle(tmp_path, noise=0.01)
+    proof = prove_bundle(bundle, open_onnx(bundle))
+    assert not proof["ok"]
+    assert not all(entry["ok"] for entry in proof["dimensions"].values())
+
+
+def test_int8_has_wider_limits_than_fp32(tmp_path):
+    bundle = make_bundle(tmp_path, noise=0.01, precision="int8")
+    assert prove_bundle(bundle, open_onnx(bundle))["ok"]
+
+
+def test_errors_are_in_millimetres_degrees_and_fractions():
+    reference = np.zeros((2, 4, 7))
+    actions = reference.copy()
+    actions[1, 2] = [0.001, -0.002, 0.0, np.pi / 180, 0.0, -np.pi / 90, 0.25]
+    errors = compare_actions(actions, reference)
+    assert [errors[name]["max"] for name in ACTION_NAMES] == pytest.approx([1, 2, 0, 1, 0, 2, 0.25])
+    assert [errors[name]["unit"] for name in ACTION_NAMES] == ["mm"] * 3 + ["deg"] * 3 + [
+        "fraction"
+    ]
+    assert 0.9 < errors["dx"]["p99"] < 1.0, "one step of eight, interpolated"
+
+
+def test_the_gripper_of_a_reference_is_clipped_as_the_robot_does():
+    reference = np.zeros((1, 1, 7))
+    reference[..., 6] = 1.3
+    actions = np.zeros((1, 1, 7))
+    actions[..., 6] = 1.0
+    assert compare_actions(actions, reference)["gripper"]["max"] == 0.0
+
+
+@pytest.mark.parametrize(("name", "value"), [("dx", 2.0), ("drz", 3.0), ("gripper", 0.5)])
+def test_one_dimension_beyond_its_limit_is_enough_to_fail(name, value):
+    limits = GoldenLimits(translation_mm=1.0, rotation_deg=2.0, gripper=0.1)
+    errors = compare_actions(np.zeros((1, 1, 7)), np.zeros((1, 1, 7)))
+    assert judge_errors(errors, limits)["ok"]
+    errors[name]["max"] = value
+    verdict = judge_errors(errors, limits)
+    failed = [key for key, entry in verdict["dimensions"].items() if not entry["ok"]]
+    assert not verdict["ok"] and failed == [name]
+
+
+def test_an_error_that_is_no_number_fails():
+    errors = compare_actions(np.zeros((1, 1, 7)), np.zeros((1, 1, 7)))
+    errors["dy"]["max"] = float("nan")
+    assert not judge_errors(errors, GOLDEN_LIMITS["int8"])["ok"]
+
+
+def test_the_replay_goes_through_the_given_backend(tmp_path):
+    bundle = make_bundle(tmp_path)
+    backend = FakeBackend(np.zeros((4, 7)))
+    errors = replay_golden(bundle, backend)
+    assert len(backend.calls) == 3 and not backend.closed
+    assert errors["dx"]["max"] > 1.0
+
+
+def test_a_precision_without_limits_is_refused_with_those_there_are():
+    with pytest.raises(BundleError, match="got 'fp4'; expected fp32 or int8"):
+        find_golden_limits("fp4")

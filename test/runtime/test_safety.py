@@ -1,0 +1,200 @@
+"""Nothing passes the gate but finite commands within limits, from fresh inputs, with words."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vla_align_ros.errors import SafetyError
+from vla_align_ros.runtime.chunks import ScheduledAction
+from vla_align_ros.runtime.safety import (
+    Command,
+    Hold,
+    Limits,
+    Reason,
+    SafetyGate,
+    Situation,
+    StopRecord,
+    Timeouts,
+)
+
+PERIOD_S = 0.2
+BOX = ((0.1, -0.3, 0.0), (0.5, 0.3, 0.4))
+LIMITS = Limits(linear_m_s=0.4, angular_rad_s=2.0, hold_factor=2.0)
+GATE = SafetyGate(LIMITS, Timeouts(image_s=0.5, state_s=0.3))
+BOXED = SafetyGate(replace(LIMITS, workspace_m=BOX), Timeouts(image_s=0.5, state_s=0.3))
+
+number = st.floats(-0.05, 0.05) | st.floats(-1e3, 1e3)
+any_float = number | st.floats(allow_nan=True, allow_infinity=True)
+actions = st.lists(any_float, min_size=7, max_size=7).map(np.array)
+maybe_age = st.none() | st.floats(allow_nan=True, allow_infinity=True) | st.floats(-1, 1)
+
+
+def plan(action: object) -> ScheduledAction:
+    return ScheduledAction(np.asarray(action, float), PERIOD_S, "go", 0.0, 0, 1)
+
+
+GOOD = Situation(
+    instruction="go",
+    image_age_s=0.1,
+    action=plan([0.02, 0, 0, 0, 0, 0.1, 1.0]),
+    plans=1,
+    state_age_s=0.1,
+    position_m=np.array([0.3, 0.0, 0.2]),
+)
+
+
+def test_a_good_situation_gives_the_velocity_of_the_delta() -> None:
+    command = GATE.check(GOOD)
+    assert isinstance(command, Command)
+    np.testing.assert_allclose(command.twist, [0.1, 0, 0, 0, 0, 0.5])
+    assert command.gripper == 1.0
+    assert not command.clamped
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"active": False}, Reason.INACTIVE),
+        ({"instruction": None}, Reason.NO_INSTRUCTION),
+        ({"image_age_s": None}, Reason.STALE_IMAGE),
+        ({"image_age_s": 0.51}, Reason.STALE_IMAGE),
+        ({"image_age_s": -0.51}, Reason.STALE_IMAGE),
+        ({"image_age_s": math.nan}, Reason.STALE_IMAGE),
+        ({"state_needed": True, "state_age_s": None}, Reason.STALE_STATE),
+        ({"state_needed": True, "state_age_s": 0.31}, Reason.STALE_STATE),
+        ({"fault": Hold(Reason.INFERENCE_ERROR, "boom")}, Reason.INFERENCE_ERROR),
+        ({"action": None, "plans": 0}, Reason.PLANNING),
+        ({"action": None}, Reason.CHUNK_EXHAUSTED),
+        ({"action": plan([math.nan] * 7)}, Reason.NON_FINITE),
+        ({"action": plan([0, 0, 0, 0, 0, 0, math.inf])}, Reason.NON_FINITE),
+        ({"action": plan([0.17, 0, 0, 0, 0, 0, 0])}, Reason.OUT_OF_LIMITS),
+        ({"action": plan([0, 0, 0, 0.9, 0, 0, 0])}, Reason.OUT_OF_LIMITS),
+        ({"action": plan([1e300, 1e300, 0, 0, 0, 0, 0])}, Reason.OUT_OF_LIMITS),
+    ],
+)
+def test_each_cause_has_its_reason(change: dict[str, object], reason: Reason) -> None:
+    hold = GATE.check(replace(GOOD, **change))  # type: ignore[arg-type]
+    assert isinstance(hold, Hold)
+    assert hold.reason is reason
+
+
+def test_state_counts_only_where_something_needs_it() -> None:
+    blind = replace(GOOD, state_age_s=None, position_m=None)
+    assert isinstance(GATE.check(blind), Command)
+    for situation in (blind, replace(GOOD, position_m=None), replace(GOOD, state_age_s=9.0)):
+        hold = BOXED.check(situation)
+        assert isinstance(hold, Hold)
+        assert hold.reason is Reason.STALE_STATE
+
+
+@given(action=actions, position=st.lists(st.floats(-1, 1), min_size=3, max_size=3).map(np.array))
+def test_no_command_breaks_a_limit(action: np.ndarray, position: np.ndarray) -> None:
+    decision = BOXED.check(replace(GOOD, action=plan(action), position_m=position))
+    if isinstance(decision, Hold):
+        assert decision.reason in (Reason.NON_FINITE, Reason.OUT_OF_LIMITS)
+        return
+    assert np.isfinite(decision.twist).all()
+    assert 0.0 <= decision.gripper <= 1.0
+    assert np.linalg.norm(decision.twist[:3]) <= LIMITS.linear_m_s * (1 + 1e-9)
+    assert np.linalg.norm(decision.twist[3:]) <= LIMITS.angular_rad_s * (1 + 1e-9)
+    wanted = action[:6] / PERIOD_S
+    assert (np.abs(decision.twist) <= np.abs(wanted) + 1e-12).all(), "faster than asked"
+    assert (decision.twist * wanted >= 0).all(), "against what was asked"
+    reached = position + decision.twist[:3] * PERIOD_S
+    low, high = np.array(BOX)
+    assert (reached >= np.minimum(low, position) - 1e-9).all(), "left the box, or further away"
+    assert (reached <= np.maximum(high, position) + 1e-9).all()
+    assert decision.clamped == bool((decision.twist != wanted).any())
+
+
+@given(
+    instruction=st.none() | st.just("go"),
+    image_age_s=maybe_age,
+    state_age_s=maybe_age,
+    state_needed=st.booleans(),
+    action=st.none() | actions.map(plan),
+    plans=st.integers(0, 3),
+    fault=st.none() | st.just(Hold(Reason.INFERENCE_ERROR)),
+    active=st.booleans(),
+)
+def test_motion_needs_everything_at_once(**parts: object) -> None:
+    situation = Situation(**parts)  # type: ignore[arg-type]
+    if isinstance(GATE.check(situation), Command):
+        assert situation.active
+        assert situation.instruction == "go"
+        assert situation.fault is None
+        assert situation.action is not None
+        assert situation.image_age_s is not None
+        assert abs(situation.image_age_s) <= 0.5
+        if situation.state_needed:
+            assert situation.state_age_s is not None
+            assert abs(situation.state_age_s) <= 0.3
+
+
+def test_a_little_too_fast_is_slowed_in_its_own_direction() -> None:
+    command = GATE.check(replace(GOOD, action=plan([0.08, 0.08, 0, 0, 0, 0.5, 0.0])))
+    assert isinstance(command, Command)
+    np.testing.assert_allclose(command.twist, [0.4 / 2**0.5, 0.4 / 2**0.5, 0, 0, 0, 2.0])
+    assert command.clamped
+
+
+def test_outside_of_the_box_only_the_way_back_is_open() -> None:
+    outside = replace(GOOD, position_m=np.array([0.6, 0.0, 0.2]))
+    away = BOXED.check(replace(outside, action=plan([0.02, 0.02, 0, 0, 0, 0, 0])))
+    back = BOXED.check(replace(outside, action=plan([-0.02, 0.02, 0, 0, 0, 0, 0])))
+    assert isinstance(away, Command)
+    assert isinstance(back, Command)
+    np.testing.assert_allclose(away.twist[:3], [0.0, 0.1, 0.0])
+    np.testing.assert_allclose(back.twist[:3], [-0.1, 0.1, 0.0])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"linear_m_s": 0.0},
+        {"linear_m_s": math.inf},
+        {"angular_rad_s": math.nan},
+        {"hold_factor": 0.5},
+        {"workspace_m": ((0, 0, 0), (1, 1, 0))},
+        {"workspace_m": ((0, 0), (1, 1))},
+        {"workspace_m": ((0, 0, 0), (1, 1, math.nan))},
+    ],
+)
+def test_limits_that_limit_nothing_are_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(SafetyError, match="correct it in the robot's file"):
+        replace(LIMITS, **wrong)  # type: ignore[arg-type]
+
+
+def test_the_first_cause_of_a_stop_stays() -> None:
+    record = StopRecord()
+    assert not record.note_hold(Hold(Reason.PLANNING), 0.0), "an arm that stood did not stop"
+    record.note_motion()
+    assert record.note_hold(Hold(Reason.STALE_IMAGE, "0.6 s old"), 1.0)
+    assert not record.note_hold(Hold(Reason.CHUNK_EXHAUSTED), 2.0)
+    record.note_motion()
+    assert record.note_hold(Hold(Reason.NON_FINITE), 3.0)
+    assert [(stop.reason, stop.time_s) for stop in record.stops] == [
+        (Reason.STALE_IMAGE, 1.0),
+        (Reason.NON_FINITE, 3.0),
+    ]
+    assert record.total == 2
+
+
+def test_the_names_of_reasons_are_public() -> None:
+    assert [str(reason) for reason in Reason] == [
+        "inactive",
+        "no_instruction",
+        "stale_image",
+        "stale_state",
+        "inference_error",
+        "non_finite",
+        "out_of_limits",
+        "planning",
+        "chunk_exhausted",
+    ]

@@ -1,0 +1,254 @@
+"""Collecting from the simulator: clean labels, the same data however it was made or interrupted."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from sample_policy import make_bundle
+
+from training.commands.collect import parse_range
+from training.data.collect import collect, make_episodes
+from training.data.layout import EpisodeRecord, episodes_path
+from training.data.reader import LeRobotReader
+from training.data.rollout import (
+    MAX_STEPS,
+    START_SHARES,
+    CollectSettings,
+    EpisodeMaker,
+)
+from training.data.schema import (
+    ACTION_KEY,
+    CHUNK_KEY,
+    ENVIRONMENT_KEY,
+    SEED_NOTE,
+    START_NOTE,
+    STATE_KEY,
+    VIDEO_KEY,
+)
+from vla_align_ros.cli import main
+from vla_align_ros.errors import DataError, VlaAlignError
+
+CLIPS = CollectSettings(seed=3, record_frames=(1, 3))
+
+
+@pytest.fixture(scope="module")
+def maker() -> Iterator[EpisodeMaker]:
+    made = EpisodeMaker(CollectSettings(seed=11))
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def episodes(maker: EpisodeMaker) -> list[EpisodeRecord]:
+    return [maker.make(number) for number in range(12)]
+
+
+def test_chunks_are_the_actions_that_follow(episodes: list[EpisodeRecord]) -> None:
+    for episode in episodes:
+        action, chunk = episode.columns[ACTION_KEY], episode.columns[CHUNK_KEY]
+        assert chunk.shape == (len(episode), 8, 7) and len(episode) <= MAX_STEPS
+        for ahead in range(8):
+            steps = max(len(episode) - ahead, 0)
+            np.testing.assert_array_equal(chunk[:steps, ahead], action[ahead : ahead + steps])
+        assert np.isfinite(chunk).all()
+
+
+def test_episodes_end_with_the_object_let_go_on_its_receptacle(
+    episodes: list[EpisodeRecord], maker: EpisodeMaker
+) -> None:
+    from vla_align_ros.sim.tabletop import ENVIRONMENT_STATE_NAMES as NAMES
+
+    def label(episode: EpisodeRecord, name: str) -> float:
+        return float(episode.columns[ENVIRONMENT_KEY][-1, NAMES.index(name)])
+
+    for episode in episodes:
+        gap = np.hypot(
+            label(episode, "object_x") - label(episode, "receptacle_x"),
+            label(episode, "object_y") - label(episode, "receptacle_y"),
+        )
+        assert gap < 0.06 and label(episode, "held") == 0.0
+        assert episode.columns[STATE_KEY][-1, 6] > 0.5
+
+
+def test_the_run_ups_are_varied_and_not_recorded(episodes: list[EpisodeRecord]) -> None:
+    starts = {str(episode.notes[START_NOTE]) for episode in episodes}
+    assert starts <= set(START_SHARES) and len(starts) >= 3
+    first = np.stack([episode.columns[STATE_KEY][0, :3] for episode in episodes])
+    assert np.ptp(first, axis=0).max() > 0.08
+    for episode in episodes:
+        largest = np.abs(episode.columns[CHUNK_KEY][..., :3]).max()
+        assert largest <= 0.041  # the expert's own steps; a kick moves 3 cm and more in two steps
+
+
+def test_an_episode_depends_on_its_number_alone(
+    maker: EpisodeMaker, episodes: list[EpisodeRecord]
+) -> None:
+    again = maker.make(5)
+    for key, values in episodes[5].columns.items():
+        np.testing.assert_array_equal(again.columns[key], values)
+    np.testing.assert_array_equal(again.images[VIDEO_KEY], episodes[5].images[VIDEO_KEY])
+    assert len({episode.notes[SEED_NOTE] for episode in episodes}) == len(episodes)
+    assert min(int(episode.notes[SEED_NOTE]) for episode in episodes) >= 2**31
+
+
+def test_processes_make_the_same_episodes_in_order() -> None:
+    alone = list(make_episodes(CLIPS, range(4), jobs=1))
+    shared = list(make_episodes(CLIPS, range(4), jobs=2))
+    for one, other in zip(alone, shared, strict=True):
+        assert one.task == other.task and one.notes == other.notes
+        for key, values in one.columns.items():
+            np.testing.assert_array_equal(other.columns[key], values)
+        np.testing.assert_array_equal(other.images[VIDEO_KEY], one.images[VIDEO_KEY])
+
+
+def run_collect(out: Path) -> list[str]:
+    code = "import sys; from vla_align_ros.cli import main; sys.exit(main(sys.argv[1:]))"
+    options = ["--episodes", "8", "--seed", "3", "--record-frames", "1:3"]
+    return [
+        *(sys.executable, "-c", code, "collect", "--env", "tabletop", "--out", str(out)),
+        *(*options, "--episodes-per-file", "2", "--json"),
+    ]
+
+
+def test_a_killed_collection_continues_to_the_same_data(tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
+    collect(CLIPS, whole, 8, episodes_per_file=2, progress=False)
+    killed = tmp_path / "killed"
+    process = subprocess.Popen(
+        run_collect(killed), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline_s = time.monotonic() + 120
+    while not episodes_path(killed, 1).exists() and time.monotonic() < deadline_s:
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = subprocess.run(run_collect(killed), capture_output=True, text=True, check=True)
+    summary = json.loads(done.stdout.splitlines()[-1])
+    assert summary["episodes"] == 8
+    readers = LeRobotReader(killed), LeRobotReader(whole)
+    assert readers[0].episodes.to_pylist() == readers[1].episodes.to_pylist()
+    assert readers[0].stats == readers[1].stats
+    tables = readers[0].columns(), readers[1].columns()
+    for key, values in tables[1].items():
+        np.testing.assert_array_equal(tables[0][key], values)
+
+
+def test_another_setting_does_not_continue_a_dataset(tmp_path: Path) -> None:
+    collect(CLIPS, tmp_path, 1, progress=False)
+    other = CollectSettings(seed=4, record_frames=(1, 3))
+    with pytest.raises(DataError, match="got seed=4; expected seed=3"):
+        collect(other, tmp_path, 2, progress=False)
+    assert collect(CLIPS, tmp_path, 1, progress=False)["episodes"] == 1
+
+
+def test_what_is_finished_is_kept_when_the_expert_breaks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = EpisodeMaker.make
+
+    def break_at_two(self: EpisodeMaker, number: int) -> EpisodeRecord:
+        if number == 2:
+            raise KeyboardInterrupt
+        return made(self, number)
+
+    monkeypatch.setattr(EpisodeMaker, "make", break_at_two)
+    with pytest.raises(KeyboardInterrupt):
+        collect(CLIPS, tmp_path, 5, progress=False)
+    assert LeRobotReader(tmp_path).episodes.num_rows == 2
+
+
+def test_failing_scenes_are_replaced_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = EpisodeMaker(CollectSettings(seed=3))
+    record = EpisodeMaker._record
+    calls: list[object] = []
+
+    def fail_twice(self: EpisodeMaker, rng: object, notes: object) -> EpisodeRecord | None:
+        calls.append(notes)
+        return None if len(calls) <= 2 else record(self, rng, notes)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(EpisodeMaker, "_record", fail_twice)
+    assert made.make(0).notes["collect/attempt"] == 2
+    monkeypatch.setattr(EpisodeMaker, "_record", lambda self, rng, notes: None)
+    with pytest.raises(DataError, match="failed 25 times in a row"):
+        made.make(0)
+    made.close()
+
+
+def test_a_policy_drives_the_run_up_and_the_expert_is_recorded(maker: EpisodeMaker) -> None:
+    seen: list[object] = []
+
+    class Sideways:
+        """A policy that always moves to the left, closed."""
+
+        spec = SimpleNamespace(cameras=(SimpleNamespace(name="front"),), state=object())
+
+        def infer(self, observation: object) -> object:
+            seen.append(observation)
+            return SimpleNamespace(actions=np.tile([0.0, 0.02, 0.0, 0.0, 0.0, 0.0, 0.0], (8, 1)))
+
+    made = EpisodeMaker(CollectSettings(seed=11))
+    made._policy = Sideways()  # type: ignore[assignment]
+    episode = made.make(0)
+    made.close()
+    assert episode.notes[START_NOTE] == "policy"
+    assert seen[0].instruction == episode.task  # type: ignore[attr-defined]
+    assert episode.columns[STATE_KEY][0, 1] > 0.05  # it was driven to the left
+    assert (np.abs(episode.columns[ACTION_KEY][:, 1] - 0.02) > 1e-6).any()
+
+
+def test_dagger_runs_a_real_bundle_and_holds_on_to_it(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    bundle, other = make_bundle(tmp_path / "a"), make_bundle(tmp_path / "b", noise=0.5)
+    settings = CollectSettings(seed=3, record_frames=(1, 2), policy=str(tmp_path / "a/bundle"))
+    out = tmp_path / "data"
+    assert collect(settings, out, 2, progress=False)["starts"] == {"policy": 2}
+    assert json.loads((out / "meta/collection.json").read_text())["policy"] == bundle.id
+    (tmp_path / "a/bundle").rename(tmp_path / "moved")
+    moved = CollectSettings(seed=3, record_frames=(1, 2), policy=str(tmp_path / "moved"))
+    assert collect(moved, out, 2, progress=False)["episodes"] == 2
+    changed = CollectSettings(seed=3, record_frames=(1, 2), policy=str(tmp_path / "b/bundle"))
+    with pytest.raises(DataError, match=f"policy={other.id}"):
+        collect(changed, out, 3, progress=False)
+
+
+def test_bad_settings_are_one_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="one of tabletop"):
+        EpisodeMaker(CollectSettings(env="moon"))
+    with pytest.raises(VlaAlignError, match="moonlight"):
+        EpisodeMaker(CollectSettings(shift="moonlight"))
+    with pytest.raises(DataError, match="Nothing to collect"):
+        collect(CLIPS, tmp_path, 0)
+
+
+@pytest.mark.parametrize("text", ["0", "3:2", "a", "1:b", ":", "-1:4"])
+def test_bad_ranges_are_refused(text: str) -> None:
+    with pytest.raises(DataError, match="record-frames"):
+        parse_range(text)
+
+
+def test_ranges_are_read() -> None:
+    assert (parse_range(None), parse_range("4"), parse_range("2:6")) == (None, (4, 4), (2, 6))
+
+
+def test_info_describes_a_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    collect(CLIPS, tmp_path, 2, progress=False)
+    assert main(["data", "info", str(tmp_path), "--json"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    result = json.loads(lines[-1])
+    assert result["episodes"] == 2 and result["fps"] == 5
+    assert sum(result["task_episodes"].values()) == 2
+    assert result["features"][CHUNK_KEY]["shape"] == [8, 7]
+    assert any("observation.images.front" in line for line in lines[:-1])
+    assert main(["data", "info", str(tmp_path / "nowhere")]) == 1
+    assert "Cannot read" in capsys.readouterr().err

@@ -1,0 +1,188 @@
+"""Training batches: the very bits of the robot's processor; seeded, resumable, split by scene."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_data import STATE_NAMES, make_processor, write_dataset
+
+from training.data.dataset import ActionChunkDataset, dataset_statistics, hash_to_unit
+from training.data.frames import FrameStore
+from training.data.reader import LeRobotReader
+from training.data.sampler import BatchSampler
+from training.data.schema import CHUNK_KEY, STATE_KEY, VIDEO_KEY
+from vla_align_ros.contract.images import ImageTransform
+from vla_align_ros.contract.processor import Observation
+from vla_align_ros.errors import DataError
+
+
+@pytest.fixture(scope="module")
+def roots(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("datasets")
+    write_dataset(folder / "a", 7, seed=0)
+    write_dataset(folder / "b", 5, seed=1)
+    return folder / "a", folder / "b"
+
+
+@pytest.fixture(scope="module")
+def dataset(roots: tuple[Path, Path]) -> ActionChunkDataset:
+    return ActionChunkDataset(roots, make_processor(dataset_statistics(roots)))
+
+
+def test_a_batch_is_bitwise_what_the_robot_computes(
+    dataset: ActionChunkDataset, roots: tuple[Path, Path]
+) -> None:
+    readers = [LeRobotReader(root) for root in roots]
+    pictures = [image for reader in readers for image in reader.frames(VIDEO_KEY)]
+    tasks = [
+        reader.tasks[task]
+        for reader in readers
+        for task in reader.columns(["task_index"])["task_index"]
+    ]
+    indices = np.random.default_rng(0).permutation(len(dataset))[:20]
+    batch = {name: tensor.numpy() for name, tensor in dataset.batch(indices).items()}
+    for position, index in enumerate(indices):
+        observation = Observation(
+            images={"front": pictures[index]},
+            state=dataset.state[index],
+            instruction=tasks[index],
+            stamp_s=0.0,
+        )
+        wanted = dataset.processor.prepare(observation)
+        assert set(wanted) <= set(batch)
+        for name, array in wanted.items():
+            assert batch[name].dtype == array.dtype
+            assert batch[name][position].tobytes() == array[0].tobytes(), name
+
+
+def test_targets_are_the_recorded_chunks(
+    dataset: ActionChunkDataset, roots: tuple[Path, Path]
+) -> None:
+    chunks = np.concatenate([LeRobotReader(r).columns([CHUNK_KEY])[CHUNK_KEY] for r in roots])
+    indices = np.array([0, len(dataset) - 1, 3])
+    actions = dataset.batch(indices)["actions"].numpy()
+    assert actions.shape == (3, 8, 7) and actions.dtype == np.float32
+    np.testing.assert_array_equal(actions, dataset.processor.encode_actions(chunks[indices]))
+
+
+def test_rows_of_several_roots_keep_their_own_episodes(
+    dataset: ActionChunkDataset, roots: tuple[Path, Path]
+) -> None:
+    first = len(LeRobotReader(roots[0]))
+    assert list(np.unique(dataset.episode)) == list(range(12))
+    assert dataset.episode[first] == 7 and dataset.root_id[first] == 1
+    assert dataset.frame_index[first] == 0
+    assert dataset.tasks == tuple(LeRobotReader(roots[0]).tasks)
+    assert dataset.episode_seed[7] == 1000
+
+
+def test_statistics_are_of_the_chunks_and_leave_the_gripper(roots: tuple[Path, Path]) -> None:
+    statistics = dataset_statistics(roots)
+    chunks = np.concatenate([LeRobotReader(r).columns([CHUNK_KEY])[CHUNK_KEY] for r in roots])
+    flat = chunks.reshape(-1, 7).astype(float)
+    np.testing.assert_allclose(statistics["action"].q99, np.quantile(flat, 0.99, axis=0))
+    assert list(statistics["action"].mask) == [True] * 6 + [False]
+    state = np.concatenate([LeRobotReader(r).columns([STATE_KEY])[STATE_KEY] for r in roots])
+    np.testing.assert_allclose(statistics["state"].mean, state.astype(float).mean(0))
+    assert dataset_statistics(roots, gripper_mask=True)["action"].mask.all()
+
+
+def test_a_scene_is_in_one_split_even_across_datasets(tmp_path: Path) -> None:
+    for name in ("a", "b"):  # the same scenes twice, as an expert's and a DAgger dataset can be
+        write_dataset(tmp_path / name, 30, episodes_per_file=30)
+    roots = (tmp_path / "a", tmp_path / "b")
+    data = ActionChunkDataset(
+        roots, make_processor(dataset_statistics(roots)), validation_fraction=0.3
+    )
+    train, validation = data.indices("train"), data.indices("val")
+    assert len(train) + len(validation) == len(data)
+    seeds = [set(data.episode_seed[data.episode[part]]) for part in (train, validation)]
+    assert not seeds[0] & seeds[1] and min(map(len, seeds)) > 2
+    with pytest.raises(DataError, match="train or val"):
+        data.indices("test")
+
+
+def test_the_split_takes_about_the_fraction_it_is_given() -> None:
+    share = (hash_to_unit(np.arange(20_000)) < 0.05).mean()
+    assert 0.045 < share < 0.055
+
+
+def test_frames_are_decoded_once_and_cached_by_content(
+    roots: tuple[Path, Path], tmp_path: Path
+) -> None:
+    reader = LeRobotReader(roots[0])
+    small = FrameStore(reader, VIDEO_KEY, ImageTransform(size=16), cache_dir=tmp_path)
+    written = small.path.stat().st_mtime_ns
+    again = FrameStore(reader, VIDEO_KEY, ImageTransform(size=16), cache_dir=tmp_path)
+    assert again.path == small.path and again.path.stat().st_mtime_ns == written
+    cropped = FrameStore(reader, VIDEO_KEY, ImageTransform(size=16, crop=0.5), cache_dir=tmp_path)
+    other = FrameStore(
+        LeRobotReader(roots[1]), VIDEO_KEY, ImageTransform(size=16), cache_dir=tmp_path
+    )
+    assert len({small.path, cropped.path, other.path}) == 3
+    np.save(small.path, np.zeros((1, 16, 16, 3), dtype=np.uint8))
+    with pytest.raises(DataError, match="damaged"):
+        FrameStore(reader, VIDEO_KEY, ImageTransform(size=16), cache_dir=tmp_path)
+
+
+def test_a_horizon_that_the_data_lacks_is_refused(roots: tuple[Path, Path]) -> None:
+    from dataclasses import replace
+
+    processor = make_processor(dataset_statistics(roots))
+    spec = processor.spec
+    processor.spec = replace(spec, action=replace(spec.action, horizon=9))
+    with pytest.raises(DataError, match="chunks of 8 steps"):
+        ActionChunkDataset(roots, processor)
+    processor.spec = replace(spec, action=replace(spec.action, horizon=4))
+    assert ActionChunkDataset(roots, processor).action_chunk.shape[1:] == (4, 7)
+
+
+def test_no_data_is_one_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="There is no data"):
+        dataset_statistics([])
+    with pytest.raises(DataError, match="vla-align collect"):
+        dataset_statistics([tmp_path])
+    assert len(STATE_NAMES) == 7
+
+
+@given(
+    samples=st.integers(1, 60),
+    batch_size=st.integers(1, 7),
+    seed=st.integers(0, 99),
+    stop=st.integers(0, 30),
+)
+def test_a_resumed_sampler_continues_as_if_never_stopped(
+    samples: int, batch_size: int, seed: int, stop: int
+) -> None:
+    indices = np.arange(100, 100 + samples)
+    if samples < batch_size:
+        with pytest.raises(DataError, match="fills no batch"):
+            BatchSampler(indices, batch_size, seed=seed)
+        return
+    whole = BatchSampler(indices, batch_size, seed=seed)
+    expected = [whole.next_indices().tolist() for _ in range(stop + 15)]
+    first = BatchSampler(indices, batch_size, seed=seed)
+    for _ in range(stop):
+        first.next_indices()
+    second = BatchSampler(indices, batch_size, seed=seed)
+    second.load_state_dict(first.state_dict())
+    assert [second.next_indices().tolist() for _ in range(15)] == expected[stop:]
+
+
+def test_ranks_share_an_epoch_without_overlap() -> None:
+    ranks = [BatchSampler(np.arange(24), 3, seed=4, rank=r, world_size=2) for r in range(2)]
+    seen = [rank.next_indices() for _ in range(4) for rank in ranks]
+    assert sorted(np.concatenate(seen)) == list(range(24))
+    assert [rank.epoch for rank in ranks] == [0, 0]
+    single = BatchSampler(np.arange(24), 6, seed=4)
+    np.testing.assert_array_equal(single.next_indices(), np.concatenate(seen[:2]))
+
+
+def test_a_position_of_another_run_is_refused() -> None:
+    state = BatchSampler(np.arange(24), 3, seed=4).state_dict()
+    with pytest.raises(DataError, match="seed=5"):
+        BatchSampler(np.arange(24), 3, seed=5).load_state_dict(state)

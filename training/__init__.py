@@ -1,0 +1,1 @@
+"""Training on the cluster: model, alignment, data, recipes, export; no robot imports it."""

@@ -1,0 +1,1 @@
+"""Commands of `vla-align` that need the training extras."""

@@ -1,0 +1,1 @@
+"""From a training run to a proven bundle: graph, precision, golden samples, gate."""

@@ -1,0 +1,300 @@
+"""The network: vision, projector, any causal LM, action head; hidden states exposed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from training.model.action_tokens import ActionTokens
+from training.model.checkpoint import (
+    DESCRIPTION,
+    WEIGHTS,
+    load_weights,
+    read_json,
+    save_weights,
+    write_json,
+)
+from training.model.config import VlaConfig
+from training.model.decoding import action_logits, decode_greedily
+from training.model.grounding import GroundingHead, append_points
+from training.model.groups import check_groups, group_of
+from training.model.heads import ChunkHead, StateEncoder, VisualProjector
+from training.model.llm import build_llm, describe_llm, drop_lm_head
+from training.model.sequence import Sequence, build_sequence
+from training.model.vision import VisionTower, build_tower
+from vla_align_ros.errors import ConfigurationError
+
+
+@dataclass(slots=True)
+class VlaOutput:
+    """What one forward pass yields.
+
+    actions: (B, H, A) normalised (chunk head). logits: (B, A, V) at the positions that predict the
+    given action tokens, (B, 1, V) without them (tokens head). hidden_states: the LLM's, index 0 the
+    embedding output, the last one after its final norm, each (B, S, D). visual: where the visual
+    tokens lie in S. vision_features: (B, N, vision width) before the projector. grounding: (B, K,
+    N) logits.
+    """
+
+    actions: Tensor | None
+    logits: Tensor | None
+    hidden_states: tuple[Tensor, ...] | None
+    visual: slice
+    vision_features: Tensor
+    grounding: Tensor | None
+
+
+class PrismaticVLA(nn.Module):
+    """A Prismatic vision-language-action model; given OpenVLA's configuration it is OpenVLA.
+
+    Sequence: [BOS][visual tokens][state token][prompt, right padded][H action queries or action
+    tokens]. Construction draws from torch's global random state: seed it first.
+    """
+
+    def __init__(self, config: VlaConfig, *, pretrained: bool = True) -> None:
+        super().__init__()
+        self.config = config
+        backend = config.attention_backend
+        towers = [build_tower(v, backend, pretrained=pretrained) for v in config.vision]
+        if len({tower.grid for tower in towers}) != 1:
+            raise ConfigurationError(
+                got=f"towers with grids {[t.grid for t in towers]}",
+                expected="equal grids",
+                fix="choose image sizes with the same number of patches",
+            )
+        self.vision = nn.ModuleList(towers)
+        self.llm = build_llm(config.llm, backend, pretrained=pretrained)
+        width = int(self.llm.config.hidden_size)
+        fused = config.projector.kind == "fused_gelu" or (
+            config.projector.kind == "auto" and len(towers) > 1
+        )
+        self.projector = VisualProjector(sum(t.width for t in towers), width, fused=fused)
+        self.visual_positions = (
+            nn.Parameter(0.02 * torch.randn(1, self.grid**2, width))
+            if config.projector.position_embedding
+            else None
+        )
+        self.state_encoder = StateEncoder(config.state.dim, width) if config.state else None
+        self._build_head(width)
+        g = config.grounding
+        self.grounding = GroundingHead(width, g.maps, g.width) if g else None
+
+    def _build_head(self, width: int) -> None:
+        head = self.config.head
+        self.action_head: ChunkHead | None = None
+        self.action_queries: nn.Parameter | None = None
+        self.action_tokens: ActionTokens | None = None
+        if head.kind == "chunk":
+            drop_lm_head(self.llm)
+            self.action_queries = nn.Parameter(0.02 * torch.randn(1, head.horizon, width))
+            pointed = 2 * self.config.grounding.maps if self._points else 0
+            self.action_head = ChunkHead(width + pointed, head.action_dim, head.hidden, head.blocks)
+        else:
+            vocabulary = head.token_vocab_size or int(self.llm.config.vocab_size)
+            self.action_tokens = ActionTokens(vocabulary, head.bins)
+
+    @property
+    def _points(self) -> bool:
+        """Whether the chunk head is told where grounding points."""
+        return self.config.grounding is not None and self.config.grounding.to_actions
+
+    @property
+    def grid(self) -> int:
+        """Patches a side of one picture."""
+        return cast(VisionTower, self.vision[0]).grid
+
+    @property
+    def llm_width(self) -> int:
+        """Width of the hidden states."""
+        return int(self.llm.config.hidden_size)
+
+    def encode_images(self, pixel_values: Tensor) -> Tensor:
+        """Map (B, [cameras,] 3 * towers, S, S) to (B, cameras * N, vision width)."""
+        cameras = pixel_values.shape[1] if pixel_values.ndim == 5 else 1
+        flat = pixel_values.flatten(0, 1) if pixel_values.ndim == 5 else pixel_values
+        if flat.shape[1] != 3 * len(self.vision):
+            raise ConfigurationError(
+                got=f"pixel_values with {flat.shape[1]} channels",
+                expected=f"{3 * len(self.vision)}: 3 a vision tower",
+                fix="use the Processor that was made for this model",
+            )
+        parts = [tower(flat[:, 3 * i : 3 * i + 3]) for i, tower in enumerate(self.vision)]
+        features = torch.cat(parts, dim=-1)
+        return features.unflatten(0, (-1, cameras)).flatten(1, 2) if cameras > 1 else features
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        state: Tensor | None = None,
+        *,
+        action_tokens: Tensor | None = None,
+        output_hidden_states: bool = True,
+    ) -> VlaOutput:
+        """Run the network on `Processor.prepare`'s inputs, batched.
+
+        pixel_values as `encode_images`; input_ids, attention_mask (B, T) int64, BOS first; state
+        (B, D) normalised; action_tokens (B, A) int64 for teacher forcing (tokens head). Grounding
+        needs output_hidden_states.
+        """
+        features = self.encode_images(pixel_values)
+        return self.forward_from_features(
+            features,
+            input_ids,
+            attention_mask,
+            state,
+            action_tokens=action_tokens,
+            output_hidden_states=output_hidden_states,
+        )
+
+    def forward_from_features(
+        self,
+        vision_features: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        state: Tensor | None = None,
+        *,
+        action_tokens: Tensor | None = None,
+        output_hidden_states: bool = True,
+    ) -> VlaOutput:
+        """Run all but the towers, on features that `encode_images` gave (frozen towers)."""
+        seq = self._build_sequence(vision_features, input_ids, attention_mask, state, action_tokens)
+        outputs = self.llm.base_model(
+            inputs_embeds=seq.embeds,
+            attention_mask=seq.attend,
+            position_ids=seq.positions,
+            use_cache=False,
+            output_hidden_states=output_hidden_states or self._points,
+        )
+        hidden = outputs.hidden_states
+        grounding = self._ground(hidden, seq)
+        last = outputs.last_hidden_state
+        return VlaOutput(
+            actions=self._decode_chunk(last[:, seq.action], grounding),
+            logits=action_logits(self.llm, last, seq) if self.action_head is None else None,
+            hidden_states=tuple(hidden) if output_hidden_states else None,
+            visual=seq.visual,
+            vision_features=vision_features,
+            grounding=grounding,
+        )
+
+    def _decode_chunk(self, queries: Tensor, grounding: Tensor | None) -> Tensor | None:
+        if self.action_head is None:
+            return None
+        if self._points and grounding is not None:
+            queries = append_points(queries, grounding, self.grid)
+        actions: Tensor = self.action_head(queries)
+        return actions
+
+    def _build_sequence(
+        self,
+        features: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        state: Tensor | None,
+        tokens: Tensor | None,
+    ) -> Sequence:
+        embed = self.llm.get_input_embeddings()
+        visual = self.projector(features)
+        if self.visual_positions is not None:
+            repeats = visual.shape[1] // self.visual_positions.shape[1]
+            visual = visual + self.visual_positions.repeat(1, repeats, 1)
+        if (state is None) != (self.state_encoder is None):
+            raise ConfigurationError(
+                got=f"state {'absent' if state is None else 'given'}",
+                expected="a state exactly where the model has a state encoder",
+                fix="match PolicySpec.state and VlaConfig.state",
+            )
+        state_token = self.state_encoder(state) if self.state_encoder is not None else None
+        batch = input_ids.shape[0]
+        if self.action_queries is not None:
+            action, mode = self.action_queries.expand(batch, -1, -1), self.config.attention
+        else:
+            action = embed(tokens) if tokens is not None else visual[:, :0]
+            mode = "causal"
+        return build_sequence(
+            embed(input_ids), attention_mask.bool(), visual, state_token, action, mode=mode
+        )
+
+    def _ground(self, hidden: tuple[Tensor, ...] | None, seq: Sequence) -> Tensor | None:
+        if self.grounding is None or self.config.grounding is None or hidden is None:
+            return None
+        states = hidden[self.config.grounding.layer]
+        prompt = states[torch.arange(states.shape[0], device=states.device), seq.last_prompt]
+        maps: Tensor = self.grounding(prompt, states[:, seq.visual])
+        return maps
+
+    @torch.no_grad()
+    def predict(
+        self,
+        pixel_values: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        state: Tensor | None = None,
+    ) -> Tensor:
+        """Return normalised actions (B, H, A): one pass (chunk), or greedy decoding (tokens)."""
+        if self.action_tokens is None:
+            out = self(pixel_values, input_ids, attention_mask, state, output_hidden_states=False)
+            assert out.actions is not None
+            return out.actions
+        tokens = self.generate_tokens(pixel_values, input_ids, attention_mask, state)
+        return self.action_tokens.decode(tokens).float().unsqueeze(1)
+
+    def generate_tokens(
+        self,
+        pixel_values: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        state: Tensor | None = None,
+    ) -> Tensor:
+        """Decode action tokens greedily over the whole vocabulary; returns (B, A) int64."""
+        features = self.encode_images(pixel_values)
+        seq = self._build_sequence(features, input_ids, attention_mask, state, None)
+        return decode_greedily(self.llm, seq, self.config.head.action_dim)
+
+    def parameter_groups(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
+        """Return every parameter once, by group (see GROUPS; empty ones left out)."""
+        groups: dict[str, list[tuple[str, nn.Parameter]]] = {}
+        for name, parameter in self.named_parameters():
+            groups.setdefault(group_of(name), []).append((name, parameter))
+        return groups
+
+    def freeze(self, groups: Iterable[str]) -> None:
+        """Stop gradients to the named groups and let the others train."""
+        frozen = check_groups(groups)
+        for group, members in self.parameter_groups().items():
+            for _, parameter in members:
+                parameter.requires_grad_(group not in frozen)
+
+    def save(self, folder: str | Path) -> None:
+        """Write model.json and model.safetensors into `folder` (made if absent)."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_weights(self, folder / WEIGHTS)
+        llm = dataclasses.replace(self.config.llm, config=describe_llm(self.llm))
+        write_json(dataclasses.replace(self.config, llm=llm).to_dict(), folder / DESCRIPTION)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> PrismaticVLA:
+        """Rebuild a saved model, in eval mode; needs no hub and no other weights."""
+        folder = Path(folder)
+        config = VlaConfig.from_dict(read_json(folder / DESCRIPTION))
+        with torch.random.fork_rng(devices=[]):
+            model = cls(config, pretrained=False)
+        load_weights(model, folder / WEIGHTS)
+        return model.eval()
+
+    def without_grounding(self) -> PrismaticVLA:
+        """Drop the auxiliary head in place (for export), unless actions need it; return self."""
+        if self._points:
+            return self
+        self.grounding = None
+        self.config = dataclasses.replace(self.config, grounding=None)
+        return self

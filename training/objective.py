@@ -1,0 +1,94 @@
+"""What a training step minimises: the action loss, alignment, and grounding, as one module."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from training.alignment import Aligner
+from training.config import LossConfig
+from training.model import PrismaticVLA, VlaOutput, chunk_l1_loss, grounding_loss
+from vla_align_ros.errors import TrainingError
+
+Batch = Mapping[str, Any]
+
+
+class Objective(nn.Module):
+    """L = L_action + lambda * L_align + mu * L_ground (paper.md's method; the last is ours).
+
+    Its forward takes a batch and returns (loss, scalars), so that it can be wrapped by
+    DistributedDataParallel. Batch keys: `input_ids`, `attention_mask` (B, T) int64, `state`
+    (B, D), `actions` (B, H, 7) normalised; `pixel_values` (B, C, S, S) or, with a frozen tower,
+    `vision_features` (B, N, width); `teacher_features` (B, N, width) where lambda > 0;
+    `grounding` (B, K, N) where mu > 0.
+    """
+
+    def __init__(self, model: PrismaticVLA, aligner: Aligner | None, loss: LossConfig) -> None:
+        super().__init__()
+        self.model = model
+        self.aligner = aligner
+        self.weights = loss
+        weights = torch.ones(model.config.head.action_dim)
+        weights[-1] = loss.gripper
+        self.register_buffer("dim_weights", weights, persistent=False)
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss and the scalars to log, each without gradient."""
+        output = self.predict(batch)
+        action = self._action_loss(output, batch)
+        scalars = {"loss/action": action.detach()}
+        total = action
+        if self.aligner is not None:
+            total, cosines = self.aligner.total(total, output, batch.get("teacher_features"))
+            scalars |= {name: torch.tensor(value) for name, value in cosines.items()}
+        if self.weights.grounding > 0.0 and output.grounding is not None:
+            ground = grounding_loss(output.grounding, batch["grounding"])
+            scalars["loss/grounding"] = ground.detach()
+            total = total + self.weights.grounding * ground
+        scalars["loss/total"] = total.detach()
+        return total, scalars
+
+    def predict(self, batch: Batch) -> VlaOutput:
+        """Run the model from pixels, or from cached features where the batch has them."""
+        tokens = batch.get("action_tokens")
+        texts = (batch["input_ids"], batch["attention_mask"], batch.get("state"))
+        output: VlaOutput
+        if "vision_features" in batch:
+            output = self.model.forward_from_features(
+                batch["vision_features"], *texts, action_tokens=tokens
+            )
+        else:
+            output = self.model(batch["pixel_values"], *texts, action_tokens=tokens)
+        return output
+
+    def _action_loss(self, output: VlaOutput, batch: Batch) -> Tensor:
+        if output.actions is not None:
+            return chunk_l1_loss(
+                output.actions, batch["actions"], batch.get("is_pad"), self.dim_weights
+            )
+        if output.logits is None or "action_tokens" not in batch:
+            raise TrainingError(
+                "The tokens head needs action tokens",
+                got=f"batch keys {sorted(batch)}",
+                expected="action_tokens (B, 7) int64",
+                fix="let the data loader encode the actions",
+            )
+        logits = output.logits.float().flatten(0, 1)
+        return nn.functional.cross_entropy(logits, batch["action_tokens"].flatten())
+
+
+def grounding_targets(points: Tensor, grid: int, sigma: float) -> Tensor:
+    """Soft targets (B, K, grid * grid) for points (B, K, 2) given as fractions of width and height.
+
+    A Gaussian of `sigma` patches that sums to 1; all zero for a point outside the picture.
+    """
+    centres = (torch.arange(grid, dtype=torch.float32) + 0.5) / grid
+    spread = sigma / grid
+    x = torch.exp(-0.5 * ((centres - points[..., :1]) / spread) ** 2)
+    y = torch.exp(-0.5 * ((centres - points[..., 1:]) / spread) ** 2)
+    maps = (y.unsqueeze(-1) * x.unsqueeze(-2)).flatten(-2)
+    inside = ((points >= 0.0) & (points <= 1.0)).all(-1, keepdim=True)
+    return torch.where(inside, maps / maps.sum(-1, keepdim=True).clamp(min=1e-12), 0.0)

@@ -1,0 +1,1 @@
+"""Commands of `vla-align` that a robot without torch can run."""

@@ -1,0 +1,164 @@
+"""`vla-align doctor`: tell in one screen what this machine can run, and what mends the rest."""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import importlib
+import importlib.util
+import os
+import platform
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from importlib.metadata import packages_distributions, version
+from typing import Any
+
+from vla_align_ros.extras import EXTRA_OF_MODULE, install_hint
+
+SUMMARY = "report what this machine can run and how to add what it lacks"
+
+PYTHON_RANGE = ((3, 10), (3, 14))  # from, up to but without
+DISTRO_OF_RCLPY = {"3": "humble", "7": "jazzy", "9": "kilted"}
+GL_FIX = {
+    "egl": "apt-get install libegl1 libgl1-mesa-dri",
+    "osmesa": "apt-get install libosmesa6",
+}
+GL_PROBE = "import mujoco; context = mujoco.GLContext(64, 64); context.make_current()"
+PROBE_LIMIT_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the report: a thing, whether it works here, what was found, what mends it."""
+
+    section: str
+    name: str
+    ok: bool
+    found: str
+    fix: str = ""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Doctor has no arguments of its own."""
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Print every finding; `ok` is False only when the base install cannot work."""
+    findings = [
+        check_python(),
+        *(check_module("base", name) for name, extra in EXTRA_OF_MODULE.items() if not extra),
+        check_ros(),
+        check_rclpy(),
+        check_onnxruntime(),
+        *(check_import("inference", name) for name in ("tensorrt_rtx", "tensorrt")),
+        *(check_module("training", name) for name in ("torch", "transformers", "pyarrow", "av")),
+        *(check_module("export", name) for name in ("onnx", "onnxscript")),
+        *(check_module("simulation", name) for name in ("mujoco", "trossen_arm_sim")),
+        *(check_rendering(name) for name in GL_FIX),
+        check_gpu(),
+    ]
+    section = ""
+    for finding in findings:
+        if finding.section != section:
+            section = finding.section
+            print(section)
+        print(f"  {'ok' if finding.ok else '--':2}  {finding.name:16} {finding.found}")
+        if not finding.ok and finding.fix:
+            print(f"      {'':16} {finding.fix}")
+    return {
+        "ok": all(finding.ok for finding in findings if finding.section == "base"),
+        "findings": [asdict(finding) for finding in findings],
+    }
+
+
+def check_python() -> Finding:
+    """Check that this interpreter is one the package supports."""
+    first, after = PYTHON_RANGE
+    ok = first <= sys.version_info[:2] < after
+    found = f"{platform.python_version()} at {sys.executable}"
+    return Finding("base", "python", ok, found, "" if ok else "use Python 3.10 to 3.13")
+
+
+def check_module(section: str, name: str) -> Finding:
+    """Look a module up without importing it."""
+    if importlib.util.find_spec(name) is None:
+        return Finding(section, name, False, "not installed", install_hint(name) or "")
+    return Finding(section, name, True, describe_version(name))
+
+
+def check_import(section: str, name: str) -> Finding:
+    """Import a module for real: a wheel can be present while the library it needs is not."""
+    finding = check_module(section, name)
+    if not finding.ok:
+        return finding
+    try:
+        importlib.import_module(name)
+    except Exception as error:  # what a vendor's loader raises is not ours to list
+        return Finding(section, name, False, f"{finding.found}, but it cannot load: {error}")
+    return finding
+
+
+def check_onnxruntime() -> Finding:
+    """Name the execution providers that ONNX Runtime was built with."""
+    finding = check_import("inference", "onnxruntime")
+    if not finding.ok:
+        return finding
+    providers = importlib.import_module("onnxruntime").get_available_providers()
+    return Finding("inference", "onnxruntime", True, f"{finding.found} ({', '.join(providers)})")
+
+
+def check_ros() -> Finding:
+    """Say whether a ROS 2 installation is sourced in this shell."""
+    distro = os.environ.get("ROS_DISTRO", "")
+    if distro:
+        return Finding("ros", "ROS 2", True, f"{distro}, sourced")
+    return Finding("ros", "ROS 2", True, "none sourced; the wheels serve, without ros2 launch")
+
+
+def check_rclpy() -> Finding:
+    """Name the client library, and the distribution that its version belongs to."""
+    finding = check_module("ros", "rclpy")
+    if not finding.ok:
+        return finding
+    distro = DISTRO_OF_RCLPY.get(finding.found.partition(".")[0], "an untried distribution")
+    return Finding("ros", "rclpy", True, f"{finding.found} ({distro})")
+
+
+def check_rendering(backend: str) -> Finding:
+    """Open a MuJoCo off-screen context of one kind ("egl", "osmesa") in a process of its own."""
+    name = f"{backend} rendering"
+    if importlib.util.find_spec("mujoco") is None:
+        return Finding("simulation", name, False, "not tried: no mujoco")
+    try:
+        probe = subprocess.run(
+            [sys.executable, "-c", GL_PROBE],
+            env={**os.environ, "MUJOCO_GL": backend},
+            capture_output=True,
+            text=True,
+            timeout=PROBE_LIMIT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return Finding("simulation", name, False, f"no answer in {PROBE_LIMIT_S:.0f} s")
+    if probe.returncode != 0:
+        reason = (probe.stderr.strip().splitlines() or ["it crashed"])[-1]
+        return Finding("simulation", name, False, reason, GL_FIX[backend])
+    return Finding("simulation", name, True, "works")
+
+
+def check_gpu() -> Finding:
+    """Name NVIDIA's GPUs and driver; without one everything runs on the CPU."""
+    query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    try:
+        ctypes.CDLL("libcuda.so.1")
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        return Finding("gpu", "NVIDIA", False, f"none ({error}); the CPU serves")
+    return Finding("gpu", "NVIDIA", True, "; ".join(answer.stdout.strip().splitlines()))
+
+
+def describe_version(module: str) -> str:
+    """Return the version of the distribution that brought a module."""
+    names = packages_distributions().get(module, [])
+    return version(names[0]) if names else "present, of unknown version"

@@ -1,0 +1,80 @@
+"""`vla-align inspect`: say in one screen what a bundle holds, after checking every hash."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from vla_align_ros.contract.bundle import Bundle
+
+SUMMARY = "check a bundle's hashes and print what it sees, does and comes from"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the bundle."""
+    parser.add_argument("bundle", type=Path, help="folder of the bundle")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Print the manifest for people; return it with the report.
+
+    Raises:
+        BundleError: if the bundle is refused.
+    """
+    bundle = Bundle.open(args.bundle)
+    report = bundle.report()
+    for title, lines in describe_bundle(bundle, report).items():
+        print(title)
+        for line in lines:
+            print(f"  {line}")
+    return {"bundle_id": bundle.id, "manifest": dict(bundle.manifest), "report": report}
+
+
+def describe_bundle(bundle: Bundle, report: dict[str, Any]) -> dict[str, list[str]]:
+    """Return headed lines of text that describe a bundle and its proof."""
+    spec, transform = bundle.spec, bundle.processor.image_transform
+    action = spec.action
+    sees = [f"camera {camera.name}: {camera.width}x{camera.height}" for camera in spec.cameras]
+    sees.append(f"each to {transform.size}x{transform.size}, {transform.channels} channels")
+    if spec.state is not None:
+        sees.append(f"state: {', '.join(spec.state.names)}")
+    sees.append(f"words: {bundle.processor.tokenizer.template.text!r}")
+    does = [
+        f"{action.horizon} actions of {', '.join(action.names)}",
+        f"at {action.rate_hz:g} Hz in {action.frame} (m, rad, gripper 0 closed to 1 open)",
+    ]
+    modes = [f"{key}: {value.mode}" for key, value in sorted(bundle.processor.normalizers.items())]
+    files = bundle.manifest["files"]
+    width = max(map(len, files))
+    total_mb = sum(entry["bytes"] for entry in files.values()) / 1e6
+    return {
+        f"bundle {bundle.id} ({total_mb:.1f} MB)": [f"spec {spec.fingerprint()[:12]}"],
+        "sees": sees,
+        "does": does,
+        "normalisation": modes,
+        "comes from": _describe_tree(bundle.manifest["provenance"]),
+        "files": [
+            f"{name:{width}} {entry['bytes']:>10} bytes  sha256 {entry['sha256'][:12]}"
+            for name, entry in sorted(files.items())
+        ],
+        "proof": [_describe_proof(report.get("verify"))],
+    }
+
+
+def _describe_tree(value: dict[str, Any], prefix: str = "") -> list[str]:
+    lines = []
+    for key, item in sorted(value.items()):
+        if isinstance(item, dict):
+            lines += _describe_tree(item, f"{prefix}{key}.")
+        else:
+            lines.append(f"{prefix}{key}: {item}")
+    return lines
+
+
+def _describe_proof(proof: dict[str, Any] | None) -> str:
+    if proof is None:
+        return "none; run `vla-align verify`"
+    verdict = "proved" if proof.get("ok") else "REFUSED"
+    how = f"{proof.get('backend')}, {proof.get('precision')}"
+    return f"{verdict} on {proof.get('samples')} samples ({how})"

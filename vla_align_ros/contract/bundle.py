@@ -1,0 +1,217 @@
+"""The policy bundle: written at once or not at all, opened only if every byte is what was written.
+
+A bundle is data. Opening one parses JSON, array headers and a tokenizer file, and executes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+
+from vla_align_ros.contract import golden as golden_samples
+from vla_align_ros.contract.files import read_json_object, readable_json, sync_path, write_durably
+from vla_align_ros.contract.manifest import (
+    MANIFEST_NAME,
+    REFETCH,
+    REPORT_NAME,
+    check_consistency,
+    check_files,
+    list_files,
+    read_manifest,
+    write_manifest,
+)
+from vla_align_ros.contract.processor import Processor
+from vla_align_ros.contract.spec import PolicySpec
+from vla_align_ros.errors import BundleError, ContractError
+
+GOLDEN_NAME = "golden.npz"
+
+_GRAPH_NAME = re.compile(r"[a-z][a-z0-9_]*")
+
+
+class Bundle:
+    """An opened bundle, whose files matched their hashes when it was opened. Use ``Bundle.open``.
+
+    Attributes:
+        path: the folder. manifest: content of manifest.json. id: sha256 over the sorted
+        (path, sha256) lines, in hex. processor: the policy's ``Processor``.
+    """
+
+    def __init__(self, path: Path, manifest: Mapping[str, Any], processor: Processor) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.processor = processor
+        self.id: str = manifest["id"]
+
+    @classmethod
+    def open(cls, path: Path | str) -> Bundle:
+        """Open a bundle after checking schema, paths, sizes and the sha256 of every file.
+
+        Raises:
+            BundleError: if it is no bundle of this schema, or a file is missing, extra, altered,
+                truncated, a link, or would need pickle.
+        """
+        try:
+            root = Path(path).resolve()
+        except (OSError, RuntimeError, ValueError) as cause:
+            raise BundleError("bundle cannot be opened", got=cause, expected="a folder") from cause
+        if not root.is_dir():
+            raise BundleError(
+                "bundle cannot be opened",
+                got=f"no folder {path}",
+                expected=f"a folder with a {MANIFEST_NAME}",
+                fix="check the path",
+            )
+        present = list_files(root)
+        manifest = read_manifest(root, present)
+        check_files(root, manifest["files"], present)
+        try:
+            processor = Processor.load(root)
+        except ContractError as cause:
+            raise BundleError(
+                "bundle's processor cannot be used", got=cause, fix=REFETCH
+            ) from cause
+        check_consistency(manifest, processor)
+        golden_samples.check_golden_layout(
+            golden_samples.read_golden_layout(root / GOLDEN_NAME), processor.spec
+        )
+        return cls(root, manifest, processor)
+
+    @property
+    def short_id(self) -> str:
+        """First 12 digits of the id, for people."""
+        return self.id[:12]
+
+    @property
+    def spec(self) -> PolicySpec:
+        """What the policy sees and does."""
+        return self.processor.spec
+
+    def graph_path(self, name: str = "policy") -> Path:
+        """Return the path of a graph; BundleError, naming those there are, if it is missing."""
+        if name not in self.manifest["graphs"]:
+            raise BundleError(
+                "bundle has no such graph", got=repr(name), expected=sorted(self.manifest["graphs"])
+            )
+        return self.path / str(self.manifest["graphs"][name]["path"])
+
+    def golden(self) -> dict[str, npt.NDArray[Any]]:
+        """Read the golden samples (see ``golden.check_golden_layout`` for names and shapes)."""
+        return golden_samples.read_golden(self.path / GOLDEN_NAME)
+
+    def report(self) -> dict[str, Any]:
+        """Read report.json, {} if there is none; BundleError if it belongs to another bundle."""
+        if not (self.path / REPORT_NAME).exists():
+            return {}
+        report = read_json_object(self.path / REPORT_NAME, BundleError)
+        if report.get("bundle_id") != self.id:
+            raise BundleError(
+                "report belongs to another bundle",
+                got=report.get("bundle_id"),
+                expected=self.id,
+                fix=f"delete {self.path / REPORT_NAME} and verify again",
+            )
+        return report
+
+    def add_report(self, report: Mapping[str, Any]) -> None:
+        """Put sections into report.json, replacing those of the same name, in one step.
+
+        The report is outside of the bundle's id: it is about the bundle, not a part of it.
+        """
+        content = readable_json({**self.report(), **report, "bundle_id": self.id})
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{self.path.name}.", dir=self.path.parent)
+        os.close(descriptor)
+        try:
+            write_durably(Path(temporary), content)
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, self.path / REPORT_NAME)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+        sync_path(self.path)
+
+
+def write_bundle(
+    dest: Path | str,
+    *,
+    processor: Processor,
+    graphs: Mapping[str, Path | str],
+    golden: Mapping[str, npt.ArrayLike],
+    provenance: Mapping[str, Any],
+    report: Mapping[str, Any] | None = None,
+) -> Bundle:
+    """Write a bundle beside ``dest``, open it as a robot would, and only then move it to ``dest``.
+
+    Args:
+        dest: folder that must not exist yet.
+        processor: of the policy. graphs: ONNX files by name, "policy" among them; weights in a file
+            beside one, named ``<file>.data``, are taken along.
+        golden: raw observations and reference actions (see ``golden.check_golden_layout``).
+        provenance: where the policy comes from: JSON, with "precision" (such as "fp32") in it.
+        report: sections for report.json, if any.
+
+    Raises:
+        BundleError: if ``dest`` exists, or the result would not open; then nothing is left behind.
+        ContractError: if the provenance or the report has no exact JSON form; the same holds.
+    """
+    target = Path(dest).absolute()
+    if target.exists() or target.is_symlink():
+        raise BundleError(
+            "bundle exists already",
+            got=str(target),
+            expected="a new path",
+            fix="remove it or choose another name",
+        )
+    if "policy" not in graphs or not all(_GRAPH_NAME.fullmatch(name) for name in graphs):
+        raise BundleError(
+            "bundle has the wrong graphs",
+            got=sorted(graphs),
+            expected="'policy' among lower-case names",
+        )
+    if not isinstance(provenance.get("precision"), str):
+        raise BundleError(
+            "provenance lacks the precision", got=sorted(provenance), expected="the key 'precision'"
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        processor.save(temporary)
+        write_durably(temporary / GOLDEN_NAME, golden_samples.pack_golden(golden, processor.spec))
+        entries = {name: _copy_graph(temporary, name, Path(path)) for name, path in graphs.items()}
+        write_manifest(temporary, processor, entries, provenance)
+        written = Bundle.open(temporary)
+        if report is not None:
+            written.add_report(report)
+        temporary.chmod(0o755)
+        for folder in (temporary / "model", temporary / "tokenizer", temporary):
+            sync_path(folder)
+        os.rename(temporary, target)
+        sync_path(target.parent)
+    except OSError as cause:
+        raise BundleError("bundle cannot be written", got=cause, expected=str(target)) from cause
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return Bundle(target.resolve(), written.manifest, written.processor)
+
+
+def _copy_graph(root: Path, name: str, source: Path) -> dict[str, Any]:
+    folder = root / "model"
+    folder.mkdir(exist_ok=True)
+    copies = [(source, folder / f"{name}.onnx")]
+    weights = source.with_name(source.name + ".data")
+    if weights.exists():
+        copies.append((weights, folder / weights.name))
+    for origin, copy in copies:
+        if copy.exists():
+            raise BundleError(
+                "two graphs share a file name", got=copy.name, fix="give their weights other names"
+            )
+        shutil.copyfile(origin, copy)
+        sync_path(copy)
+    return {"path": f"model/{name}.onnx"}

@@ -1,0 +1,120 @@
+"""Strict JSON, streamed hashes and durable writes: what is read is exactly what was written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from vla_align_ros.errors import ContractError, VlaAlignError
+
+MAX_JSON_BYTES = 16 * 1024 * 1024
+_CHUNK_BYTES = 1024 * 1024
+
+
+def canonical_json(value: object) -> bytes:
+    """Return the one JSON text of ``value``: sorted keys, no blanks, no NaN, UTF-8."""
+    try:
+        text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    except (TypeError, ValueError) as cause:
+        raise ContractError(
+            "value has no exact JSON form",
+            got=cause,
+            expected="None, bool, int, finite float, str, list or dict with str keys",
+        ) from cause
+    return text.encode()
+
+
+def readable_json(value: object) -> bytes:
+    """Return indented JSON of ``value`` with sorted keys, for files that people read."""
+    canonical_json(value)
+    return (json.dumps(value, sort_keys=True, indent=2, allow_nan=False) + "\n").encode()
+
+
+def read_json_object(path: Path, error: type[VlaAlignError] = ContractError) -> dict[str, Any]:
+    """Read a JSON object, refusing duplicate keys, NaN, other top-level types and huge files.
+
+    Raises:
+        VlaAlignError: of the class ``error``, for every way in which the file can be unreadable.
+    """
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise ValueError(f"more than {MAX_JSON_BYTES} bytes")
+        value = json.loads(
+            path.read_text(encoding="utf-8"),
+            object_pairs_hook=_unique_keys,
+            parse_constant=_refuse_constant,
+        )
+    except (OSError, ValueError, RecursionError) as cause:
+        raise error(
+            f"cannot read {path.name}", got=cause, expected=f"a JSON object in {path}"
+        ) from cause
+    if not isinstance(value, dict):
+        raise error(f"cannot read {path.name}", got=type(value).__name__, expected="a JSON object")
+    return value
+
+
+def require_keys(data: object, names: Iterable[str], what: str) -> Mapping[str, Any]:
+    """Return ``data`` if it is a mapping with exactly the keys ``names``.
+
+    Raises:
+        ContractError: if it is no mapping, or a key is missing or unknown.
+    """
+    wanted = sorted(names)
+    if not isinstance(data, Mapping):
+        raise ContractError(f"{what} is not an object", got=type(data).__name__, expected=wanted)
+    if sorted(map(str, data)) != wanted:
+        raise ContractError(
+            f"{what} has the wrong keys", got=sorted(map(str, data)), expected=wanted
+        )
+    return data
+
+
+def hash_file(path: Path) -> tuple[str, int]:
+    """Return (sha256 in hex, size in bytes) of a regular file, streamed, never following a link.
+
+    Raises:
+        OSError: if the file cannot be opened, is a symbolic link, or is not a regular file.
+    """
+    digest = hashlib.sha256()
+    size = 0
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    with os.fdopen(descriptor, "rb") as stream:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(f"{path} is not a regular file")
+        while block := stream.read(_CHUNK_BYTES):
+            digest.update(block)
+            size += len(block)
+    return digest.hexdigest(), size
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Write ``content`` to ``path`` and wait until the disk has it."""
+    with path.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def sync_path(path: Path) -> None:
+    """Wait until the disk has a file's content, or a directory's entries."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("a key occurs twice")
+    return result
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not JSON")

@@ -1,0 +1,112 @@
+"""Which nodes the demonstration has, with which files, and how their topics meet."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vla_align_ros.errors import ConfigurationError
+
+PACKAGE = "vla_align_ros"
+ParameterValue = str | int | float | bool
+
+IMAGE = "/front/image"
+ARM_TOPICS = {
+    "~/ee_pose": "/arm/ee_pose",
+    "~/joint_states": "/arm/joint_states",
+    "~/delta_twist_cmds": "/arm/delta_twist_cmds",
+    "~/gripper_commands": "/arm/gripper_commands",
+}
+REFEREE_TOPICS = {"~/score": "/sim/score", "~/reset_episode": "/sim/reset_episode"}
+INSTRUCTION = {"~/instruction": "/instruction"}
+
+
+@dataclass(frozen=True)
+class NodeSetup:
+    """One process of the graph: an executable of this package and all that it is given."""
+
+    executable: str
+    parameter_files: tuple[str, ...]
+    remaps: Mapping[str, str]
+    parameters: Mapping[str, ParameterValue] = field(default_factory=dict)
+
+    def command(self, share: Path) -> list[str]:
+        """The command line that starts this node with the Python that runs now."""
+        words = [sys.executable, "-m", f"{PACKAGE}.ros.{self.executable}", "--ros-args"]
+        for name in self.parameter_files:
+            words += ["--params-file", str(share / "config" / name)]
+        for name, value in self.parameters.items():
+            words += ["-p", f"{name}:={format_parameter(value)}"]
+        for topic, target in self.remaps.items():
+            words += ["-r", f"{topic}:={target}"]
+        return words
+
+
+def demo_nodes(
+    *,
+    bundle: Path,
+    out: Path,
+    episodes: int,
+    first_seed: int,
+    shift: str = "none",
+    swap: bool = False,
+) -> tuple[NodeSetup, ...]:
+    """The simulated robot, the policy and the operator, wired to each other."""
+    return (
+        NodeSetup(
+            "sim_node",
+            ("sim.yaml",),
+            {"~/image": IMAGE, **ARM_TOPICS, **REFEREE_TOPICS},
+            {"seed": first_seed},
+        ),
+        NodeSetup(
+            "policy_node",
+            ("policy.yaml", "robots/widowx_sim.yaml"),
+            {"~/image": IMAGE, **ARM_TOPICS, **INSTRUCTION},
+            {"bundle": str(bundle), "autostart": True},
+        ),
+        NodeSetup(
+            "operator_node",
+            ("sim.yaml",),
+            {"~/image": IMAGE, **REFEREE_TOPICS, **INSTRUCTION},
+            {
+                "out_dir": str(out),
+                "episodes": episodes,
+                "first_seed": first_seed,
+                "shift": shift,
+                "swap": swap,
+            },
+        ),
+    )
+
+
+def format_parameter(value: ParameterValue) -> str:
+    """A value as YAML of ROS 2's command line; text is quoted so that it stays text."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return "'" + value.replace("'", "''") + "'"
+    return str(value)
+
+
+def find_share() -> Path:
+    """The folder with config/, launch/ and bundles/: of a checkout, colcon or pip."""
+    for folder in _share_candidates():
+        if (folder / "config" / "sim.yaml").is_file():
+            return folder
+    raise ConfigurationError(
+        "The configuration files are not installed",
+        got="no config/sim.yaml in " + ", ".join(str(f) for f in _share_candidates()),
+        expected="a checkout, a sourced colcon workspace or an installed package",
+        fix="pip install . in the repository",
+    )
+
+
+def _share_candidates() -> Iterator[Path]:
+    yield Path(__file__).resolve().parents[2]
+    for prefix in filter(None, os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep)):
+        yield Path(prefix) / "share" / PACKAGE
+    yield Path(sys.prefix) / "share" / PACKAGE

@@ -1,0 +1,127 @@
+"""ONNX Runtime as a backend, which runs where it was told to or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+from vla_align_ros.contract.spec import TensorSpec
+from vla_align_ros.errors import BackendError
+from vla_align_ros.inference.base import check_inputs
+
+CPU = "CPUExecutionProvider"
+
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(double)": "float64",
+    "tensor(float16)": "float16",
+    "tensor(int64)": "int64",
+    "tensor(int32)": "int32",
+    "tensor(int8)": "int8",
+    "tensor(uint8)": "uint8",
+    "tensor(bool)": "bool",
+}
+_ERRORS_ONLY = 3
+
+
+class OnnxBackend:
+    """Runs an ONNX graph with ONNX Runtime, which frees the interpreter lock while it computes.
+
+    Args:
+        path: the .onnx file. threads: for one operator; operators run one after another.
+        providers: execution providers, in order of preference; each must really be used.
+
+    Raises:
+        BackendError: if the file is no graph that runs here, or a provider is not available or
+            silently left out (ONNX Runtime falls back to the CPU; this refuses).
+    """
+
+    name = "onnx"
+
+    def __init__(
+        self, path: Path | str, *, threads: int = 1, providers: Sequence[str] = (CPU,)
+    ) -> None:
+        if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
+            raise BackendError("thread count is wrong", got=repr(threads), expected="1 or more")
+        _check_providers(providers, onnxruntime.get_available_providers(), "available")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = _ERRORS_ONLY
+        try:
+            session = onnxruntime.InferenceSession(str(path), options, providers=list(providers))
+        except Exception as cause:  # each failure has a class of its own, without a common base
+            raise BackendError(
+                "graph cannot be loaded",
+                got=cause,
+                expected=f"an ONNX file that ONNX Runtime {onnxruntime.__version__} can run",
+            ) from cause
+        _check_providers(providers, session.get_providers(), "in use")
+        session.disable_fallback()
+        self._session: Any = session
+        self._inputs = tuple(_describe(node) for node in session.get_inputs())
+        self._outputs = tuple(_describe(node) for node in session.get_outputs())
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """The graph's inputs; None in a shape stands for any extent."""
+        return self._inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """The graph's outputs."""
+        return self._outputs
+
+    @property
+    def providers(self) -> tuple[str, ...]:
+        """The execution providers that the session really uses."""
+        return tuple(self._require_session().get_providers())
+
+    def infer(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        """Run the graph once; BackendError if the inputs do not fit or the engine fails."""
+        session = self._require_session()
+        check_inputs(inputs, self._inputs)
+        try:
+            values = session.run(None, dict(inputs))
+        except Exception as cause:  # as above
+            raise BackendError("graph failed while it ran", got=cause) from cause
+        return {
+            tensor.name: np.asarray(value)
+            for tensor, value in zip(self._outputs, values, strict=True)
+        }
+
+    def close(self) -> None:
+        """Free the session; calling it again does nothing."""
+        self._session = None
+
+    def _require_session(self) -> Any:
+        if self._session is None:
+            raise BackendError("backend is closed", fix="open it again")
+        return self._session
+
+
+def _check_providers(wanted: Sequence[str], found: Sequence[str], where: str) -> None:
+    missing = [provider for provider in wanted if provider not in found]
+    if missing or not wanted:
+        raise BackendError(
+            f"execution provider is not {where}",
+            got=list(wanted),
+            expected=f"some of {list(found)}",
+            fix="install the matching onnxruntime package and its drivers, or ask for " + CPU,
+        )
+
+
+def _describe(node: Any) -> TensorSpec:
+    if node.type not in _DTYPES:
+        raise BackendError(
+            f"graph tensor {node.name!r} has an unsupported type",
+            got=node.type,
+            expected=" or ".join(_DTYPES),
+        )
+    shape = tuple(extent if isinstance(extent, int) else None for extent in node.shape)
+    return TensorSpec(node.name, _DTYPES[node.type], shape)

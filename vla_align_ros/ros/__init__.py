@@ -1,0 +1,1 @@
+"""The only package that knows ROS: nodes, parameters, messages, arm controllers."""

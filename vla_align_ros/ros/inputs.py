@@ -1,0 +1,123 @@
+"""Subscribes to what the policy looks at and hands it to the runner, each topic once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from geometry_msgs.msg import PoseStamped
+from rclpy.node import Node
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.qos_overriding_options import QoSOverridingOptions
+from sensor_msgs.msg import CompressedImage, Image, JointState
+from std_msgs.msg import String
+
+from vla_align_ros.errors import ConfigurationError, ContractError
+from vla_align_ros.ros.messages import (
+    compressed_to_rgb,
+    image_to_rgb,
+    pose_to_vector,
+    stamp_to_s,
+)
+from vla_align_ros.ros.params import PolicyParameters
+from vla_align_ros.runtime.runner import PolicyRunner
+
+LATEST = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
+RELIABLE = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
+THROTTLE_S = 2.0
+
+
+class Inputs:
+    """The subscriptions of one configuration; `destroy` takes them off the graph.
+
+    Depth 1, because an image that waited in a queue is an image of the past. What a topic carries
+    is checked here: a message that is refused is counted, logged (throttled), and not an arrival,
+    so that it ends in a stale_image or stale_state hold.
+
+    Raises ConfigurationError where the policy needs an input whose source has no name.
+    """
+
+    def __init__(self, node: Node, runner: PolicyRunner, parameters: PolicyParameters) -> None:
+        if runner.state.needs_gripper and not parameters.arm.gripper_joint:
+            raise ConfigurationError(
+                "the policy looks at the gripper, and its joint has no name",
+                got="an empty arm.gripper.joint",
+                expected="a joint of ~/joint_states",
+                fix="name it in the robot's file (config/robots)",
+            )
+        self._node = node
+        self._runner = runner
+        self._arm = parameters.arm
+        self._subscriptions: list[Any] = []
+        if parameters.image_transport == "raw":
+            self._listen(Image, "~/image", self._on_image, LATEST)
+        else:
+            self._listen(CompressedImage, "~/image/compressed", self._on_compressed, LATEST)
+        self._listen(String, "~/instruction", self._on_instruction, RELIABLE)
+        if runner.needs_pose:
+            self._listen(PoseStamped, "~/ee_pose", self._on_pose, LATEST)
+        if runner.state.needs_gripper:
+            self._listen(JointState, "~/joint_states", self._on_joints, LATEST)
+
+    def destroy(self) -> None:
+        """Unsubscribe from everything."""
+        for subscription in self._subscriptions:
+            self._node.destroy_subscription(subscription)
+        self._subscriptions.clear()
+
+    def _listen(self, kind: Any, topic: str, callback: Callable[[Any], None], qos: Any) -> None:
+        options = QoSOverridingOptions.with_default_policies()
+        self._subscriptions.append(
+            self._node.create_subscription(
+                kind, topic, callback, qos, qos_overriding_options=options
+            )
+        )
+
+    def _on_image(self, message: Image) -> None:
+        try:
+            image = image_to_rgb(message)
+        except ContractError as error:
+            self._refuse("image", error)
+        else:
+            self._runner.take_image(lambda: image, self._stamp_s(message))
+
+    def _on_compressed(self, message: CompressedImage) -> None:
+        # Decoding takes milliseconds, so the inference thread does it, for the frames it uses.
+        self._runner.take_image(lambda: compressed_to_rgb(message), self._stamp_s(message))
+
+    def _on_instruction(self, message: String) -> None:
+        if not self._runner.active:
+            self._node.get_logger().warning("instruction ignored: the node is not active")
+            return
+        try:
+            if self._runner.set_instruction(message.data):
+                self._node.get_logger().info(f"instruction: {self._runner.instruction or 'none'}")
+        except ContractError as error:
+            self._refuse("instruction", error)
+
+    def _on_pose(self, message: PoseStamped) -> None:
+        try:
+            if message.header.frame_id != self._arm.command_frame:
+                raise ContractError(
+                    "an end-effector pose is in the wrong frame",
+                    got=message.header.frame_id or "no frame",
+                    expected=self._arm.command_frame,
+                    fix="transform it before it reaches ~/ee_pose",
+                )
+            self._runner.take_pose(pose_to_vector(message), self._stamp_s(message))
+        except ContractError as error:
+            self._refuse("pose", error)
+
+    def _on_joints(self, message: JointState) -> None:
+        fraction = self._arm.fraction_open(message)
+        if fraction is not None:
+            self._runner.take_gripper(fraction, self._stamp_s(message))
+
+    def _refuse(self, what: str, error: Exception) -> None:
+        self._runner.metrics.count(f"{what}s_refused")
+        self._node.get_logger().error(f"{what} refused: {error}", throttle_duration_sec=THROTTLE_S)
+
+    def _stamp_s(self, message: Any) -> float:
+        """The message's stamp in seconds; now, where its driver stamps nothing."""
+        now_s = float(self._node.get_clock().now().nanoseconds * 1e-9)
+        return stamp_to_s(message.header.stamp) or now_s

@@ -1,0 +1,243 @@
+"""The lifecycle node that moves an arm by camera and instruction: wires topics to the runner."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import rclpy
+from rclpy.clock import Clock, ClockType
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.lifecycle import LifecycleNode, LifecycleState
+from rclpy.signals import SignalHandlerOptions
+from std_msgs.msg import Float64MultiArray
+
+from vla_align_ros.errors import ConfigurationError, VlaAlignError
+from vla_align_ros.ros.arms import TwistArm
+from vla_align_ros.ros.inputs import RELIABLE, Inputs
+from vla_align_ros.ros.messages import make_chunk
+from vla_align_ros.ros.params import (
+    PolicyParameters,
+    declare_parameters,
+    read_parameters,
+    refuse_changes,
+)
+from vla_align_ros.ros.reporting import Reporter
+from vla_align_ros.ros.transitions import Result, answer_illegal_requests, transition
+from vla_align_ros.runtime.policy import Policy
+from vla_align_ros.runtime.runner import PolicyRunner
+from vla_align_ros.runtime.safety import SafetyGate
+
+DIAGNOSTICS_PERIOD_S = 1.0
+AUTOSTART_DELAY_S = 0.05
+SPIN_S = 0.2  # how long a signal may wait for its turn
+FLUSH_S = 0.1  # how long the last zero may take to be acknowledged
+
+
+class PolicyNode(LifecycleNode):
+    """Lifecycle node `policy_node`.
+
+    Subscribes, once configured: `~/image` (Image) or `~/image/compressed` (CompressedImage), both
+    best effort, depth 1; `~/instruction` (String, reliable, volatile, depth 1; a blank one
+    withdraws it); where the policy or the workspace needs them `~/ee_pose` (PoseStamped in the
+    command frame) and `~/joint_states` (JointState). Publishes `~/delta_twist_cmds`,
+    `~/gripper_commands` (see `TwistArm`), `~/action_chunk` (see `make_chunk`), `~/status` and
+    `/diagnostics` (see `Reporter`). Nothing moves the arm but an active node with an instruction,
+    fresh inputs and a plan.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__("policy_node", **options)
+        declare_parameters(self)
+        self.add_on_set_parameters_callback(
+            lambda parameters: refuse_changes(parameters, configured=self._runner is not None)
+        )
+        self._settings: PolicyParameters | None = None
+        self._policy: Policy | None = None
+        self._runner: PolicyRunner | None = None
+        self._arm: TwistArm | None = None
+        self._inputs: Inputs | None = None
+        self._chunks: Any = None
+        self._command_timer: Any = None
+        # Not ROS time: a simulated clock that stops must not stop the timer that stops the arm.
+        self._steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self.reporter = Reporter(self)
+        self.reporter.report()
+        answer_illegal_requests(self)
+        self.create_timer(DIAGNOSTICS_PERIOD_S, self._on_diagnostics, clock=self._steady)
+        self._autostart_timer: Any = None
+        if self.get_parameter("autostart").value:
+            self._autostart_timer = self.create_timer(
+                AUTOSTART_DELAY_S, self._on_autostart, clock=self._steady
+            )
+
+    @transition("inactive")
+    def on_configure(self, state: LifecycleState) -> None:
+        """Load, verify and warm up the bundle; join the graph."""
+        try:
+            self._configure(read_parameters(self))
+        except BaseException:
+            self._release()
+            raise
+
+    @transition("active")
+    def on_activate(self, state: LifecycleState) -> None:
+        """Start inference and the command timer; the arm stands until there is a plan."""
+        if self._runner is None or self._settings is None:
+            raise ConfigurationError("node is not configured", fix="configure it first")
+        self._runner.activate()
+        super().on_activate(state)
+        self._command_timer = self.create_timer(
+            1.0 / self._settings.command_rate_hz, self._on_tick, clock=self._steady
+        )
+
+    @transition("inactive", refusal=Result.ERROR)
+    def on_deactivate(self, state: LifecycleState) -> None:
+        """Send zero, stop inference, forget everything planned."""
+        self._stand_still()
+        super().on_deactivate(state)
+
+    @transition("unconfigured", refusal=Result.ERROR)
+    def on_cleanup(self, state: LifecycleState) -> None:
+        """Free the policy and leave the graph."""
+        self._release()
+
+    @transition("finalized", refusal=Result.ERROR)
+    def on_shutdown(self, state: LifecycleState) -> None:
+        """Stand still, then free everything."""
+        self._stand_still()
+        self._release()
+
+    def on_error(self, state: LifecycleState) -> Any:
+        """Stand still and free everything; the node is unconfigured again, its error kept."""
+        error = self.reporter.error
+        result = self._recover(state)
+        self.reporter.error = self.reporter.error or error
+        self.reporter.report()
+        return result
+
+    @transition("unconfigured")
+    def _recover(self, state: LifecycleState) -> None:
+        self._stand_still()
+        self._release()
+
+    def _configure(self, parameters: PolicyParameters) -> None:
+        policy = Policy.open(
+            Path(parameters.bundle).expanduser(), parameters.backend, threads=parameters.threads
+        )
+        self._policy = policy
+        frame = policy.spec.action.frame
+        if frame != parameters.arm.command_frame:
+            raise ConfigurationError(
+                "the policy acts in another frame than the arm is commanded in",
+                got=f"arm.command_frame {parameters.arm.command_frame}",
+                expected=frame,
+                fix="use the robot file that the policy was trained for",
+            )
+        policy.warm_up()
+        self._runner = PolicyRunner(
+            policy,
+            SafetyGate(parameters.limits, parameters.timeouts),
+            clock=self._now_s,
+            replan_period_s=parameters.replan_period_s,
+            on_chunk=lambda chunk: self._chunks.publish(make_chunk(chunk)),
+            on_fault=self.reporter.log_fault,
+        )
+        self._settings = parameters
+        self._chunks = self.create_lifecycle_publisher(
+            Float64MultiArray, "~/action_chunk", RELIABLE
+        )
+        self._arm = TwistArm(self, parameters.arm)
+        self._inputs = Inputs(self, self._runner, parameters)
+        self.reporter.runner = self._runner
+        self.reporter.bundle_id = policy.bundle_id
+        self.reporter.arm = parameters.arm.name
+        self.get_logger().info(
+            f"bundle {policy.bundle_id[:12]} ready on {parameters.backend}: "
+            f"{policy.spec.action.horizon} steps at {policy.spec.action.rate_hz:g} Hz in {frame}"
+        )
+
+    def _stand_still(self) -> None:
+        """Send zero and stop inference, if the node was commanding the arm."""
+        if self._command_timer is None:
+            return
+        self.destroy_timer(self._command_timer)
+        self._command_timer = None
+        if self._arm is not None:
+            self._arm.stop(self.get_clock().now().to_msg())
+        if self._runner is not None and not self._runner.deactivate():
+            self.get_logger().error("inference does not return; its result will be discarded")
+        if self._arm is not None:
+            self._arm.flush(FLUSH_S)
+
+    def _release(self) -> None:
+        if self._inputs is not None:
+            self._inputs.destroy()
+        if self._arm is not None:
+            self._arm.destroy()
+        if self._chunks is not None:
+            self.destroy_lifecycle_publisher(self._chunks)
+        if self._policy is not None:
+            self._policy.close()
+        self._inputs = self._arm = self._chunks = self._policy = None
+        self._runner = self._settings = None
+        self.reporter.runner = None
+        self.reporter.bundle_id = ""
+
+    def _on_tick(self) -> None:
+        if self._runner is None or self._arm is None:
+            return
+        step = self._runner.tick()
+        stamp = self.get_clock().now().to_msg()
+        if step.command is not None:
+            self._arm.send(step.command, stamp)
+        elif step.stop:
+            self._arm.stop(stamp)
+        self.reporter.report()
+
+    def _on_diagnostics(self) -> None:
+        rivals = [] if self._arm is None else self._arm.rivals()
+        self.reporter.diagnose({"rival_publishers": rivals})
+
+    def _on_autostart(self) -> None:
+        self.destroy_timer(self._autostart_timer)
+        if self.trigger_configure() == Result.SUCCESS:
+            self.trigger_activate()
+
+    def _now_s(self) -> float:
+        return float(self.get_clock().now().nanoseconds * 1e-9)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the node until SIGINT or SIGTERM; the arm gets its zero before the process ends."""
+    asked_to_end: list[int] = []
+    rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda received, _: asked_to_end.append(received))
+    try:
+        node = PolicyNode()
+    except VlaAlignError as error:
+        rclpy.try_shutdown()
+        raise SystemExit(f"policy_node: {error}") from error
+    try:
+        _spin(node, asked_to_end)
+    finally:
+        if node.reporter.state != "finalized":
+            node.trigger_shutdown()
+        node.destroy_node()
+        rclpy.try_shutdown()
+
+
+def _spin(node: PolicyNode, asked_to_end: list[int]) -> None:
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+    try:
+        while not asked_to_end and node.reporter.state != "finalized":
+            executor.spin_once(timeout_sec=SPIN_S)
+    finally:
+        executor.shutdown()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""Runs a node as a process: SIGINT and SIGTERM end it between two callbacks, never within one."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from typing import TypeVar
+
+import rclpy
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.signals import SignalHandlerOptions
+
+from vla_align_ros.errors import VlaAlignError
+
+SPIN_S = 0.2  # how long a signal may wait for its turn
+
+AnyNode = TypeVar("AnyNode", bound=Node)
+
+
+def run_node(
+    make: Callable[[], AnyNode],
+    *,
+    finished: Callable[[AnyNode], bool] = lambda node: False,
+    arguments: list[str] | None = None,
+) -> bool:
+    """Make a node and run it until it is `finished`; False if a signal came first.
+
+    rclpy's own handlers would pull the context from under a callback that is publishing. A
+    VlaAlignError ends the process with its message and status 1.
+    """
+    asked_to_end: list[int] = []
+    rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda received, _: asked_to_end.append(received))
+    executor = SingleThreadedExecutor()
+    node: AnyNode | None = None
+    try:
+        node = make()
+        executor.add_node(node)
+        while not asked_to_end and not finished(node):
+            executor.spin_once(timeout_sec=SPIN_S)
+        return not asked_to_end
+    except VlaAlignError as error:
+        raise SystemExit(f"{node.get_name() if node else 'node'}: {error}") from error
+    finally:
+        executor.shutdown()
+        if node is not None:
+            node.destroy_node()
+        rclpy.try_shutdown()

@@ -1,0 +1,1 @@
+"""Execution of a policy without ROS: inference, chunks in time, safety, metrics."""

@@ -1,0 +1,148 @@
+"""Plans in a thread of its own: frames in, chunks into the buffer, faults by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vla_align_ros.contract.observation import ActionChunk, Observation
+from vla_align_ros.contract.spec import PolicySpec
+from vla_align_ros.errors import ConfigurationError, NonFiniteError
+from vla_align_ros.runtime.chunks import ChunkBuffer
+from vla_align_ros.runtime.metrics import Metrics
+from vla_align_ros.runtime.safety import Hold, Reason
+from vla_align_ros.runtime.worker import LatestWorker
+
+Pixels = NDArray[np.uint8]
+STOP_WORKER_S = 2.0
+DETAIL_CHARACTERS = 200
+
+
+class PolicyLike(Protocol):
+    """What running a policy needs of it; `runtime.policy.Policy` is one."""
+
+    @property
+    def spec(self) -> PolicySpec:
+        """Cameras, state and actions of the policy."""
+        ...
+
+    @property
+    def last_timings_ms(self) -> Mapping[str, float]:
+        """Milliseconds of prepare, infer and decode in the last call."""
+        ...
+
+    def infer(self, observation: Observation) -> ActionChunk:
+        """Plan a chunk of actions."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A camera frame on its way to inference, with all that belongs to its instant.
+
+    `load` gives (H, W, 3) uint8 RGB; `arrived_s` is on the monotonic clock.
+    """
+
+    load: Callable[[], Pixels]
+    stamp_s: float
+    arrived_s: float
+    instruction: str
+    state: NDArray[np.float32] | None
+
+
+class Planner:
+    """Runs the policy on the newest frame only; one worker thread from `start` to `stop`.
+
+    `fault` is what went wrong since the last good chunk, None if nothing did. Callbacks run in the
+    worker thread: `on_chunk(chunk)` for each one that the buffer accepted, `on_fault(hold, error)`.
+    """
+
+    def __init__(
+        self,
+        policy: PolicyLike,
+        buffer: ChunkBuffer,
+        metrics: Metrics,
+        *,
+        steady: Callable[[], float],
+        on_chunk: Callable[[ActionChunk], None] | None = None,
+        on_fault: Callable[[Hold, Exception], None] | None = None,
+    ) -> None:
+        self.fault: Hold | None = None
+        self._policy = policy
+        self._camera = policy.spec.cameras[0].name
+        self._buffer = buffer
+        self._metrics = metrics
+        self._steady = steady
+        self._on_chunk = on_chunk
+        self._on_fault = on_fault
+        self._worker: LatestWorker[Frame] | None = None
+        self._running = False
+
+    def start(self) -> None:
+        """Start the thread; ConfigurationError while a call of the last one has not returned."""
+        if self._worker is not None and self._worker.alive:
+            raise ConfigurationError(
+                "an inference of the last activation has not returned",
+                got="a busy inference thread",
+                expected="none",
+                fix="wait for it, or restart the node if the backend hangs",
+            )
+        self.fault = None
+        self._worker = LatestWorker(self._plan)
+        self._running = True
+        self._worker.start()
+
+    def stop(self) -> bool:
+        """End the thread; False if inference does not return: its result will be discarded."""
+        self._running = False
+        self.fault = None
+        return self._worker is None or self._worker.stop(STOP_WORKER_S)
+
+    def submit(self, frame: Frame) -> None:
+        """Offer a frame; it replaces one that still waits."""
+        if self._worker is not None and self._running:
+            replaced = self._worker.put(frame)
+            self._metrics.count("frames_replaced", by=int(replaced))
+
+    def drop(self) -> None:
+        """Discard a frame that still waits."""
+        if self._worker is not None:
+            self._worker.drop()
+
+    def _plan(self, frame: Frame) -> None:
+        """Plan on one frame, in the worker thread; never raises."""
+        self._metrics.observe_ms("wait", 1e3 * (self._steady() - frame.arrived_s))
+        try:
+            observation = Observation(
+                images={self._camera: frame.load()},
+                state=frame.state,
+                instruction=frame.instruction,
+                stamp_s=frame.stamp_s,
+            )
+            chunk = self._policy.infer(observation)
+            for stage, value_ms in self._policy.last_timings_ms.items():
+                self._metrics.observe_ms(stage, value_ms)
+            self._metrics.count("inference_count")
+            if not self._running:
+                return
+            self.fault = None
+            if self._buffer.add(chunk) and self._on_chunk is not None:
+                self._on_chunk(chunk)
+        except Exception as error:  # whatever a backend raises holds the arm
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        self._metrics.count("inference_errors")
+        if not self._running:
+            return
+        bad_values = isinstance(error, NonFiniteError)
+        detail = " ".join((str(error) or type(error).__name__).split())[:DETAIL_CHARACTERS]
+        hold = Hold(Reason.NON_FINITE if bad_values else Reason.INFERENCE_ERROR, detail)
+        self.fault = hold
+        self._buffer.clear()
+        if self._on_fault is not None:
+            self._on_fault(hold, error)

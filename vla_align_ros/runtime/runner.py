@@ -1,0 +1,230 @@
+"""Runs a policy against clocks and callbacks: frames in, decisions for the arm out, no ROS."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vla_align_ros.contract.observation import ActionChunk
+from vla_align_ros.contract.prompt import clean_instruction
+from vla_align_ros.errors import ConfigurationError, ContractError
+from vla_align_ros.runtime.chunks import ChunkBuffer
+from vla_align_ros.runtime.metrics import Metrics
+from vla_align_ros.runtime.planner import Frame, Pixels, Planner, PolicyLike
+from vla_align_ros.runtime.safety import Command, Hold, Reason, SafetyGate, Situation, StopRecord
+from vla_align_ros.runtime.sources import RobotState, Source
+
+CLOCK_JUMP_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one tick asks of the arm: the command, or `stop` (send zero once), or silence."""
+
+    command: Command | None = None
+    hold: Hold | None = None
+    stop: bool = False
+
+
+class PolicyRunner:
+    """Observation, asynchronous inference, chunk buffer and safety gate behind a few calls.
+
+    One thread calls everything here; the runner's own thread runs inference. `clock` is the time
+    of stamps and chunks (ROS time), `steady` a monotonic clock; both in seconds. Callbacks:
+    `on_chunk(chunk)` and `on_fault(hold, error)` come from the inference thread.
+
+    Raises ConfigurationError where the policy needs inputs that the runner cannot supply.
+    """
+
+    def __init__(
+        self,
+        policy: PolicyLike,
+        gate: SafetyGate,
+        *,
+        clock: Callable[[], float],
+        steady: Callable[[], float] = time.monotonic,
+        metrics: Metrics | None = None,
+        replan_period_s: float = 0.0,
+        on_chunk: Callable[[ActionChunk], None] | None = None,
+        on_fault: Callable[[Hold, Exception], None] | None = None,
+    ) -> None:
+        spec = policy.spec
+        if len(spec.cameras) != 1:
+            raise ConfigurationError(
+                "this runtime feeds one camera",
+                got=f"a policy with {len(spec.cameras)} cameras",
+                expected="1",
+                fix="train the policy with one CameraSpec",
+            )
+        self.metrics = Metrics() if metrics is None else metrics
+        self.state = RobotState.for_spec(spec.state)
+        self.image: Source[Callable[[], Pixels]] = Source()
+        self.stops = StopRecord()
+        self.hold: Hold | None = Hold(Reason.INACTIVE)
+        self._gate = gate
+        self._clock = clock
+        self._steady = steady
+        self._replan_period_s = replan_period_s
+        self._buffer = ChunkBuffer(spec.action.period_s, spec.action.horizon)
+        self._planner = Planner(
+            policy,
+            self._buffer,
+            self.metrics,
+            steady=steady,
+            on_chunk=on_chunk,
+            on_fault=on_fault,
+        )
+        self._active = False
+        self._plans_before = 0
+        self._last_plan = 0
+        self._last_now_s = float("-inf")
+        self._last_frame_s: float | None = None
+
+    @property
+    def active(self) -> bool:
+        """Whether inference runs and instructions are taken."""
+        return self._active
+
+    @property
+    def instruction(self) -> str | None:
+        """The instruction that is followed, cleaned; None if there is none."""
+        return self._buffer.instruction
+
+    @property
+    def needs_pose(self) -> bool:
+        """Whether the end-effector pose must be fed: for the policy or for the workspace."""
+        return self.state.needs_pose or self._gate.limits.workspace_m is not None
+
+    def ages_s(self) -> dict[str, float | None]:
+        """Ages of the inputs in seconds by name, None where nothing arrived."""
+        now_s, steady_s = self._clock(), self._steady()
+        ages = {"image_age": self.image.age_s(now_s, steady_s)}
+        if self.state.names or self.needs_pose:
+            ages["state_age"] = self.state.age_s(now_s, steady_s, with_pose=self.needs_pose)
+        return ages
+
+    def activate(self) -> None:
+        """Start with nothing planned; ConfigurationError while an old inference still hangs."""
+        self._forget()
+        self._planner.start()
+        self._active = True
+
+    def deactivate(self) -> bool:
+        """Stop inference and forget everything planned; False if inference does not return."""
+        self._active = False
+        self._forget()
+        self._note_hold(Hold(Reason.INACTIVE))
+        return self._planner.stop()
+
+    def set_instruction(self, text: str) -> bool:
+        """Follow another instruction from the next frame on; True if it changed.
+
+        A blank text withdraws the instruction. So does one that the contract refuses, and its
+        ContractError is raised: the arm must not go on with words that were meant to be replaced.
+        """
+        if not self._active:
+            return False
+        try:
+            instruction = clean_instruction(text) if text.strip() else None
+        except ContractError:
+            self._change_instruction(None)
+            raise
+        return self._change_instruction(instruction)
+
+    def take_image(self, load: Callable[[], Pixels], stamp_s: float) -> None:
+        """Take a frame that `load` turns into (H, W, 3) uint8 RGB, in the inference thread."""
+        steady_s = self._steady()
+        self.image.put(load, stamp_s=stamp_s, steady_s=steady_s)
+        self.metrics.count("frames_received")
+        self.metrics.observe_ms("transport", 1e3 * (self._clock() - stamp_s))
+        self.metrics.tick("camera", steady_s)
+        instruction = self.instruction
+        if not self._active or instruction is None or not self._due(stamp_s):
+            return
+        age_s = self.state.age_s(self._clock(), steady_s)
+        if age_s is None or abs(age_s) > self._gate.timeouts.state_s:
+            return
+        self._last_frame_s = stamp_s
+        self._planner.submit(Frame(load, stamp_s, steady_s, instruction, self.state.vector()))
+
+    def take_pose(self, pose: NDArray[np.float64], stamp_s: float) -> None:
+        """Take an end-effector pose (6,): x, y, z in m, roll, pitch, yaw in rad, command frame."""
+        self.state.pose.put(pose, stamp_s=stamp_s, steady_s=self._steady())
+
+    def take_gripper(self, fraction_open: float, stamp_s: float) -> None:
+        """Take the gripper's opening, 0 closed .. 1 open."""
+        self.state.gripper.put(fraction_open, stamp_s=stamp_s, steady_s=self._steady())
+
+    def tick(self) -> Step:
+        """Decide what the arm is sent now; call it at the command rate while active."""
+        now_s, steady_s = self._clock(), self._steady()
+        if now_s < self._last_now_s - CLOCK_JUMP_S:
+            self._forget(keep_instruction=True)
+        self._last_now_s = now_s
+        decision = self._gate.check(self._situation(now_s, steady_s))
+        if isinstance(decision, Hold):
+            return Step(hold=decision, stop=self._note_hold(decision))
+        self.hold = None
+        self.stops.note_motion()
+        self.metrics.tick("command", steady_s)
+        self.metrics.count("commands_sent")
+        if decision.clamped:
+            self.metrics.count("commands_clamped")
+        if decision.action.plan != self._last_plan:
+            self._last_plan = decision.action.plan
+            self.metrics.observe_ms("total", 1e3 * (now_s - decision.action.observation_stamp_s))
+        return Step(command=decision)
+
+    def _situation(self, now_s: float, steady_s: float) -> Situation:
+        with_pose = self._gate.limits.workspace_m is not None
+        pose = self.state.pose.value
+        return Situation(
+            instruction=self.instruction,
+            image_age_s=self.image.age_s(now_s, steady_s),
+            action=self._buffer.action_at(now_s),
+            plans=self._buffer.accepted - self._plans_before,
+            state_age_s=self.state.age_s(now_s, steady_s, with_pose=with_pose),
+            state_needed=bool(self.state.names),
+            position_m=None if pose is None else pose[:3],
+            fault=self._planner.fault,
+            active=self._active,
+        )
+
+    def _note_hold(self, hold: Hold) -> bool:
+        stop = self.stops.note_hold(hold, self._clock())
+        if stop:
+            self.metrics.pause("command")
+            self.metrics.count(f"stops_{hold.reason}")
+        self.hold = hold
+        return stop
+
+    def _change_instruction(self, instruction: str | None) -> bool:
+        changed = self._buffer.set_instruction(instruction)
+        if changed:
+            self.metrics.count("instructions_taken")
+            self._plans_before = self._buffer.accepted
+            self._last_frame_s = None
+            self._planner.drop()
+        return changed
+
+    def _forget(self, *, keep_instruction: bool = False) -> None:
+        self._buffer.clear()
+        if not keep_instruction:
+            self._buffer.set_instruction(None)
+        self._plans_before = self._buffer.accepted
+        self._last_frame_s = None
+        self._last_now_s = float("-inf")
+        self.image.clear()
+        self.state.clear()
+        self.metrics.pause("camera")
+
+    def _due(self, stamp_s: float) -> bool:
+        """Whether a frame of this stamp is to be planned on, by the re-planning period."""
+        if self._last_frame_s is None or self._planner.fault is not None:
+            return True
+        since_s = stamp_s - self._last_frame_s
+        return since_s < 0 or since_s >= self._replan_period_s - 1e-3

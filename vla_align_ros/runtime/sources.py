@@ -1,0 +1,113 @@
+"""Holds the latest sample of each input with its age: by its stamp and by its arrival."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vla_align_ros.contract.spec import StateSpec
+from vla_align_ros.errors import ConfigurationError
+
+T = TypeVar("T")
+POSE_NAMES = ("x", "y", "z", "roll", "pitch", "yaw")
+GRIPPER_NAME = "gripper"
+
+
+@dataclass(slots=True)
+class Source(Generic[T]):
+    """The newest sample of one input; older ones are gone. `stamp_s` is the sender's clock."""
+
+    value: T | None = None
+    stamp_s: float = 0.0
+    arrived_s: float = 0.0
+    received: int = 0
+
+    def put(self, value: T, *, stamp_s: float, steady_s: float) -> None:
+        """Replace the sample; `steady_s` is this machine's monotonic clock at its arrival."""
+        self.value = value
+        self.stamp_s = stamp_s
+        self.arrived_s = steady_s
+        self.received += 1
+
+    def clear(self) -> None:
+        """Forget the sample, keep the count."""
+        self.value = None
+
+    def age_s(self, now_s: float, steady_s: float) -> float | None:
+        """Age in seconds, None without a sample: by stamp or by arrival, whichever is further off.
+
+        The arrival catches a clock that stands still, the stamp a driver that repeats itself. A
+        stamp ahead of `now_s` gives a negative age.
+        """
+        if self.value is None:
+            return None
+        return max(now_s - self.stamp_s, steady_s - self.arrived_s, key=abs)
+
+
+@dataclass(slots=True)
+class RobotState:
+    """End-effector pose (x, y, z in m, roll, pitch, yaw in rad) and gripper (fraction open)."""
+
+    names: tuple[str, ...] = ()
+    pose: Source[NDArray[np.float64]] = field(default_factory=Source)
+    gripper: Source[float] = field(default_factory=Source)
+
+    @classmethod
+    def for_spec(cls, spec: StateSpec | None) -> RobotState:
+        """A state that can fill the policy's StateSpec; ConfigurationError on unknown names."""
+        names = () if spec is None else tuple(spec.names)
+        unknown = [name for name in names if name not in (*POSE_NAMES, GRIPPER_NAME)]
+        if unknown:
+            raise ConfigurationError(
+                "the policy wants robot state that this runtime cannot supply",
+                got=", ".join(unknown),
+                expected="names among " + ", ".join((*POSE_NAMES, GRIPPER_NAME)),
+                fix="train the policy with a StateSpec of these names",
+            )
+        return cls(names)
+
+    @property
+    def needs_pose(self) -> bool:
+        """Whether the policy looks at the end-effector pose."""
+        return any(name in POSE_NAMES for name in self.names)
+
+    @property
+    def needs_gripper(self) -> bool:
+        """Whether the policy looks at the gripper."""
+        return GRIPPER_NAME in self.names
+
+    def clear(self) -> None:
+        """Forget the samples."""
+        self.pose.clear()
+        self.gripper.clear()
+
+    def age_s(self, now_s: float, steady_s: float, *, with_pose: bool = False) -> float | None:
+        """Age of the oldest part that is needed (`with_pose` needs the pose in any case)."""
+        oldest: float | None = 0.0
+        for needed, source in (
+            (self.needs_pose or with_pose, self.pose),
+            (self.needs_gripper, self.gripper),
+        ):
+            if needed:
+                age = source.age_s(now_s, steady_s)
+                if age is None:
+                    return None
+                oldest = age if oldest is None else max(oldest, age, key=abs)
+        return oldest
+
+    def vector(self) -> NDArray[np.float32] | None:
+        """The state (D,) in the order of the StateSpec; None if the policy wants no state.
+
+        Only to be called where `age_s` is not None.
+        """
+        if not self.names:
+            return None
+        values = dict(zip(POSE_NAMES, np.zeros(6), strict=True))
+        if self.pose.value is not None:
+            values.update(zip(POSE_NAMES, self.pose.value, strict=True))
+        if self.gripper.value is not None:
+            values[GRIPPER_NAME] = np.float64(self.gripper.value)
+        return np.array([values[name] for name in self.names], np.float32)

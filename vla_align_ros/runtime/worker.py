@@ -1,0 +1,67 @@
+"""Runs inference in its own thread on the newest frame only, so that no queue can grow old."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class LatestWorker(Generic[T]):
+    """One thread that works on the latest item put; an item replaced before its turn is dropped.
+
+    `work` must not raise: what it cannot do it reports itself. A thread is never restarted; make a
+    new worker instead.
+    """
+
+    def __init__(self, work: Callable[[T], None], *, name: str = "inference") -> None:
+        self._work = work
+        self._ready = threading.Condition()
+        self._item: T | None = None
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread still runs: true after `stop` only while `work` does not return."""
+        return self._thread.is_alive()
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def put(self, item: T) -> bool:
+        """Offer an item; True if it replaced one that still waited."""
+        with self._ready:
+            replaced = self._item is not None
+            self._item = item
+            self._ready.notify()
+            return replaced
+
+    def drop(self) -> None:
+        """Discard an item that still waits."""
+        with self._ready:
+            self._item = None
+
+    def stop(self, timeout_s: float) -> bool:
+        """Ask the thread to end and wait for it; False if it is still busy after `timeout_s`."""
+        with self._ready:
+            self._stopping = True
+            self._item = None
+            self._ready.notify()
+        if self._thread.is_alive():
+            self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        while True:
+            with self._ready:
+                while self._item is None and not self._stopping:
+                    self._ready.wait()
+                if self._stopping:
+                    return
+                item, self._item = self._item, None
+            if item is not None:
+                self._work(item)
