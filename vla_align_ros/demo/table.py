@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+REAL_TIME = 0.95  # below this the arm moved slower than commanded, and the figures say little
+
 
 def headline(report: Mapping[str, Any]) -> str:
     """The result in one line."""
@@ -87,10 +89,13 @@ def describe_simulator(report: Mapping[str, Any]) -> str:
     """Whether the simulated robot kept up with real time."""
     if report["real_time_factor"] is None:
         return "no episode"
-    return (
+    text = (
         f"real-time factor {report['real_time_factor']:.3f} or better, "
         f"control loop late by {report['simulator_late_ms']:.0f} ms at most (p99)"
     )
+    if report["real_time_factor"] < REAL_TIME:
+        text += "; the machine was too busy for real time: run again with nothing else running"
+    return text
 
 
 def print_table(report: Mapping[str, Any]) -> None:

@@ -120,13 +120,13 @@ class OperatorNode(Node):
         elif self._phase == "resetting" and in_phase_s > RESEND_RESET_S:
             self._phase_since_s = now_s
             self._request_reset()
-        if (
-            self._phase not in ("waiting", "finished")
-            and now_s - self._last_score_s > self._settings.silence_timeout_s
-        ):
+        elif self._phase == "listening":
+            self.finished = in_phase_s > LAST_DIAGNOSTICS_S
+        silence_s = now_s - self._last_score_s
+        if self._phase != "waiting" and silence_s > self._settings.silence_timeout_s:
             raise SimulationError(
                 "The simulator fell silent",
-                got=f"no ~/score for {now_s - self._last_score_s:.1f} s",
+                got=f"no ~/score for {silence_s:.1f} s",
                 expected=f"one within {self._settings.silence_timeout_s} s",
                 fix="see the log of sim_node",
             )

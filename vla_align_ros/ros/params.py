@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -141,12 +142,12 @@ class PolicyParameters:
     arm: ArmConfig
 
 
-def declare_parameters(node: Node) -> None:
-    """Declare every parameter on the node.
+def declare_parameters(node: Node, declarations: Iterable[Declaration] = DECLARATIONS) -> None:
+    """Declare parameters on a node; policy_node's own by default.
 
     Raises ConfigurationError on a start value of the wrong type or out of its range.
     """
-    for declaration in DECLARATIONS:
+    for declaration in declarations:
         try:
             node.declare_parameter(declaration.name, declaration.default, _describe(declaration))
         except (InvalidParameterTypeException, InvalidParameterValueException) as error:

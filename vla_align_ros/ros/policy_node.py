@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 from typing import Any
 
-import rclpy
 from rclpy.clock import Clock, ClockType
-from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState
-from rclpy.signals import SignalHandlerOptions
 from std_msgs.msg import Float64MultiArray
 
-from vla_align_ros.errors import ConfigurationError, VlaAlignError
+from vla_align_ros.errors import ConfigurationError
 from vla_align_ros.ros.arms import TwistArm
 from vla_align_ros.ros.inputs import RELIABLE, Inputs
 from vla_align_ros.ros.messages import make_chunk
@@ -24,6 +20,7 @@ from vla_align_ros.ros.params import (
     refuse_changes,
 )
 from vla_align_ros.ros.reporting import Reporter
+from vla_align_ros.ros.running import run_node
 from vla_align_ros.ros.transitions import Result, answer_illegal_requests, transition
 from vla_align_ros.runtime.policy import Policy
 from vla_align_ros.runtime.runner import PolicyRunner
@@ -31,8 +28,7 @@ from vla_align_ros.runtime.safety import SafetyGate
 
 DIAGNOSTICS_PERIOD_S = 1.0
 AUTOSTART_DELAY_S = 0.05
-SPIN_S = 0.2  # how long a signal may wait for its turn
-FLUSH_S = 0.1  # how long the last zero may take to be acknowledged
+FLUSH_S = 0.1  # how long the last zero and the last status may take to be acknowledged
 
 
 class PolicyNode(LifecycleNode):
@@ -71,6 +67,13 @@ class PolicyNode(LifecycleNode):
             self._autostart_timer = self.create_timer(
                 AUTOSTART_DELAY_S, self._on_autostart, clock=self._steady
             )
+
+    def destroy_node(self) -> None:
+        """Shut down first, wherever the node is in its life: the arm gets its zero."""
+        if self.reporter.state != "finalized":
+            self.trigger_shutdown()
+            self.reporter.flush(FLUSH_S)
+        super().destroy_node()
 
     @transition("inactive")
     def on_configure(self, state: LifecycleState) -> None:
@@ -188,8 +191,8 @@ class PolicyNode(LifecycleNode):
     def _on_tick(self) -> None:
         if self._runner is None or self._arm is None:
             return
-        step = self._runner.tick()
         stamp = self.get_clock().now().to_msg()
+        step = self._runner.tick()
         if step.command is not None:
             self._arm.send(step.command, stamp)
         elif step.stop:
@@ -211,32 +214,11 @@ class PolicyNode(LifecycleNode):
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the node until SIGINT or SIGTERM; the arm gets its zero before the process ends."""
-    asked_to_end: list[int] = []
-    rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda received, _: asked_to_end.append(received))
-    try:
-        node = PolicyNode()
-    except VlaAlignError as error:
-        rclpy.try_shutdown()
-        raise SystemExit(f"policy_node: {error}") from error
-    try:
-        _spin(node, asked_to_end)
-    finally:
-        if node.reporter.state != "finalized":
-            node.trigger_shutdown()
-        node.destroy_node()
-        rclpy.try_shutdown()
-
-
-def _spin(node: PolicyNode, asked_to_end: list[int]) -> None:
-    executor = SingleThreadedExecutor()
-    executor.add_node(node)
-    try:
-        while not asked_to_end and node.reporter.state != "finalized":
-            executor.spin_once(timeout_sec=SPIN_S)
-    finally:
-        executor.shutdown()
+    run_node(
+        PolicyNode,
+        finished=lambda node: node.reporter.state == "finalized",
+        arguments=arguments,
+    )
 
 
 if __name__ == "__main__":

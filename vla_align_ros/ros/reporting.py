@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from rclpy.duration import Duration
 from rclpy.lifecycle import LifecycleNode
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from std_msgs.msg import String
@@ -70,6 +71,10 @@ class Reporter:
         if known != self._sent:
             self._sent = known
             self._status.publish(String(data=json.dumps(status)))
+
+    def flush(self, timeout_s: float) -> None:
+        """Wait until every listener has acknowledged the last status, at most so long."""
+        self._status.wait_for_all_acked(Duration(seconds=timeout_s))
 
     def diagnose(self, extra: dict[str, Any]) -> None:
         """Publish diagnostics; `extra` adds key-values."""
