@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from vla_align_ros.contract.observation import Observation
 from vla_align_ros.demo.statistics import wilson_interval
+from vla_align_ros.errors import ConfigurationError
 from vla_align_ros.runtime.policy import Policy
 from vla_align_ros.sim.layout import Task
 from vla_align_ros.sim.tabletop import CAMERA, TabletopEnv
@@ -68,6 +69,13 @@ def evaluate(
     threads: int = 1,
 ) -> dict[str, Any]:
     """Success over `episodes` seeds from `seed` on, with its 95 % Wilson interval."""
+    if episodes < 1 or executed < 1:
+        raise ConfigurationError(
+            "Nothing to run",
+            got=f"{episodes} episodes, {executed} actions a chunk",
+            expected="at least one of each",
+            fix="correct --episodes or --execute",
+        )
     policy = Policy.open(bundle, threads=threads)
     env = TabletopEnv()
     policy.warm_up()

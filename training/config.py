@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -90,6 +91,30 @@ class RunConfig:
     evaluate_every: int = 500
     checkpoint_every: int = 500
 
+    def __post_init__(self) -> None:
+        """Check what the loop cannot run with."""
+        for name, value, least in (
+            ("optim.steps", self.optim.steps, 1),
+            ("optim.batch_size", self.optim.batch_size, 1),
+            ("evaluate_every", self.evaluate_every, 1),
+            ("checkpoint_every", self.checkpoint_every, 1),
+            ("threads", self.threads, 0),
+        ):
+            if value < least:
+                raise ConfigurationError(
+                    f"Wrong value for {name}",
+                    got=value,
+                    expected=f"{least} or more",
+                    fix="correct --set",
+                )
+        if not 0.0 < self.data.validation < 1.0:
+            raise ConfigurationError(
+                "Wrong value for data.validation",
+                got=self.data.validation,
+                expected="a share between 0 and 1",
+                fix="correct --set",
+            )
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready dict."""
         return dataclasses.asdict(self)
@@ -136,7 +161,10 @@ def _replace(node: Any, keys: list[str], text: str, path: str) -> Any:
     names = [f.name for f in dataclasses.fields(node)] if dataclasses.is_dataclass(node) else []
     if keys[0] not in names:
         raise ConfigurationError(
-            "No such setting", got=path, expected="one of " + ", ".join(names), fix="correct --set"
+            "No such setting",
+            got=path,
+            expected="one of " + ", ".join(names) if names else "a value that has no parts",
+            fix="correct --set",
         )
     if len(keys) > 1:
         child = _replace(getattr(node, keys[0]), keys[1:], text, path)
@@ -168,10 +196,13 @@ def _fits(value: Any, kind: Any) -> bool:
     if origin is tuple:
         inner = typing.get_args(kind)[0]
         return isinstance(value, tuple) and all(_fits(item, inner) for item in value)
+    if origin is Mapping:
+        return isinstance(value, dict)
     if kind is types.NoneType:
         return value is None
     if kind is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return is_number and math.isfinite(value)
     if kind is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(kind, type) and isinstance(value, kind)

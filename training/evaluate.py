@@ -40,10 +40,10 @@ class OfflineEvaluator:
         objective = self.parts.objective
         objective.eval()
         actions, maps = [], []
+        # The tokens head decodes step by step, from pictures.
+        cached = frozen_vision and objective.model.action_tokens is None
         for start in range(0, len(self.indices), BATCH):
-            batch = self.parts.batch(
-                self.indices[start : start + BATCH], frozen_vision=frozen_vision
-            )
+            batch = self.parts.batch(self.indices[start : start + BATCH], frozen_vision=cached)
             output = objective.predict(batch)
             actions.append(self._read_actions(output.actions, batch))
             if output.grounding is not None:

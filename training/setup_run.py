@@ -28,7 +28,7 @@ from vla_align_ros.contract.normalize import Normalizer
 from vla_align_ros.contract.processor import Processor
 from vla_align_ros.contract.prompt import PromptTemplate, PromptTokenizer
 from vla_align_ros.contract.spec import ActionSpec, CameraSpec, PolicySpec, StateSpec
-from vla_align_ros.errors import TrainingError
+from vla_align_ros.errors import ConfigurationError, TrainingError
 
 PROMPT = "{instruction}"
 PROMPT_TOKENS = 16
@@ -80,6 +80,7 @@ def set_up(
     config: RunConfig, roots: Sequence[str | Path], cache: Path | None, *, progress: bool
 ) -> RunParts:
     """Open the data, build the model from `config.seed`, and fill the feature caches."""
+    _check_image_size(config)
     processor = build_processor(config, roots)
     data = ActionChunkDataset(
         roots,
@@ -88,6 +89,7 @@ def set_up(
         cache_dir=cache,
         progress=progress,
     )
+    _check_held_out(data)
     config = with_vocabulary(config, processor.tokenizer.vocabulary_size)
     torch.manual_seed(config.seed)
     model = PrismaticVLA(config.model)
@@ -148,6 +150,27 @@ def starts_frozen(config: RunConfig) -> bool:
     return config.optim.vision_lr is None or config.optim.vision_from_step > 0
 
 
+def _check_image_size(config: RunConfig) -> None:
+    towers = sorted({tower.image_size for tower in config.model.vision})
+    if towers != [config.data.image_size]:
+        raise ConfigurationError(
+            "The pictures do not fit the vision tower",
+            got=f"data.image_size {config.data.image_size} px",
+            expected=f"the towers' {towers} px",
+            fix="give both the same size in the recipe",
+        )
+
+
+def _check_held_out(data: ActionChunkDataset) -> None:
+    if not len(data.indices("val")):
+        raise TrainingError(
+            "No episode is held out",
+            got=f"{len(data.episode_seed)} episodes, none of them for validation",
+            expected="at least one, to measure on",
+            fix="collect more episodes or raise --set data.validation=...",
+        )
+
+
 def _grounding_points(data: ActionChunkDataset) -> Tensor:
     names = list(data.environment_names)
     missing = [name for pair in _GROUNDING_POINTS for name in pair if name not in names]
@@ -164,7 +187,9 @@ def _grounding_points(data: ActionChunkDataset) -> Tensor:
 
 def _fill_caches(parts: RunParts, folder: Path | None, progress: bool) -> None:
     data, model, aligner = parts.data, parts.objective.model, parts.objective.aligner
-    dtype = torch.bfloat16 if parts.config.precision == "bf16" else torch.float32
+    dtype, precision = torch.bfloat16, ""
+    if parts.config.precision == "fp32":
+        dtype, precision = torch.float32, "-fp32"  # not to be taken for the features of bf16
     if starts_frozen(parts.config):
         towers = copy.deepcopy(model.vision).to(dtype).eval()
 
@@ -175,12 +200,12 @@ def _fill_caches(parts: RunParts, folder: Path | None, progress: bool) -> None:
             return torch.cat(pieces, dim=-1)
 
         layers = "_".join(str(n) for v in parts.config.model.vision for n in v.select_layers)
-        key = f"student-{fingerprint_weights(model.vision.state_dict())}-{layers}"
+        key = f"student-{fingerprint_weights(model.vision.state_dict())}-{layers}{precision}"
         parts.student_features = FeatureStore(data, key, look, folder, progress=progress)
     if aligner is not None:
 
         def teach(indices: NDArray[np.int64]) -> Tensor:
             return aligner.targets(data.images(indices), model.grid)
 
-        key = f"teacher-{aligner.teacher.name}{parts.config.teacher.layer}-{model.grid}"
+        key = f"teacher-{aligner.teacher.name}{parts.config.teacher.layer}-{model.grid}{precision}"
         parts.teacher_features = FeatureStore(data, key, teach, folder, progress=progress)

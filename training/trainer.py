@@ -86,13 +86,13 @@ class Trainer:
         self.history: list[dict[str, float]] = []
 
     def run(self) -> dict[str, float]:
-        """Train to the last step; returns the last evaluation and the speed."""
-        self._resume()
+        """Train to the last step; returns the last evaluation, the whole run's time and speed."""
+        before_s = self._resume()
         forward: nn.Module = self.objective
         if self.world > 1:
             forward = DistributedDataParallel(self.objective, find_unused_parameters=True)
-        optim, first = self.config.optim, self.step
-        started_s = time.monotonic()
+        optim, first = self.config.optim, 0 if before_s else self.step
+        self._started_s = time.monotonic() - before_s
         with self._writer() as writer, self._bar(optim) as bar:
             while self.step < optim.steps:
                 scalars = self._train_step(forward)
@@ -106,7 +106,7 @@ class Trainer:
                     self._evaluate(writer, bar)
                 if self.step % self.config.checkpoint_every == 0 or self.step == optim.steps:
                     self._save()
-        seconds = time.monotonic() - started_s
+        seconds = time.monotonic() - self._started_s
         last = dict(self.history[-1]) if self.history else {}
         last["seconds"] = seconds
         last["samples_per_s"] = (self.step - first) * optim.batch_size / max(seconds, 1e-9)
@@ -119,19 +119,24 @@ class Trainer:
         batch = self.parts.batch(self.sampler.next_indices(), frozen_vision=frozen)
         with self._autocast():
             loss, scalars = forward(batch)
-        if not math.isfinite(float(loss.detach())):
-            raise TrainingError(
-                f"The loss is not finite at step {self.step}",
-                got=str(float(loss.detach())),
-                expected="a number",
-                fix="lower optim.lr; the last checkpoint is kept in " + str(self.out),
-            )
+        self._refuse_non_finite("loss", loss)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         trained = [p for group in self.optimizer.param_groups for p in group["params"]]
-        scalars["optim/grad_norm"] = nn.utils.clip_grad_norm_(trained, optim.clip)
+        norm = nn.utils.clip_grad_norm_(trained, optim.clip)
+        self._refuse_non_finite("gradient", norm)
         self.optimizer.step()
-        return dict(scalars)
+        return {**scalars, "optim/grad_norm": norm}
+
+    def _refuse_non_finite(self, what: str, value: torch.Tensor) -> None:
+        """Stop before the weights are spoilt, and a checkpoint with them."""
+        if not math.isfinite(float(value.detach())):
+            raise TrainingError(
+                f"The {what} is not finite at step {self.step}",
+                got=str(float(value.detach())),
+                expected="a number",
+                fix=f"lower optim.lr; the last checkpoint is kept in {self.out}",
+            )
 
     def _set_rates(self) -> bool:
         """Set this step's rates; returns whether the vision tower is frozen in it."""
@@ -173,20 +178,24 @@ class Trainer:
                 "sampler": self.sampler.state_dict(),
                 "random": torch.get_rng_state(),
                 "history": self.history,
+                "seconds": time.monotonic() - self._started_s,
             }
-            save_checkpoint(self.out / "checkpoints", self.step, state)
+            # The model first: who is killed in between does this step again on resuming.
             self.objective.model.save(self.out)
+            save_checkpoint(self.out / "checkpoints", self.step, state)
 
-    def _resume(self) -> None:
+    def _resume(self) -> float:
+        """Take up the newest checkpoint; returns the seconds that were spent until then."""
         found = list_checkpoints(self.out / "checkpoints")
         if not found:
-            return
+            return 0.0
         state = load_checkpoint(found[-1])
         self.objective.load_state_dict(state["objective"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.sampler.load_state_dict(state["sampler"])
         torch.set_rng_state(state["random"])
         self.step, self.history = int(state["step"]), list(state["history"])
+        return float(state.get("seconds", 0.0))
 
     # -- what is shown ------------------------------------------------------------------------
     def _evaluate(self, writer: Any, bar: Any) -> None:
@@ -213,7 +222,9 @@ class Trainer:
             return
         from torch.utils.tensorboard import SummaryWriter
 
-        writer = SummaryWriter(str(self.out / "tensorboard"))
+        # What a killed run wrote past its checkpoint is written again.
+        repeated = self.step + 1 if self.step else None
+        writer = SummaryWriter(str(self.out / "tensorboard"), purge_step=repeated)
         try:
             yield writer
         finally:

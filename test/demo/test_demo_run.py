@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -22,6 +21,7 @@ def run_demo(*arguments: str, share: Path = ROOT) -> subprocess.CompletedProcess
     script = (
         "import sys; from pathlib import Path; import vla_align_ros.demo.__main__ as demo\n"
         f"demo.find_share = lambda: Path({str(share)!r})\n"
+        "demo.shutil.which = lambda name: None  # processes, also where `ros2 launch` is\n"
         "sys.exit(demo.main())"
     )
     return subprocess.run(
@@ -29,7 +29,7 @@ def run_demo(*arguments: str, share: Path = ROOT) -> subprocess.CompletedProcess
         capture_output=True,
         text=True,
         timeout=300,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        cwd=ROOT,
     )
 
 

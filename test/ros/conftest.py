@@ -58,7 +58,7 @@ def start_node() -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
     def start(executable: str, *arguments: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", f"vla_align_ros.ros.{executable}", "--ros-args"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         process = subprocess.Popen(
             [*command, *arguments],
             stdout=subprocess.PIPE,

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from vla_align_ros.errors import SimulationError
+from vla_align_ros.sim.labels import ENVIRONMENT_STATE_NAMES, environment_state
 from vla_align_ros.sim.layout import Task
 from vla_align_ros.sim.tabletop import (
     CONTROL_HZ,
-    ENVIRONMENT_STATE_NAMES,
     STATE_NAMES,
     TICKS_PER_STEP,
     TabletopEnv,
@@ -112,7 +112,7 @@ def test_labels_point_at_the_object_in_the_picture(env: TabletopEnv) -> None:
         picture = orange.reset(seed).image
         if orange.task.object != "carrot":
             continue
-        label = orange.environment_state()
+        label = environment_state(orange)
         column, row = (label[names.index(n)] * 224 for n in ("object_u", "object_v"))
         patch = picture[int(row) - 3 : int(row) + 4, int(column) - 3 : int(column) + 4]
         red, green, blue = patch.reshape(-1, 3).astype(float).mean(0)
@@ -146,7 +146,7 @@ def test_a_bad_picture_size_is_refused() -> None:
 def test_the_state_and_labels_have_their_declared_lengths(env: TabletopEnv) -> None:
     seen = env.reset(0)
     assert seen.state.shape == (len(STATE_NAMES),) and seen.state.dtype == np.float32
-    assert env.environment_state().shape == (len(ENVIRONMENT_STATE_NAMES),)
+    assert environment_state(env).shape == (len(ENVIRONMENT_STATE_NAMES),)
     assert tabletop_spec().state.names == STATE_NAMES
 
 

@@ -65,7 +65,7 @@ def test_chunks_are_the_actions_that_follow(episodes: list[EpisodeRecord]) -> No
 def test_episodes_end_with_the_object_let_go_on_its_receptacle(
     episodes: list[EpisodeRecord], maker: EpisodeMaker
 ) -> None:
-    from vla_align_ros.sim.tabletop import ENVIRONMENT_STATE_NAMES as NAMES
+    from vla_align_ros.sim.labels import ENVIRONMENT_STATE_NAMES as NAMES
 
     def label(episode: EpisodeRecord, name: str) -> float:
         return float(episode.columns[ENVIRONMENT_KEY][-1, NAMES.index(name)])

@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def parse_range(text: str | None) -> tuple[int, int] | None:
-    """ "4" -> (4, 4), "2:6" -> (2, 6), None -> None; anything else raises DataError."""
+    """Read "4" as (4, 4), "2:6" as (2, 6), None as None; anything else raises DataError."""
     if text is None:
         return None
     low, _, high = text.partition(":")

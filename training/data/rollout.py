@@ -91,6 +91,7 @@ class EpisodeMaker:
                 fix="pass one of them as --env",
             )
         from vla_align_ros.sim.expert import Expert
+        from vla_align_ros.sim.labels import environment_state
         from vla_align_ros.sim.shifts import find_shift
         from vla_align_ros.sim.tabletop import TabletopEnv
 
@@ -103,6 +104,7 @@ class EpisodeMaker:
             self._policy = Policy.open(settings.policy, backend="onnx", threads=1)
         self._env: TabletopEnv = TabletopEnv()
         self._expert = Expert()
+        self._label = environment_state
         self._run_ups: dict[str, Callable[[np.random.Generator], None]] = {
             "home": lambda rng: None,
             "midway": self._start_midway,
@@ -226,7 +228,7 @@ class EpisodeMaker:
             seen = self._env.observe()
             images.append(_picture(seen))
             states.append(seen.state)
-            labels.append(self._env.environment_state())
+            labels.append(self._label(self._env))
             actions.append(self._act())
             succeeded_for = succeeded_for + 1 if self._env.succeeded() else 0
             if wanted is None and succeeded_for > STEPS_AFTER_SUCCESS:

@@ -17,7 +17,8 @@ ATTEMPT_NOTE = "collect/attempt"
 
 def tabletop_schema(horizon: int = 8) -> DatasetSchema:
     """The features of a table-top dataset at 5 Hz."""
-    from vla_align_ros.sim.tabletop import CONTROL_HZ, ENVIRONMENT_STATE_NAMES, tabletop_spec
+    from vla_align_ros.sim.labels import ENVIRONMENT_STATE_NAMES
+    from vla_align_ros.sim.tabletop import CONTROL_HZ, tabletop_spec
 
     spec = tabletop_spec(horizon)
     camera, action = spec.cameras[0], spec.action

@@ -29,6 +29,7 @@ from vla_align_ros.runtime.golden import prove_bundle
 PRECISIONS = ("fp32", "int8")
 CONFIG = "config.json"
 RUN_SUMMARY = "run.json"
+DATASET = "dataset.json"
 PROCESSOR = "processor"
 
 
@@ -127,7 +128,7 @@ def _build_graph(
     graph = exact
     if precision == "int8":
         graph = folder / "int8.onnx"
-        facts["quantized_products"] = quantize_int8(exact, graph)
+        facts["quantized_matrices"] = quantize_int8(exact, graph)
         facts["kept_in_float"] = list(KEPT_IN_FLOAT)
     strip_metadata(graph)
     return graph, facts
@@ -137,8 +138,15 @@ def _describe_run(run_dir: Path) -> dict[str, Any]:
     """Return what the run says of itself, without paths of this machine."""
     config = read_json(run_dir / CONFIG)
     summary = read_json(run_dir / RUN_SUMMARY) if (run_dir / RUN_SUMMARY).is_file() else {}
-    summary.pop("out", None)
-    return {"recipe": config.get("recipe"), "config": config, "run": summary}
+    for repeated in ("out", "dataset"):
+        summary.pop(repeated, None)
+    dataset = read_json(run_dir / DATASET) if (run_dir / DATASET).is_file() else None
+    return {
+        "recipe": config.get("recipe"),
+        "dataset": dataset,
+        "config": config,
+        "run": summary,
+    }
 
 
 def _prove(bundle: Bundle) -> dict[str, Any]:

@@ -22,13 +22,9 @@ class GoldenLimits:
 
 GOLDEN_LIMITS = {
     "fp32": GoldenLimits(translation_mm=0.01, rotation_deg=0.01, gripper=1e-3),
-    "int8": GoldenLimits(translation_mm=3.0, rotation_deg=2.0, gripper=0.25),
+    "int8": GoldenLimits(translation_mm=3.0, rotation_deg=2.0, gripper=0.1),
 }
-"""By the precision that a bundle's provenance names. fp32 differs from torch by rounding alone.
-
-The gripper's limit is the widest because it is decided at 0.5: the step on which it turns over has
-a value in between, and there eight bits shift the value further than the moment.
-"""
+"""By the precision that a bundle's provenance names. fp32 differs from torch by rounding alone."""
 
 
 def find_golden_limits(precision: str) -> GoldenLimits:

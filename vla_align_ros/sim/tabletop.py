@@ -40,23 +40,6 @@ TICKS_PER_STEP = round(1.0 / CONTROL_HZ / TICK_S)
 FRAME = "base_link"
 CAMERA = "front"
 STATE_NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
-ENVIRONMENT_STATE_NAMES = (
-    "object_x",
-    "object_y",
-    "object_z",
-    "object_yaw",
-    "object_u",
-    "object_v",
-    "receptacle_x",
-    "receptacle_y",
-    "receptacle_u",
-    "receptacle_v",
-    "other_object_x",
-    "other_object_y",
-    "other_receptacle_x",
-    "other_receptacle_y",
-    "held",
-)
 _SETTLE_STEPS = 60
 _ON_RECEPTACLE_Z_M = 0.05
 
@@ -306,37 +289,6 @@ class TabletopEnv:
         rests = int(self.model.body(f"receptacle_{slot}").id) in touched
         free = not any(finger in touched for finger in self._finger_bodies)
         return bool(inside and rests and free and position[2] < _ON_RECEPTACLE_Z_M)
-
-    def environment_state(self) -> NDArray[np.float32]:
-        """Privileged labels of the current task (15,) float32, as `ENVIRONMENT_STATE_NAMES`.
-
-        Metres and radians in the base frame; u, v are fractions of the picture's width and height.
-        """
-        task = self.task
-        position, yaw = self.object_pose(task.object)
-        centre = self.receptacle_position(task.receptacle)
-        other = next(p.name for p in self.layout.objects if p.name != task.object)
-        vessel = next(p.name for p in self.layout.receptacles if p.name != task.receptacle)
-        return np.array(
-            [
-                *position,
-                yaw,
-                *self.project(position),
-                *centre[:2],
-                *self.project(centre),
-                *self.object_pose(other)[0][:2],
-                *self.receptacle_position(vessel)[:2],
-                float(self.held_object() == task.object),
-            ],
-            dtype=np.float32,
-        )
-
-    def project(self, point: Array) -> tuple[float, float]:
-        """Where a point (3,) in metres appears, as fractions of the picture's width and height."""
-        rotation = self.data.cam_xmat[self._camera].reshape(3, 3)
-        x, y, z = rotation.T @ (point - self.data.cam_xpos[self._camera])
-        scale = 0.5 / np.tan(np.radians(self.model.cam_fovy[self._camera]) / 2.0)
-        return float(0.5 + scale * x / -z), float(0.5 - scale * y / -z)
 
     def close(self) -> None:
         """Free the renderer."""

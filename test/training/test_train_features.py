@@ -1,0 +1,187 @@
+"""What a cache gives is what the network would have given; it is computed once a data set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("transformers", reason="needs the extra [train]")
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from tiny_data import make_processor, write_dataset
+from tiny_run import make_parts, needs_teacher
+
+from training.data.dataset import ActionChunkDataset, dataset_statistics
+from training.data.features import FeatureStore, fingerprint_weights
+from training.data.tokenizer import BOS, PAD, build_word_tokenizer
+from training.setup_run import RunParts
+from vla_align_ros.contract.prompt import PromptTemplate, PromptTokenizer
+
+HALF = 2.0**-11  # float16's rounding, relative
+
+
+@pytest.fixture(scope="module")
+def roots(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("datasets")
+    write_dataset(folder / "a", 5, seed=0)
+    write_dataset(folder / "b", 4, seed=1)
+    return folder / "a", folder / "b"
+
+
+def open_data(*roots: Path) -> ActionChunkDataset:
+    return ActionChunkDataset(roots, make_processor(dataset_statistics(roots)))
+
+
+class Mean:
+    """A network: mean colours of the rows of a picture. Counts the frames it has seen."""
+
+    def __init__(self, data: ActionChunkDataset) -> None:
+        self.data, self.frames = data, 0
+
+    def __call__(self, indices: NDArray[np.int64]) -> torch.Tensor:
+        self.frames += len(indices)
+        return torch.from_numpy(self.data.images(indices)).float().mean(2) / 7.0
+
+
+@pytest.fixture(scope="module")
+def fp32(tabletop_data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunParts:
+    return make_parts(tabletop_data, "precision=fp32", cache=tmp_path_factory.mktemp("fp32"))
+
+
+@needs_teacher
+def test_cached_features_are_the_networks_own(fp32: RunParts) -> None:
+    rows = fp32.data.indices("train")[[3, 0, 17, 3]]
+    batch, student = fp32.data.batch(rows), fp32.student_features
+    assert student is not None and fp32.teacher_features is not None
+    assert fp32.objective.aligner is not None
+    model = fp32.objective.model
+    with torch.no_grad():
+        looked = model.encode_images(batch["pixel_values"])
+    taught = fp32.objective.aligner.targets(batch["images"].numpy(), model.grid)
+    for store, online in ((student, looked), (fp32.teacher_features, taught)):
+        cached = store.rows(rows)
+        assert cached.dtype == torch.float32 and cached.shape == online.shape
+        torch.testing.assert_close(cached, online, rtol=2 * HALF, atol=2e-4)
+        assert torch.equal(cached[0], cached[3]) and not torch.equal(cached[0], cached[1])
+
+
+@needs_teacher
+def test_a_step_on_cached_features_is_the_step_on_pictures(
+    fp32: RunParts, tabletop_data: Path
+) -> None:
+    online = make_parts(tabletop_data, "precision=fp32", "data.cache=false")
+    assert online.student_features is None and online.teacher_features is None
+    rows = fp32.data.indices("train")[:6]
+    stored = fp32.batch(rows, frozen_vision=True)
+    computed = online.batch(rows, frozen_vision=True)
+    assert "pixel_values" not in stored and "vision_features" not in computed
+    losses = [parts.objective(batch) for parts, batch in ((fp32, stored), (online, computed))]
+    assert losses[0][0].item() == pytest.approx(losses[1][0].item(), rel=1e-3)
+    for name, value in losses[0][1].items():
+        assert value.item() == pytest.approx(losses[1][1][name].item(), rel=2e-3, abs=1e-4), name
+
+
+@needs_teacher
+def test_bf16_features_are_near_and_kept_apart(fp32: RunParts, tabletop_data: Path) -> None:
+    cache = Path(fp32.teacher_features._parts[0].filename).parent  # type: ignore[union-attr]
+    before = set(cache.iterdir())
+    half = make_parts(tabletop_data, cache=cache)
+    assert len(set(cache.iterdir()) - before) == 2  # the frames are shared, the features are not
+    rows = fp32.data.indices("val")
+    for one, other in (
+        (half.student_features, fp32.student_features),
+        (half.teacher_features, fp32.teacher_features),
+    ):
+        assert one is not None and other is not None
+        similar = torch.cosine_similarity(one.rows(rows), other.rows(rows), dim=-1)
+        assert similar.min() > 0.99
+        assert not torch.equal(one.rows(rows), other.rows(rows))
+
+
+def test_each_root_is_computed_once(roots: tuple[Path, Path], tmp_path: Path) -> None:
+    first, both = open_data(roots[0]), open_data(*roots)
+    network = Mean(first)
+    FeatureStore(first, "mean", network, tmp_path, progress=False)
+    assert network.frames == len(first)
+    network = Mean(both)
+    store = FeatureStore(both, "mean", network, tmp_path, batch_size=3, progress=False)
+    assert network.frames == len(both) - len(first)
+    assert len(list(tmp_path.iterdir())) == 2
+    mixed = np.random.default_rng(0).permutation(len(both))
+    torch.testing.assert_close(store.rows(mixed), Mean(both)(mixed), rtol=HALF, atol=1e-4)
+    swapped = open_data(roots[1], roots[0])
+    network = Mean(swapped)
+    store = FeatureStore(swapped, "mean", network, tmp_path, progress=False)
+    assert network.frames == 0
+    torch.testing.assert_close(store.rows(mixed), Mean(swapped)(mixed), rtol=HALF, atol=1e-4)
+    other = Mean(both)
+    FeatureStore(both, "other", other, tmp_path, progress=False)
+    assert other.frames == len(both)
+
+
+def test_features_lie_beside_their_data_by_default(roots: tuple[Path, Path]) -> None:
+    data = open_data(*roots)
+    FeatureStore(data, "beside", Mean(data), progress=False)
+    for root in roots:
+        assert len(list((root / "cache").glob("features-beside-32-*.npy"))) == 1
+
+
+def test_an_interrupted_cache_is_not_taken_for_a_whole_one(
+    roots: tuple[Path, Path], tmp_path: Path
+) -> None:
+    data = open_data(roots[0])
+    network = Mean(data)
+
+    def fail(indices: NDArray[np.int64]) -> torch.Tensor:
+        if network.frames > 4:
+            raise KeyboardInterrupt
+        return network(indices)
+
+    with pytest.raises(KeyboardInterrupt):
+        FeatureStore(data, "mean", fail, tmp_path, batch_size=3, progress=False)
+    assert not list(tmp_path.iterdir())
+    again = Mean(data)
+    FeatureStore(data, "mean", again, tmp_path, progress=False)
+    assert again.frames == len(data)
+
+
+def test_weights_are_told_apart_to_the_last_bit() -> None:
+    state = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.zeros(2, dtype=torch.bfloat16)}
+    key = fingerprint_weights(state)
+    assert key == fingerprint_weights(dict(reversed(state.items()))) and len(key) == 16
+    nudged = state["a"].clone()
+    nudged[1, 2] = torch.nextafter(nudged[1, 2], torch.tensor(9.0))
+    others = [
+        {**state, "a": nudged},
+        {**state, "a": state["a"].reshape(3, 2)},
+        {**state, "b": state["b"].half()},
+        {"a": state["a"], "c": state["b"]},
+    ]
+    assert len({key, *map(fingerprint_weights, others)}) == 5
+
+
+# -- words ------------------------------------------------------------------------------------
+WORDS = st.lists(st.text("abcdefgh", min_size=1, max_size=5), min_size=1, max_size=6)
+
+
+@given(WORDS, st.randoms(use_true_random=False))
+def test_the_same_words_give_the_same_tokenizer(words: list[str], random: object) -> None:
+    content = build_word_tokenizer([" ".join(words)])
+    shuffled = sorted(words, key=lambda _: random.random())  # type: ignore[attr-defined]
+    assert build_word_tokenizer([*(w.upper() for w in shuffled), words[0]]) == content
+    tokenizer = PromptTokenizer(
+        content, PromptTemplate("{instruction}"), 16, bos_token=BOS, pad_token=PAD
+    )
+    ids, mask = tokenizer.encode(" ".join(words))
+    count = len(words)
+    assert tokenizer.vocabulary_size == 3 + len(set(words))
+    assert list(mask) == [1] * (1 + count) + [0] * (15 - count)
+    assert ids[0] == 1 and set(ids[1 + count :]) <= {0} and ids[1 : 1 + count].min() >= 3
+    assert len(set(ids[1 : 1 + count])) == len(set(words))
+    unknown, _ = tokenizer.encode("zebra")
+    assert list(unknown[:3]) == [1, 2, 0]

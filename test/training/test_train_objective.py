@@ -1,0 +1,214 @@
+"""The loss is the formula that the documentation gives, from pictures and from caches alike."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("transformers", reason="needs the extra [train]")
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_models import GRID, VOCABULARY, build, tiny_config, tiny_inputs, tokens_config
+from tiny_run import make_parts, needs_teacher, read_scalars, read_weights
+
+from training.alignment import Aligner, AlignmentConfig
+from training.config import LossConfig
+from training.model import GroundingConfig
+from training.objective import Objective, grounding_targets
+from training.train import train
+from vla_align_ros.errors import TrainingError
+
+
+class Colours:
+    """A teacher: linear in a cell's mean colour."""
+
+    name, width = "colours", 12
+
+    def preprocess(self, images: Any, grid: int) -> torch.Tensor:
+        raise AssertionError("features are in the batch")
+
+    features = to = preprocess
+
+
+def make_batch(seed: int = 0) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(seed)
+    points = torch.tensor([[[0.2, 0.7], [0.9, 0.1]], [[0.5, 0.5], [1.4, 0.5]]])
+    return {
+        **tiny_inputs(seed=seed),
+        "actions": torch.rand(2, 4, 7, generator=generator) * 2 - 1,
+        "teacher_features": torch.randn(2, GRID**2, 12, generator=generator),
+        "grounding": grounding_targets(points, GRID, 0.6),
+    }
+
+
+def make_objective(loss: LossConfig, weight: float | None) -> Objective:
+    model = build(tiny_config(grounding=GroundingConfig(layer=2, width=8)))
+    aligner = None
+    if weight is not None:
+        aligner = Aligner(AlignmentConfig(weight=weight, hidden=16), Colours(), 32, 3)
+    return Objective(model, aligner, loss)
+
+
+# -- the formula ------------------------------------------------------------------------------
+@pytest.mark.parametrize("gripper", [1.0, 0.25])
+def test_the_loss_equals_a_plain_second_implementation(gripper: float) -> None:
+    objective = make_objective(LossConfig(grounding=0.3, gripper=gripper), weight=0.4)
+    batch = make_batch()
+    with torch.no_grad():
+        total, scalars = objective(batch)
+        output = objective.predict(batch)
+    assert output.actions is not None and output.grounding is not None
+    assert output.hidden_states is not None and objective.aligner is not None
+    predicted, wanted = output.actions.double().numpy(), batch["actions"].double().numpy()
+    weights = np.array([1.0] * 6 + [gripper])
+    action = (np.abs(predicted - wanted) * weights).sum(-1).mean() / weights.sum()
+    with torch.no_grad():
+        projected = objective.aligner.projectors[0](output.hidden_states[1][:, output.visual])
+    u, z = projected.double().numpy(), batch["teacher_features"].double().numpy()
+    cosine = ((u * z).sum(-1) / np.linalg.norm(u, axis=-1) / np.linalg.norm(z, axis=-1)).mean()
+    entropies = []
+    for row, (maps, targets) in enumerate(zip(output.grounding, batch["grounding"], strict=True)):
+        for k, (logits, target) in enumerate(zip(maps.double(), targets.double(), strict=True)):
+            if (row, k) != (1, 1):  # that point is outside of the picture
+                probability = np.exp(logits.numpy()) / np.exp(logits.numpy()).sum()
+                entropies.append(-(target.numpy() * np.log(probability)).sum())
+    assert total.item() == pytest.approx(action - 0.4 * cosine + 0.3 * np.mean(entropies), abs=1e-5)
+    told = {name: float(value) for name, value in scalars.items()}
+    assert told == {
+        "loss/action": pytest.approx(action, abs=1e-6),
+        "align/cosine_layer_1": pytest.approx(cosine, abs=1e-6),
+        "loss/grounding": pytest.approx(np.mean(entropies), abs=1e-5),
+        "loss/total": pytest.approx(total.item(), abs=1e-6),
+    }
+    assert not any(value.requires_grad for value in scalars.values())
+
+
+@pytest.mark.parametrize("weight", [None, 0.0])
+def test_weights_of_zero_leave_the_action_loss_alone(weight: float | None) -> None:
+    batch, objective = make_batch(), make_objective(LossConfig(), weight)
+    del batch["teacher_features"], batch["grounding"]
+    total, scalars = objective(batch)
+    assert set(scalars) == {"loss/action", "loss/total"}
+    predicted = objective.predict(batch).actions
+    assert torch.equal(total, torch.nn.functional.l1_loss(predicted, batch["actions"]))
+
+
+def test_features_of_a_frozen_tower_replace_its_pictures() -> None:
+    objective = make_objective(LossConfig(grounding=0.3), weight=0.4)
+    batch = make_batch()
+    features = objective.model.encode_images(batch["pixel_values"]).detach()
+    cached = {**batch, "vision_features": features}
+    del cached["pixel_values"]
+    from_cache, _ = objective(cached)
+    from_pictures, _ = objective(batch)
+    assert from_cache.item() == pytest.approx(from_pictures.item(), abs=1e-6)
+    from_cache.backward()
+    assert all(p.grad is None for p in objective.model.vision.parameters())
+    from_pictures.backward()
+    assert any(p.grad is not None for p in objective.model.vision.parameters())
+
+
+# -- grounding targets ------------------------------------------------------------------------
+UNIT = st.floats(0.0, 1.0)
+
+
+@given(UNIT, UNIT, st.integers(1, 12), st.floats(0.3, 2.0))
+def test_a_target_is_the_gaussian_of_its_point(x: float, y: float, grid: int, sigma: float) -> None:
+    target = grounding_targets(torch.tensor([[[x, y]]]), grid, sigma)[0, 0].double().numpy()
+    plain = np.array(
+        [
+            math.exp(-0.5 * (((i + 0.5) - x * grid) ** 2 + ((j + 0.5) - y * grid) ** 2) / sigma**2)
+            for j in range(grid)  # rows, along y
+            for i in range(grid)
+        ]
+    )
+    np.testing.assert_allclose(target, plain / plain.sum(), atol=1e-5)
+    assert target.sum() == pytest.approx(1.0, abs=1e-5)
+    row, column = divmod(int(target.argmax()), grid)
+    assert abs(column + 0.5 - x * grid) < 0.51 and abs(row + 0.5 - y * grid) < 0.51
+
+
+@given(st.floats(-3, 3), st.floats(-3, 3))
+def test_a_point_outside_of_the_picture_has_no_target(x: float, y: float) -> None:
+    target = grounding_targets(torch.tensor([[[x, y], [0.5, 0.5]]]), 4, 0.6)
+    inside = 0 <= np.float32(x) <= 1 and 0 <= np.float32(y) <= 1
+    assert target[0, 0].sum().item() == pytest.approx(float(inside), abs=1e-5)
+    assert target[0, 1].sum().item() == pytest.approx(1.0, abs=1e-5)
+
+
+# -- both heads train -------------------------------------------------------------------------
+def descend(objective: Objective, batch: dict[str, Any], steps: int) -> list[float]:
+    optimizer = torch.optim.AdamW(objective.model.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(steps):
+        loss, scalars = objective(batch)
+        losses.append(float(scalars["loss/action"]))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return losses
+
+
+def test_the_chunk_head_learns_a_batch() -> None:
+    losses = descend(make_objective(LossConfig(), None), make_batch(), 40)
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_the_tokens_head_learns_a_batch_and_speaks_it() -> None:
+    model = build(tokens_config())
+    aligner = Aligner(AlignmentConfig(hidden=16), Colours(), 32, 3)
+    objective = Objective(model, aligner, LossConfig())
+    batch = make_batch()
+    assert model.action_tokens is not None
+    batch["action_tokens"] = model.action_tokens.encode(batch["actions"][:, 0])
+    del batch["state"]
+    with torch.no_grad():
+        logits = objective.predict(batch).logits
+        _, scalars = objective(batch)
+    assert logits is not None and logits.shape == (2, 7, VOCABULARY)
+    chances = logits.double().softmax(-1).numpy()
+    plain = -np.mean(
+        [math.log(chances[b, d, batch["action_tokens"][b, d]]) for b in range(2) for d in range(7)]
+    )
+    assert float(scalars["loss/action"]) == pytest.approx(plain, abs=1e-5)
+    losses = descend(objective, batch, 120)
+    assert losses[-1] < 0.1 < losses[0]
+    inputs = (batch["pixel_values"], batch["input_ids"], batch["attention_mask"])
+    said = model.eval().predict(*inputs)
+    np.testing.assert_allclose(said[:, 0].numpy(), batch["actions"][:, 0].numpy(), atol=1 / 255)
+
+
+def test_the_tokens_head_without_tokens_is_one_clear_error() -> None:
+    batch = make_batch()
+    del batch["state"]
+    with pytest.raises(TrainingError, match=r"tokens head needs action tokens.*action_tokens"):
+        Objective(build(tokens_config()), None, LossConfig())(batch)
+
+
+@needs_teacher
+def test_a_run_with_the_tokens_head_trains_and_is_measured(
+    tabletop_data: Path, tmp_path: Path, one_thread: None
+) -> None:
+    settings = (
+        *("model.head.horizon=1", "model.head.kind=tokens", "optim.steps=4", "evaluate_every=2"),
+        *("optim.vision_from_step=2", "data.validation=0.2"),
+    )
+    result = train("debug_cpu", [tabletop_data], tmp_path, settings=settings, progress=False)
+    assert result["val/l1"] > 0.0 and result["val/first_frame_blind_m"] > 0.0
+    assert [step for step, _ in read_scalars(tmp_path)["val/l1"]] == [2, 4]
+    assert all(torch.isfinite(value).all() for value in read_weights(tmp_path).values())
+    parts = make_parts(tabletop_data, *settings)
+    batch = parts.batch(parts.data.indices("train")[:4], frozen_vision=True)
+    tokens = parts.objective.model.action_tokens
+    assert tokens is not None and batch["action_tokens"].shape == (4, 7)
+    words = parts.processor.tokenizer.vocabulary_size
+    assert batch["action_tokens"].min() >= words  # no bin borrows a word
+    np.testing.assert_allclose(
+        tokens.decode(batch["action_tokens"]), batch["actions"][:, 0], atol=1 / 254
+    )

@@ -1,0 +1,112 @@
+"""What cannot be trained is refused in one sentence, and nothing that exists is harmed."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("transformers", reason="needs the extra [train]")
+
+import torch
+from tiny_data import write_dataset
+from tiny_run import (
+    SHORT,
+    assert_same_run,
+    hash_files,
+    make_parts,
+    needs_teacher,
+    read_weights,
+    run_short,
+)
+
+from training.commands.train import add_arguments
+from training.config import override
+from training.recipes import find_recipe
+from training.train import train
+from training.trainer import Trainer
+from vla_align_ros.errors import ConfigurationError, DataError, TrainingError
+
+pytestmark = [needs_teacher, pytest.mark.usefixtures("one_thread")]
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_numbers_that_are_not_finite_stop_the_run_and_keep_the_last_checkpoint(
+    tabletop_data: Path, short: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    parts = make_parts(tabletop_data, *SHORT)
+    run = Trainer(parts, tmp_path, progress=False)
+    batch = parts.batch
+
+    def poison(indices: Any, **options: Any) -> Any:
+        values = batch(indices, **options)
+        if run.step == 5 and what == "loss":
+            values["actions"][0, 0, 0] = float("nan")
+        return values
+
+    monkeypatch.setattr(parts, "batch", poison)
+    queries = parts.objective.model.action_queries
+    assert queries is not None
+    if what == "gradient":
+        queries.register_hook(lambda grad: grad * float("inf") if run.step == 5 else grad)
+    with pytest.raises(TrainingError, match=f"The {what} is not finite at step 5.*{tmp_path}"):
+        run.run()
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000004.pt"]
+    assert all(torch.isfinite(value).all() for value in read_weights(tmp_path).values())
+    monkeypatch.undo()
+    Trainer(make_parts(tabletop_data, *SHORT), tmp_path, progress=False).run()
+    assert_same_run(tmp_path, short)
+
+
+def test_another_run_does_not_go_into_the_same_folder(
+    tabletop_data: Path, short: Path, tmp_path: Path
+) -> None:
+    before = hash_files(short)
+    with pytest.raises(TrainingError, match=r"got optim\.lr=0\.001; expected optim\.lr=0\.0005"):
+        run_short(tabletop_data, short, "optim.lr=1e-3")
+    with pytest.raises(TrainingError, match=r"got recipe=tabletop_align.* more; expected .*debug"):
+        train("tabletop_align", [tabletop_data], short, progress=False)
+    with pytest.raises(TrainingError, match="holds another run: got fingerprint="):
+        train("debug_cpu", [tabletop_data, tabletop_data], short, settings=SHORT, progress=False)
+    assert hash_files(short) == before
+
+
+def test_a_refused_start_leaves_the_folder_to_the_corrected_one(
+    tabletop_data: Path, tmp_path: Path
+) -> None:
+    data, out = tmp_path / "data", tmp_path / "out"
+    write_dataset(data, 20)  # without the simulator's labels
+    with pytest.raises(TrainingError, match=r"no labels for grounding.*--set loss\.grounding=0"):
+        run_short(data, out)
+    assert not (out / "config.json").exists()
+    few = ("loss.grounding=0", "optim.steps=2")
+    assert run_short(data, out, *few)["step"] == 2.0
+    with pytest.raises(DataError, match=r"Cannot read.*vla-align collect"):
+        run_short(tmp_path / "nowhere", tmp_path / "other")
+    with pytest.raises(TrainingError, match="No episode is held out"):
+        run_short(tabletop_data, tmp_path / "other", "data.validation=1e-9")
+    with pytest.raises(ConfigurationError, match=r"got data\.image_size 70 px; expected.*\[56\]"):
+        run_short(tabletop_data, tmp_path / "other", "data.image_size=70")
+    with pytest.raises(DataError, match="fills no batch"):
+        run_short(tabletop_data, tmp_path / "other", "optim.batch_size=4096")
+    assert not (tmp_path / "other" / "checkpoints").exists()
+
+
+def test_every_set_and_data_option_counts(tmp_path: Path) -> None:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    text = "--recipe r --out o --data a b --data c --set seed=1 threads=2 --set seed=3"
+    args = parser.parse_args(text.split())
+    assert args.data == ["a", "b", "c"] and args.set == ["seed=1", "threads=2", "seed=3"]
+    assert override(find_recipe("debug_cpu"), args.set).seed == 3
+    assert parser.parse_args(["--recipe", "r", "--out", "o", "--data", "a"]).set == []
+
+
+def test_a_batch_that_does_not_divide_among_the_ranks_is_refused(
+    tabletop_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(TrainingError, match="batch 8 on 3 ranks"):
+        Trainer(make_parts(tabletop_data, *SHORT), tmp_path, progress=False)
