@@ -10,9 +10,9 @@ import numpy as np
 from tqdm import tqdm
 
 from vla_align_ros.contract.observation import Observation
-from vla_align_ros.demo.statistics import wilson_interval
 from vla_align_ros.errors import ConfigurationError
 from vla_align_ros.runtime.policy import Policy
+from vla_align_ros.runtime.statistics import wilson_interval
 from vla_align_ros.sim.layout import Task
 from vla_align_ros.sim.tabletop import CAMERA, TabletopEnv
 

@@ -137,7 +137,10 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _save_golden_inputs(parts: RunParts, path: Path) -> None:
-    """Held-out observations, from which the export makes the bundle's golden samples."""
+    """Held-out observations, from which the export makes the bundle's golden samples.
+
+    Pictures as the camera gave them, so that the proof goes through the robot's resizing too.
+    """
     import numpy as np
 
     data = parts.data
@@ -146,7 +149,7 @@ def _save_golden_inputs(parts: RunParts, path: Path) -> None:
     with replace_atomically(path) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(
             file,
-            image_front=data.images(chosen),
+            image_front=data.camera_pictures(chosen),
             state=data.state[chosen].astype(np.float32),
             instruction=np.array([data.tasks[i] for i in data.task_id[chosen]]),
         )

@@ -33,6 +33,16 @@ def dataset(roots: tuple[Path, Path]) -> ActionChunkDataset:
     return ActionChunkDataset(roots, make_processor(dataset_statistics(roots)))
 
 
+def test_camera_pictures_are_the_recorded_frames_before_resizing(
+    dataset: ActionChunkDataset, roots: tuple[Path, Path]
+) -> None:
+    pictures = [image for root in roots for image in LeRobotReader(root).frames(VIDEO_KEY)]
+    indices = np.random.default_rng(3).permutation(len(dataset))[:12]
+    found = dataset.camera_pictures(indices)
+    assert np.array_equal(found, np.stack([pictures[index] for index in indices]))
+    assert found.shape[1] != dataset.image_size
+
+
 def test_a_batch_is_bitwise_what_the_robot_computes(
     dataset: ActionChunkDataset, roots: tuple[Path, Path]
 ) -> None:

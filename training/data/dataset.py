@@ -132,6 +132,20 @@ class ActionChunkDataset:
                 output[here] = store.frames[wanted[here] - self.root_starts[number]]
         return output
 
+    def camera_pictures(self, indices: np.ndarray) -> np.ndarray:
+        """The same frames before any resizing, (B, H, W, 3) uint8 RGB; decodes whole videos."""
+        wanted = np.asarray(indices, dtype=np.int64)
+        parts = [
+            reader.pictures(VIDEO_KEY, wanted[self.root_id[wanted] == number] - start)
+            for number, (reader, start) in enumerate(
+                zip(self.readers, self.root_starts[:-1], strict=True)
+            )
+        ]
+        order = np.argsort(self.root_id[wanted], kind="stable")
+        output = np.empty((len(wanted), *parts[0].shape[1:]), dtype=np.uint8)
+        output[order] = np.concatenate(parts)
+        return output
+
     def batch(self, indices: np.ndarray, *, pictures: bool = True) -> dict[str, torch.Tensor]:
         """Model inputs and targets of B frames, as `Processor.prepare` makes them.
 

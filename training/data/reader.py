@@ -148,6 +148,26 @@ class LeRobotReader:
                     fix="delete the dataset and collect it again",
                 )
 
+    def pictures(self, video_key: str, rows: np.ndarray) -> np.ndarray:
+        """The frames of `rows` (n,) int64 as the camera gave them: (n, H, W, 3) uint8 RGB.
+
+        Decodes whole files: for a few rows, not for training.
+        """
+        height, width, _ = self.schema.features[video_key].shape
+        output = np.empty((len(rows), height, width, 3), dtype=np.uint8)
+        start = 0
+        for path, count in self.video_files(video_key):
+            wanted = {
+                int(rows[k]) - start: k
+                for k in np.flatnonzero((rows >= start) & (rows < start + count))
+            }
+            if wanted:
+                for number, image in enumerate(decode_video(path)):
+                    if number in wanted:
+                        output[wanted[number]] = image
+            start += count
+        return output
+
     def content_hash(self) -> str:
         """sha256 over tables and video sizes: names a cache of this dataset's content."""
         digest = hashlib.sha256()

@@ -11,8 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from vla_align_ros.demo.statistics import wilson_interval
 from vla_align_ros.runtime.metrics import STAGES
+from vla_align_ros.runtime.statistics import wilson_interval
 
 SUCCESS_BAR = 0.8  # the shipped policy must reach this rate on fresh episodes
 SWAP_BAR = 0.2  # told to fetch the other object, it must do the first one's task less often

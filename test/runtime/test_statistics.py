@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vla_align_ros.demo.statistics import wilson_interval
+from vla_align_ros.runtime.statistics import wilson_interval
 
 
 @pytest.mark.parametrize(
