@@ -1,0 +1,72 @@
+"""Holds the documents to what is there: links, pictures, and figures that were measured."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+
+
+def read_results(name: str) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads((ROOT / "docs/results" / f"{name}.json").read_text())
+    return values
+
+
+def tell_success(row: dict[str, Any]) -> str:
+    low, high = row["success_interval"]
+    return (
+        f"{row['successes']}/{row['episodes']}, {row['success_rate']:.2f} [{low:.2f}, {high:.2f}]"
+    )
+
+
+def find_row(page: str, *keys: str) -> str:
+    rows = [line for line in page.splitlines() if all(key in line for key in keys)]
+    assert len(rows) == 1, f"{keys}: {rows}"
+    return rows[0]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_pictures_lead_somewhere(page: Path) -> None:
+    targets = [t.split("#")[0] for t in LINK.findall(page.read_text()) if "://" not in t]
+    missing = [t for t in targets if t and not (page.parent / t).exists()]
+    assert not missing
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_figure_is_left_open(page: Path) -> None:
+    assert not re.findall(r"\bRESULT_[A-Z_0-9]+|\bTBD\b|\bTODO\b", page.read_text())
+
+
+def test_the_readme_shows_the_shifts_as_measured() -> None:
+    page, results = (ROOT / "README.md").read_text(), read_results("tabletop_shifts")
+    assert len(results["rows"]) >= 12
+    for row in results["rows"]:
+        assert tell_success(row) in find_row(page, f"| `{row['shift']}` |")
+
+
+def test_the_readme_shows_the_demonstration_as_measured() -> None:
+    page, demo, swap = (
+        (ROOT / "README.md").read_text(),
+        read_results("tabletop_demo")["report"],
+        read_results("tabletop_swap")["report"],
+    )
+    assert tell_success(demo) in find_row(page, "./scripts/demo --episodes 50`")
+    told = {"episodes": swap["episodes"], **swap["told"]}
+    assert tell_success(told) in find_row(page, "./scripts/demo --episodes 50 --swap`")
+    assert tell_success(swap) in find_row(page, "the object *not* named")
+
+
+def test_results_are_of_the_shipped_bundle_and_meet_the_bar() -> None:
+    bundle = json.loads((ROOT / "bundles/tabletop/manifest.json").read_text())["id"]
+    demo, swap = (read_results(name)["report"] for name in ("tabletop_demo", "tabletop_swap"))
+    assert {demo["bundle_id"], swap["bundle_id"]} == {bundle}
+    assert {row["bundle_id"] for row in read_results("tabletop_shifts")["rows"]} == {bundle}
+    assert bundle[:12] in (ROOT / "README.md").read_text()
+    assert demo["success_rate"] >= 0.8 and swap["success_rate"] < 0.2
