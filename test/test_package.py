@@ -43,6 +43,7 @@ DEPENDS = {item.text for item in PACKAGE_XML.iter("exec_depend")}
 DISTRIBUTION = {
     "PIL": "pillow",
     "cv2": "opencv-python-headless",
+    "google": "protobuf",
     "tensorrt_rtx": "tensorrt-rtx-cu13-bindings",
     "yaml": "PyYAML",
 }

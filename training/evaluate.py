@@ -7,9 +7,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from training.parallel import Ranks, free_gathered, move_batch
 from training.setup_run import RunParts
 
 MAX_FRAMES = 1024
+FITTED_FRAMES = 20_000
 BATCH = 64
 
 
@@ -18,40 +20,57 @@ class OfflineEvaluator:
 
     The displacement error is the distance in metres between the ends of the predicted and the
     expert's chunk. On first frames it tells whether the policy has found the named object; it is
-    given beside a blind baseline, the best affine guess from proprioception alone.
+    given beside a blind baseline, the best affine guess from proprioception alone. Steps past an
+    episode's end count nowhere.
     """
 
-    def __init__(self, parts: RunParts) -> None:
-        self.parts = parts
+    def __init__(self, parts: RunParts, ranks: Ranks | None = None) -> None:
+        self.parts, self.ranks = parts, ranks or Ranks()
         data = parts.data
         train, held_out = data.indices("train"), data.indices("val")
         rng = np.random.default_rng(0)
         self.indices = np.sort(rng.permutation(held_out)[:MAX_FRAMES])
         self.first = data.frame_index[self.indices] == 0
-        self.truth = _displacement(data.action_chunk[self.indices])
+        self.chunks, is_pad = data.chunks(self.indices)
+        self.counts = ~is_pad
+        self.truth = _displacement(self.chunks)
+        train = np.sort(rng.permutation(train)[:FITTED_FRAMES])
         coefficients, *_ = np.linalg.lstsq(
-            _affine(data.state[train]), _displacement(data.action_chunk[train]), rcond=None
+            _affine(data.state[train]), _displacement(data.chunks(train)[0]), rcond=None
         )
         self.blind = _affine(data.state[self.indices]) @ coefficients
 
     @torch.no_grad()
     def measure(self, *, frozen_vision: bool) -> dict[str, float]:
-        """Scalars of this moment: L1, displacement errors in metres, gripper, grounding."""
-        objective = self.parts.objective
+        """Scalars of this moment: L1, displacement errors in metres, gripper, grounding.
+
+        All ranks call it; each predicts its share of the frames.
+        """
+        objective, ranks = self.parts.objective, self.ranks
         objective.eval()
-        actions, maps = [], []
         # The tokens head decodes step by step, from pictures.
         cached = frozen_vision and objective.model.action_tokens is None
-        for start in range(0, len(self.indices), BATCH):
-            batch = self.parts.batch(self.indices[start : start + BATCH], frozen_vision=cached)
+        own = _take_share(self.indices, ranks)
+        actions, maps = [], []
+        for start in range(0, len(own), BATCH):
+            batch = self.parts.load(own[start : start + BATCH], frozen_vision=cached)
+            batch = move_batch(batch, ranks.device)
             output = objective.predict(batch)
             actions.append(self._read_actions(output.actions, batch))
             if output.grounding is not None:
-                maps.append(output.grounding.float().softmax(-1))
-        metrics = self._action_metrics(np.concatenate(actions))
+                maps.append(output.grounding.float().softmax(-1).cpu())
+        free_gathered(objective)
+        metrics = self._action_metrics(self._join(np.concatenate(actions)))
         if maps and self.parts.grounding is not None:
-            metrics |= self._grounding_metrics(torch.cat(maps))
+            joined = self._join(torch.cat(maps).numpy())
+            metrics |= self._grounding_metrics(torch.from_numpy(joined))
         return metrics
+
+    def _join(self, own: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Every rank's share in the frames' order, without what filled the last share up."""
+        shares = self.ranks.gather(own) if self.ranks.world > 1 else [own]
+        joined: NDArray[np.float32] = np.concatenate(shares)[: len(self.indices)]
+        return joined
 
     def _read_actions(
         self, actions: Tensor | None, batch: dict[str, Tensor]
@@ -59,24 +78,24 @@ class OfflineEvaluator:
         if actions is None:
             inputs = (batch["pixel_values"], batch["input_ids"], batch["attention_mask"])
             actions = self.parts.objective.model.predict(*inputs, batch.get("state"))
-        values: NDArray[np.float32] = actions.float().numpy()
+        values: NDArray[np.float32] = actions.float().cpu().numpy()
         return values
 
     def _action_metrics(self, predicted: NDArray[np.float32]) -> dict[str, float]:
-        processor, data = self.parts.processor, self.parts.data
-        target = processor.encode_actions(data.action_chunk[self.indices])
+        processor, counts = self.parts.processor, self.counts
+        target = processor.encode_actions(self.chunks)
         metric = processor.normalizers["action"].denormalize(predicted)
-        error = np.linalg.norm(_displacement(metric) - self.truth, axis=-1)
+        error = np.linalg.norm(_displacement(metric * counts[..., None]) - self.truth, axis=-1)
         blind = np.linalg.norm(self.blind - self.truth, axis=-1)
-        closed = data.action_chunk[self.indices][..., -1] > 0.5
+        is_open = (predicted[..., -1] > 0.5) == (self.chunks[..., -1] > 0.5)
         first = self.first if self.first.any() else np.ones_like(self.first)
         return {
-            "val/l1": float(np.abs(predicted - target).mean()),
+            "val/l1": float(np.abs(predicted - target)[counts].mean()),
             "val/displacement_m": float(error.mean()),
             "val/displacement_median_m": float(np.median(error)),
             "val/first_frame_displacement_m": float(error[first].mean()),
             "val/first_frame_blind_m": float(blind[first].mean()),
-            "val/gripper_accuracy": float(((predicted[..., -1] > 0.5) == closed).mean()),
+            "val/gripper_accuracy": float(is_open[counts].mean()),
         }
 
     def _grounding_metrics(self, maps: Tensor) -> dict[str, float]:
@@ -90,6 +109,13 @@ class OfflineEvaluator:
             "val/grounding_object_patches": float(miss[:, 0].median()),
             "val/grounding_receptacle_patches": float(miss[:, 1].median()),
         }
+
+
+def _take_share(indices: NDArray[np.int64], ranks: Ranks) -> NDArray[np.int64]:
+    """This rank's part, equally long on all: FSDP's ranks must run the network equally often."""
+    size = -(-len(indices) // ranks.world)
+    filled = np.resize(indices, size * ranks.world)
+    return filled[ranks.rank * size : (ranks.rank + 1) * size]
 
 
 def _displacement(chunk: NDArray[np.floating]) -> NDArray[np.float64]:

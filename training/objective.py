@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from training.alignment import Aligner
 from training.config import LossConfig
 from training.model import PrismaticVLA, VlaOutput, chunk_l1_loss, grounding_loss
+from training.vqa import vqa_loss
 from vla_align_ros.errors import TrainingError
 
 Batch = Mapping[str, Any]
@@ -23,17 +24,32 @@ class Objective(nn.Module):
     DistributedDataParallel. Batch keys: `input_ids`, `attention_mask` (B, T) int64, `state`
     (B, D), `actions` (B, H, 7) normalised; `pixel_values` (B, C, S, S) or, with a frozen tower,
     `vision_features` (B, N, width); `teacher_features` (B, N, width) where lambda > 0;
-    `grounding` (B, K, N) where mu > 0.
+    `grounding` (B, K, N) where mu > 0; `action_tokens` (B, 7) int64 where actions are words; `vqa`
+    (a batch of VqaBatches) where questions are asked beside.
     """
 
-    def __init__(self, model: PrismaticVLA, aligner: Aligner | None, loss: LossConfig) -> None:
+    def __init__(
+        self,
+        model: PrismaticVLA,
+        aligner: Aligner | None,
+        loss: LossConfig,
+        *,
+        vqa_weight: float = 0.0,
+    ) -> None:
         super().__init__()
+        self.vqa_weight = vqa_weight
         self.model = model
         self.aligner = aligner
         self.weights = loss
         weights = torch.ones(model.config.head.action_dim)
         weights[-1] = loss.gripper
         self.register_buffer("dim_weights", weights, persistent=False)
+        self.align_weight = aligner.config.weight if aligner is not None else 0.0
+
+    def set_step(self, step: int, steps: int) -> None:
+        """Take the weights that `step` of `steps` has: lambda may follow a schedule."""
+        if self.aligner is not None:
+            self.align_weight = self.aligner.weight_at(step, steps)
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and the scalars to log, each without gradient."""
@@ -42,12 +58,21 @@ class Objective(nn.Module):
         scalars = {"loss/action": action.detach()}
         total = action
         if self.aligner is not None:
-            total, cosines = self.aligner.total(total, output, batch.get("teacher_features"))
-            scalars |= {name: torch.tensor(value) for name, value in cosines.items()}
+            features = batch.get("teacher_features")
+            total, cosines = self.aligner.total(total, output, features, self.align_weight)
+            scalars |= cosines
         if self.weights.grounding > 0.0 and output.grounding is not None:
             ground = grounding_loss(output.grounding, batch["grounding"])
             scalars["loss/grounding"] = ground.detach()
             total = total + self.weights.grounding * ground
+        if self.weights.tokens > 0.0 and output.actions is not None:
+            words = self._token_loss(output, batch)
+            scalars["loss/tokens"] = words.detach()
+            total = total + self.weights.tokens * words
+        if "vqa" in batch:
+            answers = vqa_loss(self.model, batch["vqa"])
+            scalars["loss/vqa"] = answers.detach()
+            total = total + self.vqa_weight * answers
         scalars["loss/total"] = total.detach()
         return total, scalars
 
@@ -69,9 +94,12 @@ class Objective(nn.Module):
             return chunk_l1_loss(
                 output.actions, batch["actions"], batch.get("is_pad"), self.dim_weights
             )
+        return self._token_loss(output, batch)
+
+    def _token_loss(self, output: VlaOutput, batch: Batch) -> Tensor:
         if output.logits is None or "action_tokens" not in batch:
             raise TrainingError(
-                "The tokens head needs action tokens",
+                "There are no action tokens to learn",
                 got=f"batch keys {sorted(batch)}",
                 expected="action_tokens (B, 7) int64",
                 fix="let the data loader encode the actions",

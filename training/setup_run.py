@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
-import math
+import functools
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,24 +16,26 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from training.alignment import Aligner, EmbeddedTeacher
+from training.adapters import AdapterReport
+from training.alignment import Teacher
 from training.config import RunConfig
-from training.data.dataset import ActionChunkDataset, dataset_statistics, open_readers
+from training.data.dataset import ActionChunkDataset
 from training.data.features import FeatureStore, fingerprint_weights
-from training.data.tokenizer import BOS, PAD, build_word_tokenizer
-from training.model import PrismaticVLA
-from training.model.embedded import IMAGENET_MEAN, IMAGENET_STD
+from training.data.sources import open_sources
+from training.model import ActionTokens
 from training.objective import Objective, grounding_targets
-from vla_align_ros.contract.images import ImageTransform
-from vla_align_ros.contract.normalize import Normalizer
+from training.setup_model import (
+    build_objective,
+    build_student,
+    compute_dtype,
+    find_teacher,
+    fit_to_data,
+)
+from training.setup_processor import build_processor
+from training.teacher_cache import open_teacher_store
 from vla_align_ros.contract.processor import Processor
-from vla_align_ros.contract.prompt import PromptTemplate, PromptTokenizer
-from vla_align_ros.contract.spec import ActionSpec, CameraSpec, PolicySpec, StateSpec
-from vla_align_ros.errors import ConfigurationError, TrainingError
+from vla_align_ros.errors import TrainingError
 
-PROMPT = "{instruction}"
-PROMPT_TOKENS = 16
-_VOCABULARY_MULTIPLE = 64
 _GROUNDING_POINTS = (("object_u", "object_v"), ("receptacle_u", "receptacle_v"))
 
 
@@ -44,121 +47,102 @@ class RunParts:
     processor: Processor
     data: ActionChunkDataset
     objective: Objective
-    student_features: FeatureStore | None
-    teacher_features: FeatureStore | None
-    grounding: Tensor | None
+    adapter: AdapterReport
+    teacher: Teacher | None = None
+    student_features: FeatureStore | None = None
+    teacher_features: FeatureStore | None = None
+    grounding: Tensor | None = None
 
-    def batch(self, indices: NDArray[np.int64], *, frozen_vision: bool) -> dict[str, Any]:
-        """The objective's inputs for B frames; features come from caches where there are any."""
-        aligned = self.objective.aligner is not None and self.config.alignment.weight > 0
+    def load(
+        self,
+        indices: NDArray[np.int64],
+        *,
+        frozen_vision: bool,
+        passes: NDArray[np.int64] | None = None,
+    ) -> dict[str, Any]:
+        """Inputs of B frames on the CPU: pictures, or features where a cache has them.
+
+        With `passes` (B,), how often each came before, pictures are augmented if the configuration
+        says so. What a teacher must still look at is under `teacher_pixels`. Safe in threads.
+        """
         student = self.student_features if frozen_vision else None
-        online_teacher = aligned and self.teacher_features is None
-        batch: dict[str, Any] = self.data.batch(indices, pictures=student is None or online_teacher)
+        looks = self.teacher is not None and self.teacher_features is None
+        batch: dict[str, Any] = self.data.batch(
+            indices, pictures=student is None or looks, passes=passes
+        )
+        images = batch.pop("images", None)
         if student is not None:
             batch["vision_features"] = student.rows(indices)
-        if aligned:
-            batch["teacher_features"] = (
-                self.teacher_features.rows(indices)
-                if self.teacher_features is not None
-                else self._teach(batch["images"].numpy())
-            )
+            batch.pop("pixel_values", None)
+        if self.teacher_features is not None:
+            batch["teacher_features"] = self.teacher_features.rows(indices)
+        elif self.teacher is not None:
+            batch["teacher_pixels"] = self._preprocess(images.numpy())
         if self.grounding is not None:
             grid, sigma = self.objective.model.grid, self.config.loss.grounding_sigma
             batch["grounding"] = grounding_targets(self.grounding[indices], grid, sigma)
-        if self.objective.model.action_tokens is not None:
-            batch["action_tokens"] = self.objective.model.action_tokens.encode(
-                batch["actions"][:, 0]
-            )
+        if self.action_tokens is not None:
+            batch["action_tokens"] = self.action_tokens.encode(batch["actions"][:, 0])
         return batch
 
-    def _teach(self, images: NDArray[np.uint8]) -> Tensor:
-        assert self.objective.aligner is not None
-        return self.objective.aligner.targets(images, self.objective.model.grid)
+    @functools.cached_property
+    def action_tokens(self) -> ActionTokens | None:
+        """How actions become words, where the network is to learn any."""
+        model, config = self.objective.model, self.config
+        if model.action_tokens is None and config.loss.tokens > 0:
+            return ActionTokens(int(model.llm.config.vocab_size), config.model.head.bins)
+        return model.action_tokens
+
+    def teach(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Let the teacher look at its pixels, on the device on which both are."""
+        if "teacher_pixels" not in batch or self.teacher is None:
+            return batch
+        batch = dict(batch)
+        pixels = batch.pop("teacher_pixels")
+        if self.objective.align_weight != 0:
+            features = self.teacher.features(pixels.flatten(0, 1))
+            batch["teacher_features"] = features.reshape(len(pixels), -1, features.shape[-1])
+        return batch
+
+    def batch(self, indices: NDArray[np.int64], *, frozen_vision: bool) -> dict[str, Any]:
+        """All of the objective's inputs for B frames."""
+        return self.teach(self.load(indices, frozen_vision=frozen_vision))
+
+    def _preprocess(self, images: NDArray[np.uint8]) -> Tensor:
+        """Pictures (B, [cameras,] S, S, 3) uint8 as the teacher wants: (B, cameras, 3, T, T)."""
+        assert self.teacher is not None
+        flat = images.reshape(-1, *images.shape[-3:])
+        pixels = self.teacher.preprocess(flat, self.objective.model.grid)
+        return pixels.unflatten(0, (len(images), -1))
 
 
 def set_up(
     config: RunConfig, roots: Sequence[str | Path], cache: Path | None, *, progress: bool
 ) -> RunParts:
     """Open the data, build the model from `config.seed`, and fill the feature caches."""
-    _check_image_size(config)
-    processor = build_processor(config, roots)
+    config.check()
+    sources = open_sources(roots, config.data)
+    processor = build_processor(config, sources, cache)
     data = ActionChunkDataset(
-        roots,
-        processor,
-        validation_fraction=config.data.validation,
-        cache_dir=cache,
-        progress=progress,
+        sources, processor, config.data, seed=config.seed, cache_dir=cache, progress=progress
     )
     _check_held_out(data)
-    config = with_vocabulary(config, processor.tokenizer.vocabulary_size)
-    torch.manual_seed(config.seed)
-    model = PrismaticVLA(config.model)
-    aligner = None
-    if config.alignment.weight > 0:
-        dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
-        teacher = EmbeddedTeacher(config.teacher.layer, dtype=dtype)
-        layers = int(model.llm.config.num_hidden_layers)
-        aligner = Aligner(config.alignment, teacher, model.llm_width, layers)
+    config = fit_to_data(config, processor)
+    model, adapter = build_student(config, processor)
+    teacher = find_teacher(config)
     parts = RunParts(
-        config, processor, data, Objective(model, aligner, config.loss), None, None, None
+        config, processor, data, build_objective(config, model, teacher), adapter, teacher
     )
     if config.loss.grounding > 0:
         parts.grounding = _grounding_points(data)
-    if config.data.cache:
+    if config.data.keeps_features:
         _fill_caches(parts, cache, progress)
     return parts
-
-
-def build_processor(config: RunConfig, roots: Sequence[str | Path]) -> Processor:
-    """The contract that training and robot share, from the data's own statistics and words."""
-    readers = open_readers(roots)
-    head = config.model.head
-    camera = readers[0].schema.features["observation.images.front"].shape
-    state = readers[0].schema.features["observation.state"].names
-    spec = PolicySpec(
-        cameras=(CameraSpec("front", camera[0], camera[1]),),
-        state=StateSpec(tuple(state or ())) if config.model.state is not None else None,
-        action=ActionSpec(
-            frame="base_link", rate_hz=float(readers[0].info["fps"]), horizon=head.horizon
-        ),
-    )
-    statistics = dataset_statistics(roots)
-    normalizers = {"action": Normalizer("quantile", statistics["action"])}
-    if spec.state is not None:
-        normalizers["state"] = Normalizer("quantile", statistics["state"])
-    words = build_word_tokenizer(task for reader in readers for task in reader.tasks)
-    tokenizer = PromptTokenizer(
-        words, PromptTemplate(PROMPT), PROMPT_TOKENS, bos_token=BOS, pad_token=PAD
-    )
-    transform = ImageTransform(size=config.data.image_size, mean=IMAGENET_MEAN, std=IMAGENET_STD)
-    return Processor(spec, transform, normalizers, tokenizer)
-
-
-def with_vocabulary(config: RunConfig, words: int) -> RunConfig:
-    """Give a from-scratch LLM a vocabulary that holds the words and, behind them, action bins."""
-    llm = config.model.llm
-    if llm.config is None or "vocab_size" in llm.config:
-        return config
-    needed = words + (config.model.head.bins if config.model.head.kind == "tokens" else 0)
-    size = math.ceil(needed / _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE
-    llm = dataclasses.replace(llm, config={**llm.config, "vocab_size": size})
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, llm=llm))
 
 
 def starts_frozen(config: RunConfig) -> bool:
     """Whether the vision tower is still for the first steps, or for good."""
     return config.optim.vision_lr is None or config.optim.vision_from_step > 0
-
-
-def _check_image_size(config: RunConfig) -> None:
-    towers = sorted({tower.image_size for tower in config.model.vision})
-    if towers != [config.data.image_size]:
-        raise ConfigurationError(
-            "The pictures do not fit the vision tower",
-            got=f"data.image_size {config.data.image_size} px",
-            expected=f"the towers' {towers} px",
-            fix="give both the same size in the recipe",
-        )
 
 
 def _check_held_out(data: ActionChunkDataset) -> None:
@@ -186,10 +170,9 @@ def _grounding_points(data: ActionChunkDataset) -> Tensor:
 
 
 def _fill_caches(parts: RunParts, folder: Path | None, progress: bool) -> None:
-    data, model, aligner = parts.data, parts.objective.model, parts.objective.aligner
-    dtype, precision = torch.bfloat16, ""
-    if parts.config.precision == "fp32":
-        dtype, precision = torch.float32, "-fp32"  # not to be taken for the features of bf16
+    data, model, teacher = parts.data, parts.objective.model, parts.teacher
+    dtype = compute_dtype(parts.config)
+    precision = "-fp32" if dtype == torch.float32 else ""  # not to be taken for those of bf16
     if starts_frozen(parts.config):
         towers = copy.deepcopy(model.vision).to(dtype).eval()
 
@@ -199,13 +182,22 @@ def _fill_caches(parts: RunParts, folder: Path | None, progress: bool) -> None:
             pieces = [tower(pixels[:, 3 * i : 3 * i + 3]) for i, tower in enumerate(towers)]
             return torch.cat(pieces, dim=-1)
 
-        layers = "_".join(str(n) for v in parts.config.model.vision for n in v.select_layers)
-        key = f"student-{fingerprint_weights(model.vision.state_dict())}-{layers}{precision}"
+        key = f"student-{_name_look(parts)}{precision}"
         parts.student_features = FeatureStore(data, key, look, folder, progress=progress)
-    if aligner is not None:
+    if teacher is not None:
+        parts.teacher_features = open_teacher_store(
+            data, teacher, model.grid, folder, progress=progress
+        )
 
-        def teach(indices: NDArray[np.int64]) -> Tensor:
-            return aligner.targets(data.images(indices), model.grid)
 
-        key = f"teacher-{aligner.teacher.name}{parts.config.teacher.layer}-{model.grid}{precision}"
-        parts.teacher_features = FeatureStore(data, key, teach, folder, progress=progress)
+def _name_look(parts: RunParts) -> str:
+    """Name of all that decides what the frozen tower sees, but for the recorded pictures."""
+    weights = {
+        name.replace(".base_layer.", "."): value
+        for name, value in parts.objective.model.vision.state_dict().items()
+        if ".lora_" not in name  # random at the start, and then without effect
+    }
+    layers = [tower.select_layers for tower in parts.config.model.vision]
+    pixels = parts.processor.image_transform.to_dict()
+    how = hashlib.sha256(json.dumps([layers, pixels], sort_keys=True).encode()).hexdigest()[:8]
+    return f"{fingerprint_weights(weights)}-{how}"

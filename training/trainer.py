@@ -1,241 +1,267 @@
-"""The training loop: steps, schedules, checkpoints, evaluation, scalars and a progress bar."""
+"""The training loop: steps on one or many ranks, checkpoints, evaluation, and how it ends."""
 
 from __future__ import annotations
 
 import math
-import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
-from tqdm import tqdm
+from torch import Tensor
 
-from training.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
-from training.config import OptimConfig
-from training.data.sampler import BatchSampler
-from training.evaluate import OfflineEvaluator
+from training.checkpoint import (
+    CheckpointReader,
+    clean_checkpoints,
+    list_checkpoints,
+    save_checkpoint,
+)
+from training.data.loader import BatchLoader
+from training.data.sampler import Draws, SampleSampler
+from training.measurements import Measurements
+from training.optimizers import build_optimizer, set_rates, vision_rate
+from training.parallel import (
+    Ranks,
+    clip_gradients,
+    last_piece_only,
+    move_batch,
+    split_batch,
+)
+from training.progress import Progress
 from training.setup_run import RunParts
+from training.sharing import autocast, share_objective
+from training.signals import StopSignals
+from training.state import (
+    choose_weights,
+    collect_tensors,
+    list_weights,
+    restore_tensors,
+    seed_rank,
+    sum_bits,
+)
+from training.vqa import VqaBatches
 from vla_align_ros.errors import TrainingError
 
 SCALARS_EVERY = 20
 
 
-def schedule(step: int, warmup: int, total: int, final: float) -> float:
-    """Share of the peak rate at `step` of `total`: linear warm-up, then a cosine to `final`."""
-    if step < warmup:
-        return (step + 1) / warmup
-    done = (step - warmup) / max(1, total - warmup)
-    return final + (1.0 - final) * 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
-
-
-def main_rate(optim: OptimConfig, step: int) -> float:
-    """Learning rate of everything but the vision tower at `step`."""
-    return optim.lr * schedule(step, optim.warmup_steps, optim.steps, optim.final_fraction)
-
-
-def vision_rate(optim: OptimConfig, step: int) -> float:
-    """Learning rate of the vision tower at `step`; 0 while it is frozen.
-
-    It has a warm-up and a cosine of its own, from the step on which the tower is let go.
-    """
-    start = optim.vision_from_step
-    if optim.vision_lr is None or step < start:
-        return 0.0
-    return optim.vision_lr * schedule(
-        step - start, optim.vision_warmup_steps, optim.steps - start, optim.final_fraction
-    )
-
-
 class Trainer:
     """Runs one configuration to its end, from the newest checkpoint in `out` if there is one.
 
-    On one process a resumed run equals the uninterrupted one bit for bit: model, optimizer, data
-    position and random state are in the checkpoint, and rates are functions of the step.
+    On one process a resumed run equals the uninterrupted one bit for bit: weights, optimizer, data
+    position and random states are in the checkpoint, and rates are functions of the step. On
+    another number of ranks it goes on with the very next sample.
     """
 
-    def __init__(self, parts: RunParts, out: Path, *, progress: bool = True) -> None:
+    def __init__(
+        self,
+        parts: RunParts,
+        out: Path,
+        *,
+        ranks: Ranks | None = None,
+        signals: StopSignals | None = None,
+        progress: bool = True,
+    ) -> None:
         self.parts, self.out, self.config = parts, out, parts.config
-        self.rank = int(os.environ.get("RANK", "0"))
-        self.world = int(os.environ.get("WORLD_SIZE", "1"))
-        self.progress = progress and self.rank == 0
+        self.ranks, self.signals = ranks or Ranks(), signals or StopSignals()
         self.objective = parts.objective
-        self.step = 0
-        optim = self.config.optim
-        if optim.batch_size % self.world:
-            raise TrainingError(
-                "The batch does not divide among the ranks",
-                got=f"batch {optim.batch_size} on {self.world} ranks",
-                expected="a multiple of the ranks",
-                fix="--set optim.batch_size=...",
-            )
-        self.sampler = BatchSampler(
-            parts.data.indices("train"),
-            optim.batch_size // self.world,
+        self.step, self.scalars, self._waited_s = 0, dict[str, float](), 0.0
+        self.stopped: str | None = None
+        share = self._divide_batch()
+        seed_rank(self.config.seed, 0, self.ranks.rank)
+        self.forward = share_objective(parts, self.ranks)
+        self.optimizer = build_optimizer(self.objective, self.config.optim)
+        adapted = self.config.adapter.kind != "none"
+        self._keeps, left_out = choose_weights(self.objective, parts.adapter, adapted=adapted)
+        self._base = sum_bits(left_out)
+        frames = parts.data.indices("train")
+        sampler = SampleSampler(
+            frames,
+            share,
             seed=self.config.seed,
-            rank=self.rank,
-            world_size=self.world,
+            rank=self.ranks.rank,
+            world_size=self.ranks.world,
+            groups=parts.data.root_id[frames],
+            weights=parts.data.weights,
         )
-        self.optimizer = self._build_optimizer()
-        self.evaluator = OfflineEvaluator(parts)
-        self.history: list[dict[str, float]] = []
+        self.loader = BatchLoader(self._load, sampler, workers=self.config.data.workers)
+        self.questions = self._open_questions()
+        self.progress = Progress(self.config, out, shown=progress, first=self.ranks.is_first)
+        self.measurements = Measurements(parts, out, self.ranks, self.progress)
 
-    def run(self) -> dict[str, float]:
-        """Train to the last step; returns the last evaluation, the whole run's time and speed."""
+    def run(self) -> dict[str, Any]:
+        """Train to the last step, or until a signal stops the run.
+
+        Returns the last evaluation with `seconds` and `samples_per_s` of all sessions together, and
+        `stopped`, the signal's name, if it is not finished. A number that is not finite raises
+        TrainingError; the state before that step is saved then.
+        """
         before_s = self._resume()
-        forward: nn.Module = self.objective
-        if self.world > 1:
-            forward = DistributedDataParallel(self.objective, find_unused_parameters=True)
         optim, first = self.config.optim, 0 if before_s else self.step
         self._started_s = time.monotonic() - before_s
-        with self._writer() as writer, self._bar(optim) as bar:
-            while self.step < optim.steps:
-                scalars = self._train_step(forward)
+        with self.signals.defer(), self.loader, self.progress.open(self.step):
+            self.measurements.take_if_due(self.step)
+            while self.step < optim.steps and self.stopped is None:
+                scalars = self._train_step()
                 self.step += 1
-                bar.update(optim.batch_size)
-                if self.step % SCALARS_EVERY == 0 or self.step == optim.steps:
-                    values = {name: float(value) for name, value in scalars.items()}
-                    self._log(writer, values)
-                    bar.set_postfix(loss=f"{values['loss/total']:.4f}", refresh=False)
-                if self.step % self.config.evaluate_every == 0 or self.step == optim.steps:
-                    self._evaluate(writer, bar)
-                if self.step % self.config.checkpoint_every == 0 or self.step == optim.steps:
+                is_last = self.step == optim.steps
+                self.progress.advance(self.step)
+                if self.step % SCALARS_EVERY == 0 or is_last:
+                    self._log(scalars)
+                if self.stopped is None or is_last:
+                    self.measurements.take_if_due(self.step)
+                if self.step % self.config.checkpoint_every == 0 or is_last or self.stopped:
                     self._save()
         seconds = time.monotonic() - self._started_s
-        last = dict(self.history[-1]) if self.history else {}
+        last: dict[str, Any] = {**self.scalars, **self.measurements.last()}
         last["seconds"] = seconds
         last["samples_per_s"] = (self.step - first) * optim.batch_size / max(seconds, 1e-9)
-        return last
+        return last if self.step == optim.steps else {**last, "stopped": self.stopped}
 
-    def _train_step(self, forward: nn.Module) -> dict[str, torch.Tensor]:
-        optim = self.config.optim
-        frozen = self._set_rates()
+    # -- a step -------------------------------------------------------------------------------
+    def _train_step(self) -> dict[str, Tensor]:
+        config, place = self.config, self._position()
+        set_rates(self.optimizer, config.optim, self.step)
         self.objective.train()
-        batch = self.parts.batch(self.sampler.next_indices(), frozen_vision=frozen)
-        with self._autocast():
-            loss, scalars = forward(batch)
-        self._refuse_non_finite("loss", loss)
+        self.objective.set_step(self.step, config.optim.steps)
+        batch = dict(self.loader.next())
+        if self.questions is not None:
+            batch["vqa"] = self.questions.next()
+        pieces, scalars = config.parallel.accumulate, dict[str, Tensor]()
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        trained = [p for group in self.optimizer.param_groups for p in group["params"]]
-        norm = nn.utils.clip_grad_norm_(trained, optim.clip)
-        self._refuse_non_finite("gradient", norm)
+        for number, piece in enumerate(split_batch(batch, pieces)):
+            inputs = self.parts.teach(move_batch(piece, self.ranks.device))
+            with last_piece_only(self.forward, number == pieces - 1):
+                with autocast(self.config, self.ranks):
+                    loss, values = self.forward(inputs)
+                (loss / pieces).backward()
+            for name, value in values.items():
+                scalars[name] = scalars.get(name, 0.0) + value / pieces
+        norm = self._clip()
+        self._check_finite(scalars["loss/total"], norm, batch, place)
         self.optimizer.step()
         return {**scalars, "optim/grad_norm": norm}
 
-    def _refuse_non_finite(self, what: str, value: torch.Tensor) -> None:
-        """Stop before the weights are spoilt, and a checkpoint with them."""
-        if not math.isfinite(float(value.detach())):
+    def _log(self, scalars: Mapping[str, Tensor]) -> None:
+        """Write the step's scalars, means over the ranks, and how long it waited for data."""
+        self.scalars = self.ranks.mean(scalars)
+        waited_s, self._waited_s = self.loader.waited_s - self._waited_s, self.loader.waited_s
+        wait_ms = 1000.0 * waited_s / SCALARS_EVERY
+        self.progress.log(self.step, {**self.scalars, "data/wait_ms": wait_ms})
+
+    def _load(self, draws: Draws) -> Mapping[str, Any]:
+        """One batch on the CPU; may run in a thread, ahead of the step that it is for."""
+        step = draws.start // self.config.optim.batch_size
+        frozen = vision_rate(self.config.optim, step) == 0.0
+        return self.parts.load(draws.indices, frozen_vision=frozen, passes=draws.passes)
+
+    def _clip(self) -> Tensor:
+        if self.config.parallel.strategy == "fsdp" and self.objective.aligner is not None:
+            self.objective.aligner.average_gradients()
+        trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+        return clip_gradients(trained, self.config.optim.clip)
+
+    def _check_finite(
+        self, loss: Tensor, norm: Tensor, batch: Mapping[str, Any], place: dict[str, Any]
+    ) -> None:
+        """Learn on all ranks at once whether to stop; before the weights are spoilt."""
+        flags = (~torch.isfinite(loss), ~torch.isfinite(norm), self.signals.received is not None)
+        bad_loss, bad_norm, stop = self.ranks.agree(flags)
+        if stop:
+            self.stopped = self.signals.received or "a signal on another rank"
+        if not (bad_loss or bad_norm):
+            return
+        own = [] if bad_loss and torch.isfinite(loss) else batch["index"].tolist()
+        samples = sorted(index for part in self.ranks.gather(own) for index in part)
+        self._go_to(place)
+        kept = "the last checkpoint is"
+        if self._weights_are_finite():
+            self._save()
+            kept = "the state before it is"
+        what, value = ("loss", loss) if bad_loss else ("gradient", norm)
+        values = self.ranks.gather(float(value))
+        wrong = next(number for number in values if not math.isfinite(number))
+        raise TrainingError(
+            f"The {what} is not finite at step {self.step}",
+            got=f"{wrong} on samples {samples}",
+            expected="a number",
+            fix=f"look at these samples, or lower optim.lr; {kept} kept in {self.out}",
+        )
+
+    def _weights_are_finite(self) -> bool:
+        weights = list_weights(self.objective, lambda name: True).values()
+        spoilt = [~torch.isfinite(w).all() for w in weights if w.is_floating_point()]
+        return not any(self.ranks.agree([any(bool(flag) for flag in spoilt)]))
+
+    def _divide_batch(self) -> int:
+        """Samples of a step on this rank."""
+        size, pieces = self.config.optim.batch_size, self.config.parallel.accumulate
+        if size % (self.ranks.world * pieces):
             raise TrainingError(
-                f"The {what} is not finite at step {self.step}",
-                got=str(float(value.detach())),
-                expected="a number",
-                fix=f"lower optim.lr; the last checkpoint is kept in {self.out}",
+                "The batch does not divide among the ranks",
+                got=f"batch {size} on {self.ranks.world} ranks, in {pieces} piece(s) each",
+                expected="a multiple of ranks times pieces",
+                fix="--set optim.batch_size=... or parallel.accumulate=...",
             )
+        return size // self.ranks.world
 
-    def _set_rates(self) -> bool:
-        """Set this step's rates; returns whether the vision tower is frozen in it."""
-        optim = self.config.optim
-        vision = vision_rate(optim, self.step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = vision if group["vision"] else main_rate(optim, self.step)
-        for parameter in self.objective.model.vision.parameters():
-            parameter.requires_grad_(vision > 0.0)
-        return vision == 0.0
+    def _open_questions(self) -> VqaBatches | None:
+        config, ranks = self.config, self.ranks
+        if config.vqa is None:
+            return None
+        share = {"rank": ranks.rank, "world": ranks.world}
+        return VqaBatches(config.vqa, self.parts.processor, seed=config.seed, **share)
 
-    def _build_optimizer(self) -> torch.optim.AdamW:
-        optim = self.config.optim
-        groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-        for name, members in self.objective.model.parameter_groups().items():
-            for _, parameter in members:
-                groups.setdefault((name == "vision", parameter.ndim > 1), []).append(parameter)
-        settings: list[dict[str, Any]] = [
-            {
-                "params": parameters,
-                "vision": is_vision,
-                "weight_decay": optim.weight_decay if is_matrix else 0.0,
-            }
-            for (is_vision, is_matrix), parameters in groups.items()
-        ]
-        return torch.optim.AdamW(settings, lr=optim.lr, betas=(0.9, optim.beta2))
+    def _position(self) -> dict[str, Any]:
+        """Which samples were used, over all ranks."""
+        asked = self.questions.state_dict() if self.questions is not None else None
+        return {"samples": self.loader.state_dict(), "questions": asked}
 
-    def _autocast(self) -> torch.autocast:
-        device = next(self.objective.model.parameters()).device.type
-        return torch.autocast(device, torch.bfloat16, enabled=self.config.precision == "bf16")
+    def _go_to(self, position: dict[str, Any]) -> None:
+        self.loader.load_state_dict(position["samples"])
+        if self.questions is not None:
+            self.questions.load_state_dict(position["questions"])
 
     # -- what lasts ---------------------------------------------------------------------------
     def _save(self) -> None:
-        if self.rank == 0:
-            state = {
-                "step": self.step,
-                "objective": self.objective.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "sampler": self.sampler.state_dict(),
-                "random": torch.get_rng_state(),
-                "history": self.history,
-                "seconds": time.monotonic() - self._started_s,
-            }
-            # The model first: who is killed in between does this step again on resuming.
-            self.objective.model.save(self.out)
-            save_checkpoint(self.out / "checkpoints", self.step, state)
+        tensors, plain = collect_tensors(self.objective, self.optimizer, self.ranks, self._keeps)
+        state = {
+            "step": self.step,
+            "world": self.ranks.world,
+            "position": self._position(),
+            "optimizer": plain,
+            "base": self._base,
+            "scalars": self.scalars,
+            **self.measurements.state_dict(),
+            "seconds": time.monotonic() - self._started_s,
+        }
+        save_checkpoint(self.out / "checkpoints", self.step, tensors, state)
 
     def _resume(self) -> float:
         """Take up the newest checkpoint; returns the seconds that were spent until then."""
-        found = list_checkpoints(self.out / "checkpoints")
+        folder = self.out / "checkpoints"
+        found = list_checkpoints(folder)
+        self.ranks.wait()
+        if self.ranks.is_first:
+            clean_checkpoints(folder)
         if not found:
             return 0.0
-        state = load_checkpoint(found[-1])
-        self.objective.load_state_dict(state["objective"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.sampler.load_state_dict(state["sampler"])
-        torch.set_rng_state(state["random"])
-        self.step, self.history = int(state["step"]), list(state["history"])
-        return float(state.get("seconds", 0.0))
-
-    # -- what is shown ------------------------------------------------------------------------
-    def _evaluate(self, writer: Any, bar: Any) -> None:
-        if self.rank == 0:
-            frozen = vision_rate(self.config.optim, max(0, self.step - 1)) == 0.0
-            with self._autocast():
-                metrics = self.evaluator.measure(frozen_vision=frozen)
-            self._log(writer, metrics)
-            self.history.append({"step": float(self.step), **metrics})
-            if self.progress:
-                told = ", ".join(f"{k.split('/')[-1]} {v:.4g}" for k, v in metrics.items())
-                bar.write(f"step {self.step}: {told}")
-        if self.world > 1:
-            dist.barrier()
-
-    def _log(self, writer: Any, values: dict[str, float]) -> None:
-        for name, value in values.items() if writer is not None else ():
-            writer.add_scalar(name, value, self.step)
-
-    @contextmanager
-    def _writer(self) -> Iterator[Any]:
-        if self.rank != 0:
-            yield None
-            return
-        from torch.utils.tensorboard import SummaryWriter
-
-        # What a killed run wrote past its checkpoint is written again.
-        repeated = self.step + 1 if self.step else None
-        writer = SummaryWriter(str(self.out / "tensorboard"), purge_step=repeated)
-        try:
-            yield writer
-        finally:
-            writer.close()
-
-    def _bar(self, optim: OptimConfig) -> Any:
-        return tqdm(
-            total=optim.steps * optim.batch_size,
-            initial=self.step * optim.batch_size,
-            unit="sample",
-            desc=self.config.recipe,
-            disable=not self.progress,
-            mininterval=2.0,
+        reader = CheckpointReader(found[-1])
+        state = reader.state
+        if state["base"] != self._base:
+            raise TrainingError(
+                f"{reader.path} was trained on other frozen weights",
+                got=f"checksum {self._base}",
+                expected=f"checksum {state['base']}",
+                fix="continue with the base model that the run began with",
+            )
+        has_random = restore_tensors(
+            reader, self.objective, self.optimizer, self.ranks, self._keeps, state["optimizer"]
         )
+        self._go_to(state["position"])
+        self.measurements.load_state_dict(state)
+        self.step, self.scalars = int(state["step"]), dict(state["scalars"])
+        if not has_random:
+            seed_rank(self.config.seed, self.step, self.ranks.rank)
+        return float(state["seconds"])

@@ -10,9 +10,17 @@ pytest.importorskip("transformers", reason="needs the extra [train]")
 
 from tiny_models import GRID, build, tiny_config, tiny_inputs
 
-from training.alignment import Aligner, AlignmentConfig, FrozenMlpProjector, cosine_alignment_loss
+from training.alignment import (
+    Aligner,
+    AlignmentConfig,
+    build_projector,
+    compute_targets,
+    cosine_alignment_loss,
+)
 from training.model import chunk_l1_loss
 from vla_align_ros.errors import ConfigurationError
+
+ENCODER = 24  # width of the tiny tower
 
 
 class LinearTeacher(torch.nn.Module):
@@ -46,11 +54,8 @@ def make(config=None):
     torch.manual_seed(0)
     teacher = LinearTeacher()
     model = build(tiny_config())
-    return (
-        model,
-        teacher,
-        Aligner(config or AlignmentConfig(hidden=16), teacher, model.llm_width, 3),
-    )
+    config = config or AlignmentConfig(hidden=16)
+    return model, teacher, Aligner(config, teacher.width, model.llm_width, ENCODER, 3)
 
 
 def plain_projector(projector, x):
@@ -76,10 +81,10 @@ def plain_cosine(u, z):
 
 
 def test_total_equals_a_plain_second_implementation_summed_over_layers():
-    model, _, aligner = make(AlignmentConfig(layers=(1, 3), hidden=16, seed=4))
+    model, teacher, aligner = make(AlignmentConfig(layers=(1, 3), hidden=16, seed=4))
     aligner.train()
     out = model(**tiny_inputs())
-    target = aligner.targets(pictures(), GRID)
+    target = compute_targets(teacher, pictures(), GRID)
     action = chunk_l1_loss(out.actions, torch.zeros_like(out.actions))
     total, scalars = aligner.total(action, out, target)
     expected = []
@@ -87,7 +92,7 @@ def test_total_equals_a_plain_second_implementation_summed_over_layers():
         tokens = out.hidden_states[layer][:, 1 : 1 + GRID**2].detach().double().numpy()
         expected.append(plain_cosine(plain_projector(projector, tokens), target.double().numpy()))
     assert total.item() == pytest.approx(action.item() + 0.2 * sum(expected), abs=1e-6)
-    assert scalars["align/cosine_layer_3"] == pytest.approx(-expected[1], abs=1e-6)
+    assert scalars["align/cosine_layer_3"].item() == pytest.approx(-expected[1], abs=1e-6)
     assert abs(expected[0] - expected[1]) > 1e-4
 
 
@@ -101,7 +106,9 @@ def test_the_loss_is_minus_one_for_equal_directions_and_one_for_opposite_ones():
 def test_gradient_reaches_the_students_backbone_and_neither_teacher_nor_projector():
     model, teacher, aligner = make()
     out = model(**tiny_inputs())
-    total, _ = aligner.total(out.actions.sum() * 0, out, lambda: aligner.targets(pictures(), GRID))
+    total, _ = aligner.total(
+        out.actions.sum() * 0, out, lambda: compute_targets(teacher, pictures(), GRID)
+    )
     total.backward()
     for part in (model.vision, model.projector, model.llm.base_model.layers[0]):
         assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in part.parameters())
@@ -120,7 +127,9 @@ def test_lambda_zero_is_the_default_run_bit_for_bit():
         teacher = LinearTeacher() if with_aligner else None
         torch.manual_seed(2)
         aligner = (
-            Aligner(AlignmentConfig(weight=0.0, hidden=16), teacher, model.llm_width, 3)
+            Aligner(
+                AlignmentConfig(weight=0.0, hidden=16), teacher.width, model.llm_width, ENCODER, 3
+            )
             if with_aligner
             else None
         )
@@ -144,14 +153,14 @@ def test_lambda_zero_is_the_default_run_bit_for_bit():
 
 
 def test_alignment_training_raises_the_cosine():
-    model, _, aligner = make()
+    model, teacher, aligner = make()
     optimizer = torch.optim.AdamW(model.train().parameters(), lr=3e-3)
-    target = aligner.targets(pictures(), GRID)
+    target = compute_targets(teacher, pictures(), GRID)
     cosines = []
     for _ in range(60):
         out = model(**tiny_inputs())
         total, scalars = aligner.total(0 * out.actions.sum(), out, target)
-        cosines.append(scalars["align/cosine_layer_1"])
+        cosines.append(scalars["align/cosine_layer_1"].item())
         optimizer.zero_grad()
         total.backward()
         optimizer.step()
@@ -162,12 +171,12 @@ def test_the_middle_layer_and_the_papers_lambda_are_the_defaults():
     _, _, aligner = make(AlignmentConfig(hidden=16))
     assert aligner.layers == (1,)
     assert AlignmentConfig().weight == 0.2 and AlignmentConfig().hidden == 2048
-    assert Aligner(AlignmentConfig(hidden=8), LinearTeacher(), 16, 32).layers == (16,)
+    assert Aligner(AlignmentConfig(hidden=8), 12, 16, ENCODER, 32).layers == (16,)
 
 
 def test_projector_is_random_by_its_own_seed_frozen_and_never_drops_out():
     state = torch.random.get_rng_state()
-    a, b, c = (FrozenMlpProjector(8, 5, hidden=16, seed=s) for s in (3, 3, 4))
+    a, b, c = (build_projector("mlp", 8, 5, hidden=16, seed=s, trainable=False) for s in (3, 3, 4))
     assert torch.equal(torch.random.get_rng_state(), state)
     x = torch.randn(2, 4, 8)
     parent = torch.nn.ModuleList([a]).train()
@@ -203,11 +212,11 @@ def test_checkpoint_holds_the_projectors_and_not_the_teacher():
 
 
 def test_several_cameras_keep_the_order_of_the_visual_tokens():
-    _, _, aligner = make()
+    teacher = LinearTeacher()
     images = pictures(6).reshape(3, 2, 60, 80, 3)
-    both = aligner.targets(images, GRID)
+    both = compute_targets(teacher, images, GRID)
     assert both.shape == (3, 2 * GRID**2, 12)
-    torch.testing.assert_close(both[:, GRID**2 :], aligner.targets(images[:, 1], GRID))
+    torch.testing.assert_close(both[:, GRID**2 :], compute_targets(teacher, images[:, 1], GRID))
 
 
 def test_mistakes_are_refused():

@@ -1,19 +1,19 @@
-"""Training batches: the very bits of the robot's processor; seeded, resumable, split by scene."""
+"""Training batches: the very bits of the robot's processor; split by scene."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from tiny_data import STATE_NAMES, make_processor, write_dataset
 
+from training.data.config import DataConfig
 from training.data.dataset import ActionChunkDataset, dataset_statistics, hash_to_unit
 from training.data.frames import FrameStore
 from training.data.reader import LeRobotReader
-from training.data.sampler import BatchSampler
 from training.data.schema import CHUNK_KEY, STATE_KEY, VIDEO_KEY
 from vla_align_ros.contract.images import ImageTransform
 from vla_align_ros.contract.processor import Observation
@@ -106,7 +106,7 @@ def test_a_scene_is_in_one_split_even_across_datasets(tmp_path: Path) -> None:
         write_dataset(tmp_path / name, 30, episodes_per_file=30)
     roots = (tmp_path / "a", tmp_path / "b")
     data = ActionChunkDataset(
-        roots, make_processor(dataset_statistics(roots)), validation_fraction=0.3
+        roots, make_processor(dataset_statistics(roots)), DataConfig(validation=0.3)
     )
     train, validation = data.indices("train"), data.indices("val")
     assert len(train) + len(validation) == len(data)
@@ -139,6 +139,28 @@ def test_frames_are_decoded_once_and_cached_by_content(
         FrameStore(reader, VIDEO_KEY, ImageTransform(size=16), cache_dir=tmp_path)
 
 
+def test_two_processes_that_decode_at_once_make_one_whole_cache(
+    roots: tuple[Path, Path], tmp_path: Path
+) -> None:
+    code = (
+        "import sys; from training.data.frames import FrameStore\n"
+        "from training.data.reader import LeRobotReader\n"
+        "from vla_align_ros.contract.images import ImageTransform\n"
+        "s = FrameStore(LeRobotReader(sys.argv[1]), sys.argv[2], ImageTransform(size=24),"
+        " cache_dir=sys.argv[3])\n"
+        "print(int(s.frames.astype(int).sum()))"
+    )
+    words = [sys.executable, "-c", code, str(roots[0]), VIDEO_KEY, str(tmp_path)]
+    running = [subprocess.Popen(words, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    sums = [process.communicate(timeout=120)[0] for process in running]
+    assert [process.returncode for process in running] == [0, 0, 0]
+    reader = LeRobotReader(roots[0])
+    transform = ImageTransform(size=24)
+    wanted = sum(int(transform.resize(i).astype(int).sum()) for i in reader.frames(VIDEO_KEY))
+    assert [int(text) for text in sums] == [wanted] * 3
+    assert len(list(tmp_path.iterdir())) == 1  # no lock, no half-written file
+
+
 def test_a_horizon_that_the_data_lacks_is_refused(roots: tuple[Path, Path]) -> None:
     from dataclasses import replace
 
@@ -157,42 +179,3 @@ def test_no_data_is_one_clear_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="vla-align collect"):
         dataset_statistics([tmp_path])
     assert len(STATE_NAMES) == 7
-
-
-@given(
-    samples=st.integers(1, 60),
-    batch_size=st.integers(1, 7),
-    seed=st.integers(0, 99),
-    stop=st.integers(0, 30),
-)
-def test_a_resumed_sampler_continues_as_if_never_stopped(
-    samples: int, batch_size: int, seed: int, stop: int
-) -> None:
-    indices = np.arange(100, 100 + samples)
-    if samples < batch_size:
-        with pytest.raises(DataError, match="fills no batch"):
-            BatchSampler(indices, batch_size, seed=seed)
-        return
-    whole = BatchSampler(indices, batch_size, seed=seed)
-    expected = [whole.next_indices().tolist() for _ in range(stop + 15)]
-    first = BatchSampler(indices, batch_size, seed=seed)
-    for _ in range(stop):
-        first.next_indices()
-    second = BatchSampler(indices, batch_size, seed=seed)
-    second.load_state_dict(first.state_dict())
-    assert [second.next_indices().tolist() for _ in range(15)] == expected[stop:]
-
-
-def test_ranks_share_an_epoch_without_overlap() -> None:
-    ranks = [BatchSampler(np.arange(24), 3, seed=4, rank=r, world_size=2) for r in range(2)]
-    seen = [rank.next_indices() for _ in range(4) for rank in ranks]
-    assert sorted(np.concatenate(seen)) == list(range(24))
-    assert [rank.epoch for rank in ranks] == [0, 0]
-    single = BatchSampler(np.arange(24), 6, seed=4)
-    np.testing.assert_array_equal(single.next_indices(), np.concatenate(seen[:2]))
-
-
-def test_a_position_of_another_run_is_refused() -> None:
-    state = BatchSampler(np.arange(24), 3, seed=4).state_dict()
-    with pytest.raises(DataError, match="seed=5"):
-        BatchSampler(np.arange(24), 3, seed=5).load_state_dict(state)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 pytest.importorskip("transformers", reason="needs the extra [train]")
@@ -12,40 +11,14 @@ pytest.importorskip("transformers", reason="needs the extra [train]")
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from numpy.typing import NDArray
-from tiny_data import make_processor, write_dataset
 from tiny_run import make_parts, needs_teacher
 
-from training.data.dataset import ActionChunkDataset, dataset_statistics
-from training.data.features import FeatureStore, fingerprint_weights
+from training.alignment import compute_targets
 from training.data.tokenizer import BOS, PAD, build_word_tokenizer
 from training.setup_run import RunParts
 from vla_align_ros.contract.prompt import PromptTemplate, PromptTokenizer
 
 HALF = 2.0**-11  # float16's rounding, relative
-
-
-@pytest.fixture(scope="module")
-def roots(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    folder = tmp_path_factory.mktemp("datasets")
-    write_dataset(folder / "a", 5, seed=0)
-    write_dataset(folder / "b", 4, seed=1)
-    return folder / "a", folder / "b"
-
-
-def open_data(*roots: Path) -> ActionChunkDataset:
-    return ActionChunkDataset(roots, make_processor(dataset_statistics(roots)))
-
-
-class Mean:
-    """A network: mean colours of the rows of a picture. Counts the frames it has seen."""
-
-    def __init__(self, data: ActionChunkDataset) -> None:
-        self.data, self.frames = data, 0
-
-    def __call__(self, indices: NDArray[np.int64]) -> torch.Tensor:
-        self.frames += len(indices)
-        return torch.from_numpy(self.data.images(indices)).float().mean(2) / 7.0
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +35,7 @@ def test_cached_features_are_the_networks_own(fp32: RunParts) -> None:
     model = fp32.objective.model
     with torch.no_grad():
         looked = model.encode_images(batch["pixel_values"])
-    taught = fp32.objective.aligner.targets(batch["images"].numpy(), model.grid)
+    taught = compute_targets(fp32.teacher, fp32.data.images(rows), model.grid)
     for store, online in ((student, looked), (fp32.teacher_features, taught)):
         cached = store.rows(rows)
         assert cached.dtype == torch.float32 and cached.shape == online.shape
@@ -101,68 +74,6 @@ def test_bf16_features_are_near_and_kept_apart(fp32: RunParts, tabletop_data: Pa
         similar = torch.cosine_similarity(one.rows(rows), other.rows(rows), dim=-1)
         assert similar.min() > 0.99
         assert not torch.equal(one.rows(rows), other.rows(rows))
-
-
-def test_each_root_is_computed_once(roots: tuple[Path, Path], tmp_path: Path) -> None:
-    first, both = open_data(roots[0]), open_data(*roots)
-    network = Mean(first)
-    FeatureStore(first, "mean", network, tmp_path, progress=False)
-    assert network.frames == len(first)
-    network = Mean(both)
-    store = FeatureStore(both, "mean", network, tmp_path, batch_size=3, progress=False)
-    assert network.frames == len(both) - len(first)
-    assert len(list(tmp_path.iterdir())) == 2
-    mixed = np.random.default_rng(0).permutation(len(both))
-    torch.testing.assert_close(store.rows(mixed), Mean(both)(mixed), rtol=HALF, atol=1e-4)
-    swapped = open_data(roots[1], roots[0])
-    network = Mean(swapped)
-    store = FeatureStore(swapped, "mean", network, tmp_path, progress=False)
-    assert network.frames == 0
-    torch.testing.assert_close(store.rows(mixed), Mean(swapped)(mixed), rtol=HALF, atol=1e-4)
-    other = Mean(both)
-    FeatureStore(both, "other", other, tmp_path, progress=False)
-    assert other.frames == len(both)
-
-
-def test_features_lie_beside_their_data_by_default(roots: tuple[Path, Path]) -> None:
-    data = open_data(*roots)
-    FeatureStore(data, "beside", Mean(data), progress=False)
-    for root in roots:
-        assert len(list((root / "cache").glob("features-beside-32-*.npy"))) == 1
-
-
-def test_an_interrupted_cache_is_not_taken_for_a_whole_one(
-    roots: tuple[Path, Path], tmp_path: Path
-) -> None:
-    data = open_data(roots[0])
-    network = Mean(data)
-
-    def fail(indices: NDArray[np.int64]) -> torch.Tensor:
-        if network.frames > 4:
-            raise KeyboardInterrupt
-        return network(indices)
-
-    with pytest.raises(KeyboardInterrupt):
-        FeatureStore(data, "mean", fail, tmp_path, batch_size=3, progress=False)
-    assert not list(tmp_path.iterdir())
-    again = Mean(data)
-    FeatureStore(data, "mean", again, tmp_path, progress=False)
-    assert again.frames == len(data)
-
-
-def test_weights_are_told_apart_to_the_last_bit() -> None:
-    state = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.zeros(2, dtype=torch.bfloat16)}
-    key = fingerprint_weights(state)
-    assert key == fingerprint_weights(dict(reversed(state.items()))) and len(key) == 16
-    nudged = state["a"].clone()
-    nudged[1, 2] = torch.nextafter(nudged[1, 2], torch.tensor(9.0))
-    others = [
-        {**state, "a": nudged},
-        {**state, "a": state["a"].reshape(3, 2)},
-        {**state, "b": state["b"].half()},
-        {"a": state["a"], "c": state["b"]},
-    ]
-    assert len({key, *map(fingerprint_weights, others)}) == 5
 
 
 # -- words ------------------------------------------------------------------------------------

@@ -51,7 +51,7 @@ def make_objective(loss: LossConfig, weight: float | None) -> Objective:
     model = build(tiny_config(grounding=GroundingConfig(layer=2, width=8)))
     aligner = None
     if weight is not None:
-        aligner = Aligner(AlignmentConfig(weight=weight, hidden=16), Colours(), 32, 3)
+        aligner = Aligner(AlignmentConfig(weight=weight, hidden=16), 12, 32, 24, 3)
     return Objective(model, aligner, loss)
 
 
@@ -162,7 +162,7 @@ def test_the_chunk_head_learns_a_batch() -> None:
 
 def test_the_tokens_head_learns_a_batch_and_speaks_it() -> None:
     model = build(tokens_config())
-    aligner = Aligner(AlignmentConfig(hidden=16), Colours(), 32, 3)
+    aligner = Aligner(AlignmentConfig(hidden=16), 12, 32, 24, 3)
     objective = Objective(model, aligner, LossConfig())
     batch = make_batch()
     assert model.action_tokens is not None
@@ -187,7 +187,7 @@ def test_the_tokens_head_learns_a_batch_and_speaks_it() -> None:
 def test_the_tokens_head_without_tokens_is_one_clear_error() -> None:
     batch = make_batch()
     del batch["state"]
-    with pytest.raises(TrainingError, match=r"tokens head needs action tokens.*action_tokens"):
+    with pytest.raises(TrainingError, match=r"no action tokens to learn.*action_tokens"):
         Objective(build(tokens_config()), None, LossConfig())(batch)
 
 

@@ -18,13 +18,15 @@ from tiny_run import (
     hash_files,
     make_parts,
     needs_teacher,
-    read_weights,
+    read_state,
     run_short,
 )
 
-from training.commands.train import add_arguments
-from training.config import override
+from training.commands.train import add_arguments, run
+from training.model import PrismaticVLA
+from training.parallel import Ranks
 from training.recipes import find_recipe
+from training.settings import override
 from training.train import train
 from training.trainer import Trainer
 from vla_align_ros.errors import ConfigurationError, DataError, TrainingError
@@ -38,25 +40,36 @@ def test_numbers_that_are_not_finite_stop_the_run_and_keep_the_last_checkpoint(
 ) -> None:
     parts = make_parts(tabletop_data, *SHORT)
     run = Trainer(parts, tmp_path, progress=False)
-    batch = parts.batch
+    batch, drawn = parts.load, list[list[int]]()
 
     def poison(indices: Any, **options: Any) -> Any:
         values = batch(indices, **options)
-        if run.step == 5 and what == "loss":
-            values["actions"][0, 0, 0] = float("nan")
+        if "passes" in options:  # a batch to train on, loaded ahead of its step
+            drawn.append(indices.tolist())
+            if len(drawn) == 6 and what == "loss":
+                values["actions"][0, 0, 0] = float("nan")
         return values
 
-    monkeypatch.setattr(parts, "batch", poison)
+    monkeypatch.setattr(parts, "load", poison)
     queries = parts.objective.model.action_queries
     assert queries is not None
     if what == "gradient":
         queries.register_hook(lambda grad: grad * float("inf") if run.step == 5 else grad)
-    with pytest.raises(TrainingError, match=f"The {what} is not finite at step 5.*{tmp_path}"):
+    with pytest.raises(
+        TrainingError, match=f"The {what} is not finite at step 5.*{tmp_path}"
+    ) as told:
         run.run()
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000004.pt"]
-    assert all(torch.isfinite(value).all() for value in read_weights(tmp_path).values())
+    if what == "loss":
+        assert f"on samples {sorted(drawn[5])}" in str(told.value)
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["step_00000004", "step_00000005"]  # the state before the bad step
+    assert all(
+        torch.isfinite(value).all()
+        for value in read_state(tmp_path)["tensors"].values()
+        if value.is_floating_point()
+    )
     monkeypatch.undo()
-    Trainer(make_parts(tabletop_data, *SHORT), tmp_path, progress=False).run()
+    run_short(tabletop_data, tmp_path)
     assert_same_run(tmp_path, short)
 
 
@@ -105,8 +118,32 @@ def test_every_set_and_data_option_counts(tmp_path: Path) -> None:
 
 
 def test_a_batch_that_does_not_divide_among_the_ranks_is_refused(
-    tabletop_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tabletop_data: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "3")
-    with pytest.raises(TrainingError, match="batch 8 on 3 ranks"):
-        Trainer(make_parts(tabletop_data, *SHORT), tmp_path, progress=False)
+    parts = make_parts(tabletop_data, *SHORT)
+    with pytest.raises(TrainingError, match="batch 8 on 3 ranks, in 1 piece"):
+        Trainer(parts, tmp_path, ranks=Ranks(0, 3), progress=False)
+    with pytest.raises(TrainingError, match="batch 8 on 1 ranks, in 3 piece"):
+        thirds = make_parts(tabletop_data, *SHORT, "parallel.accumulate=3")
+        Trainer(thirds, tmp_path, progress=False)
+
+
+@pytest.mark.parametrize("given", [[], ["--data", "a"], ["--out", "b"]])
+def test_training_without_data_or_folder_is_refused_before_anything(given: list[str]) -> None:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    with pytest.raises(ConfigurationError, match="needs data and a folder for the run: got no --"):
+        run(parser.parse_args(["--recipe", "debug_cpu", *given]))
+
+
+def test_a_dry_run_needs_no_data_and_counts_what_would_train() -> None:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    options = ["--recipe", "debug_cpu", "--dry-run", "--set", 'model.llm.config={"model_type":']
+    options[-1] += '"llama", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,'
+    options[-1] += '"num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 64}'
+    told = run(parser.parse_args(options))
+    network = PrismaticVLA(override(find_recipe("debug_cpu"), options[-1:]).model)
+    assert told["parameters"] == sum(p.numel() for p in network.parameters())
+    assert told["missing_keys"] == told["unexpected_keys"] == []
+    assert told["memory_gb"].keys() >= {"full", "lora", "qlora_nf4", "full_fsdp_8"}

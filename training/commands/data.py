@@ -1,25 +1,59 @@
-"""`vla-align data info`: say what a LeRobot dataset holds, without lerobot."""
+"""`vla-align data`: describe, check, convert or time LeRobot data, without lerobot."""
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from training.data.collect import summarise
+from training.data.config import AugmentConfig, DataConfig
 from training.data.reader import LeRobotReader
+from training.data.sources import split_source
+from vla_align_ros.errors import ConfigurationError, DataError
 
-SUMMARY = "describe a LeRobot v3.0 dataset"
+SUMMARY = "describe a LeRobot dataset, check its videos, convert RLDS data to it, time loading it"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("action", choices=("info",))
-    parser.add_argument("directory", help="the dataset's folder")
+    parser.add_argument("action", choices=("info", "check", "convert", "bench"))
+    parser.add_argument("directory", help="a LeRobot dataset (or, for convert, a TFDS folder)")
+    parser.add_argument("--cache", type=Path, help="folder of the caches; default in the data")
+    camera = parser.add_argument_group("check, bench")
+    camera.add_argument("--camera", nargs="+", default=[], help="names to look for, in this order")
+    check = parser.add_argument_group("check")
+    check.add_argument(
+        "--quick", action="store_true", help="count frames without decoding the pictures"
+    )
+    convert = parser.add_argument_group("convert")
+    convert.add_argument("--from", dest="source", choices=("rlds",), default="rlds")
+    convert.add_argument("--out", type=Path, help="the new dataset; an existing one is continued")
+    convert.add_argument("--fps", type=int, help="rate of the recording in Hz; RLDS does not say")
+    convert.add_argument("--split", default="train", help="split of the TFDS folder (train)")
+    paths = "path(s) below the step, as in features.json"
+    convert.add_argument("--image", nargs="+", default=[], help=f"pictures: {paths}")
+    convert.add_argument("--action", nargs="+", default=[], dest="actions", help=f"joined: {paths}")
+    convert.add_argument("--state", nargs="+", default=[], help=f"joined: {paths}")
+    convert.add_argument("--instruction", help="path of the text")
+    bench = parser.add_argument_group("bench")
+    bench.add_argument("--workers", nargs="+", type=int, default=[0, 1, 2])
+    bench.add_argument("--batch-size", type=int, default=16)
+    bench.add_argument("--image-size", type=int, default=224, help="model input in px (224)")
+    bench.add_argument("--augment", action="store_true", help="with OpenVLA's augmentation")
+    bench.add_argument("--decode", choices=("once", "online"), default="online")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Do what `args.action` names."""
+    actions = {"info": show_info, "check": check, "convert": convert, "bench": bench}
+    return actions[args.action](args)
+
+
+def show_info(args: argparse.Namespace) -> dict[str, Any]:
     """Print features, counts, tasks and statistics; return them."""
     reader = LeRobotReader(args.directory)
     lengths = np.asarray(reader.episodes["length"].to_pylist() if len(reader) else [0])
@@ -28,7 +62,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     result = {
         **summarise(args.directory),
         "codebase_version": reader.info["codebase_version"],
-        "fps": reader.schema.fps,
+        "fps": reader.info["fps"],
         "robot_type": reader.schema.robot_type,
         "episode_length": {
             "min": int(lengths.min()),
@@ -43,11 +77,96 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
+def check(args: argparse.Namespace) -> dict[str, Any]:
+    """Decode every picture of the camera and list the episodes that are damaged."""
+    from training.data.health import check_videos
+    from training.data.sources import open_sources
+
+    name, _, _ = split_source(args.directory)
+    source = open_sources([name], DataConfig(cameras=tuple(args.camera)))[0]
+    broken = check_videos(source, args.cache, decode=not args.quick, progress=True)
+    for number, reason in broken.items():
+        print(f"episode {number}: {reason}")
+    camera = source.selection.camera
+    print(f"{camera}: {len(broken)} of {source.reader.episodes.num_rows} episodes are damaged")
+    return {
+        "ok": not broken,
+        "camera": camera,
+        "episodes": source.reader.episodes.num_rows,
+        "broken": {str(number): reason for number, reason in broken.items()},
+    }
+
+
+def convert(args: argparse.Namespace) -> dict[str, Any]:
+    """Convert an RLDS folder to LeRobot v3.0."""
+    from training.data.convert import convert_rlds, find_mapping
+    from training.data.rlds import RldsFolder
+
+    if args.out is None or not args.fps or args.fps < 1:
+        raise ConfigurationError(
+            "The conversion lacks settings",
+            got=f"--out {args.out} --fps {args.fps}",
+            expected="a folder and the recording's rate in Hz",
+            fix="for example --out data/bridge --fps 5",
+        )
+    folder = RldsFolder(args.directory, args.split)
+    mapping = find_mapping(
+        folder,
+        images=args.image,
+        action=args.actions,
+        state=args.state,
+        instruction=args.instruction,
+    )
+    for option, value in asdict(mapping).items():
+        print(f"{option:12} {value if isinstance(value, str) else ', '.join(value)}")
+    convert_rlds(folder, args.out, mapping, fps=args.fps)
+    result = summarise(args.out)
+    print(f"{result['out']}: {result['episodes']} episodes, {result['frames']} frames")
+    return result
+
+
+def bench(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure samples a second for each number of workers."""
+    from training.data.bench import bench_loader
+
+    if min(args.workers) < 0 or args.batch_size < 1:
+        raise ConfigurationError(
+            "The measurement cannot be made",
+            got=f"--workers {args.workers} --batch-size {args.batch_size}",
+            expected="workers of 0 or more, a batch of 1 or more",
+            fix="correct the options",
+        )
+    config = replace(
+        DataConfig(),
+        image_size=args.image_size,
+        cameras=tuple(args.camera),
+        augment=AugmentConfig(enabled=args.augment),
+        decode=args.decode,
+    )
+    result = bench_loader(
+        [args.directory],
+        config,
+        workers=args.workers,
+        batch_size=args.batch_size,
+        cache_dir=args.cache,
+    )
+    for count, speed in result["samples_per_s"].items():
+        print(f"{count} workers: {speed:8.1f} samples/s")
+    return result
+
+
 def count_tasks(reader: LeRobotReader) -> dict[str, int]:
     """Episodes of every task."""
     counts = dict.fromkeys(reader.tasks, 0)
     if reader.episodes.num_rows:
         for tasks in reader.episodes["tasks"].to_pylist():
+            if not tasks or tasks[0] not in counts:
+                raise DataError(
+                    f"The tasks of {reader.root} disagree",
+                    got=str(tasks),
+                    expected="texts that the table of tasks lists",
+                    fix="download or collect the data set again",
+                )
             counts[tasks[0]] += 1
     return counts
 
@@ -73,7 +192,18 @@ def print_info(result: dict[str, Any]) -> None:
         if key not in result["stats"]:
             continue
         print(f"{key:18} {'mean':>9} {'std':>9} {'q01':>9} {'q99':>9}")
-        names = result["features"][key]["names"] or range(len(result["stats"][key]["mean"]))
+        names = feature_names(result["features"][key], len(result["stats"][key]["mean"]))
         for index, name in enumerate(names):
-            values = [result["stats"][key][s][index] for s in ("mean", "std", "q01", "q99")]
+            values = [
+                result["stats"][key].get(s, [float("nan")] * len(names))[index]
+                for s in ("mean", "std", "q01", "q99")
+            ]
             print(f"  {name:16} " + " ".join(f"{value:9.4f}" for value in values))
+
+
+def feature_names(feature: dict[str, Any], count: int) -> list[str]:
+    """Names of a feature's `count` values, or their numbers."""
+    from training.data.layout import read_names
+
+    names = read_names(feature.get("names")) or ()
+    return list(names) if len(names) == count else [str(number) for number in range(count)]

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from vla_align_ros.errors import ConfigurationError
+
 SUMMARY = "train a policy from a recipe, aligned or not; continues an interrupted run"
 
 
@@ -13,9 +15,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments (the same as `torchrun -m training.train`)."""
     parser.add_argument("--recipe", required=True, help="name of a recipe, e.g. tabletop_align")
     parser.add_argument(
-        "--data", required=True, nargs="+", action="extend", help="LeRobot data set folder(s)"
+        "--data",
+        nargs="+",
+        action="extend",
+        default=[],
+        help="LeRobot data sets: FOLDER or OWNER/NAME[@REVISION], each with :WEIGHT or without",
     )
-    parser.add_argument("--out", required=True, help="folder of the run; an existing one goes on")
+    parser.add_argument("--out", help="folder of the run; an existing one goes on")
+    parser.add_argument(
+        "--base", help="OpenVLA checkpoint to start from: a folder or a hub repository"
+    )
     parser.add_argument(
         "--set",
         nargs="*",
@@ -25,10 +34,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="change the recipe: optim.lr=1e-4",
     )
     parser.add_argument("--cache", type=Path, help="folder of the caches; default in the data")
+    parser.add_argument(
+        "--skip-broken",
+        action="store_true",
+        help="train without episodes whose videos are damaged (the same as data.skip_broken=true)",
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="only check the tensors and print parameters and memory a GPU; needs no data",
+    )
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Train and return the summary of the run."""
+    """Train and return the summary of the run, or of the run that it would be."""
+    settings = [*args.set, *(["data.skip_broken=true"] if args.skip_broken else [])]
+    if args.dry_run:
+        from training.preview import preview
+
+        return preview(args.recipe, base=args.base, settings=settings)
+    missing = [name for name in ("data", "out") if not getattr(args, name)]
+    if missing:
+        raise ConfigurationError(
+            "Training needs data and a folder for the run",
+            got="no --" + " and no --".join(missing),
+            expected="--data DIR --out RUN",
+            fix="give both, or --dry-run",
+        )
     from training.train import train
 
-    return train(args.recipe, args.data, args.out, settings=args.set, cache=args.cache)
+    return train(
+        args.recipe, args.data, args.out, base=args.base, settings=settings, cache=args.cache
+    )

@@ -3,99 +3,97 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from training.data.frames import FrameStore
+from training.data.config import DataConfig
+from training.data.mixture_pictures import MixturePictures
 from training.data.reader import LeRobotReader
-from training.data.schema import (
-    ACTION_KEY,
-    CHUNK_KEY,
-    ENVIRONMENT_KEY,
-    SEED_NOTE,
-    STATE_KEY,
-    VIDEO_KEY,
-)
-from vla_align_ros.contract.normalize import Statistics, compute_statistics
+from training.data.rows import SourceRows
+from training.data.schema import ENVIRONMENT_KEY
+from training.data.sources import Source
+from training.data.statistics import as_sources, dataset_statistics
 from vla_align_ros.contract.processor import Processor
 from vla_align_ros.errors import DataError
 
 if TYPE_CHECKING:
     import torch
 
-Roots = Sequence[str | Path]
+__all__ = ["ActionChunkDataset", "dataset_statistics", "hash_to_unit", "open_readers"]
 
-
-def dataset_statistics(roots: Roots, *, gripper_mask: bool = False) -> dict[str, Statistics]:
-    """Statistics of "action" (over every action of every chunk) and of "state".
-
-    `gripper_mask` True normalises the gripper too; by default it passes through as 0..1 (OpenVLA
-    leaves the gripper out likewise).
-    """
-    readers = open_readers(roots)
-    columns = _join(reader.columns([CHUNK_KEY, STATE_KEY]) for reader in readers)
-    actions = columns[CHUNK_KEY].reshape(-1, columns[CHUNK_KEY].shape[-1])
-    mask = np.ones(actions.shape[-1], dtype=bool)
-    mask[-1] = gripper_mask
-    return {
-        "action": compute_statistics(actions, mask),
-        "state": compute_statistics(columns[STATE_KEY]),
-    }
+Roots = Sequence[str | Path] | Sequence[Source]
 
 
 class ActionChunkDataset:
     """One or several LeRobot datasets as arrays, ready to be cut into batches.
 
-    Attributes (N frames over all roots, H steps a chunk):
-        state: (N, D) float32, in metres and radians.
-        action_chunk: (N, H, 7) float32, in metres, radians and gripper fraction.
-        environment_state: (N, E) float32, simulation's truth; `environment_names` (E,).
+    Attributes (N frames over all roots):
+        state: (N, D) float32, in metres and radians; D 0 without proprioception.
+        environment_state: (N, E) float32, simulation's truth; `environment_names` (E,); E 0
+            for real data.
         task_id: (N,) int64 into `tasks`. episode: (N,) int64, counted over all roots.
-        readers: one a root. root_id: (N,) int64, which root a frame comes from; root_starts
-            (roots + 1,) int64, where each begins. frame_index: (N,) int64 in its episode.
+        readers, weights: one a root. root_id: (N,) int64, which root a frame comes from;
+            root_starts (roots + 1,) int64, where each begins. frame_index: (N,) int64 in its
+            episode.
         episode_seed: (episodes,) int64, the scene's seed (the episode's number where unknown).
+        broken: episode -> reason; skipped because their videos are damaged. dropped: frames left
+            out because nothing moves in them. unlabelled: frames left out because their episode
+            has no instruction. has_padding: whether chunks are cut, so that those
+            at an episode's end are padded.
     """
 
     def __init__(
         self,
         roots: Roots,
         processor: Processor,
+        config: DataConfig | None = None,
         *,
-        validation_fraction: float = 0.05,
+        seed: int = 0,
         cache_dir: str | Path | None = None,
         progress: bool = False,
     ) -> None:
-        """Load all tables, decode the videos (once, cached) and encode what can be in advance."""
-        self.processor = processor
-        self.readers = open_readers(roots)
-        columns = _join(
-            reader.columns([STATE_KEY, ENVIRONMENT_KEY, CHUNK_KEY, "frame_index", "episode_index"])
-            for reader in self.readers
-        )
-        self.state = columns[STATE_KEY]
-        self.environment_state = columns[ENVIRONMENT_KEY]
-        self.action_chunk = columns[CHUNK_KEY]
-        self.frame_index = columns["frame_index"]
-        self.environment_names = self.readers[0].schema.features[ENVIRONMENT_KEY].names or ()
+        """Load all tables, open or decode the videos, and encode what can be in advance.
+
+        `seed`: of the augmentation.
+        """
+        self.processor, self.config = processor, config or DataConfig()
+        self.sources = as_sources(roots, self.config)
+        self.readers = [source.reader for source in self.sources]
+        self.weights = [source.weight for source in self.sources]
+        self._rows = [SourceRows(source, self.config) for source in self.sources]
+        self.has_padding = any(rows.horizon is None for rows in self._rows)
+        self._horizon = processor.spec.action.horizon
         self._check_fits_processor()
-        frame_counts = [len(reader) for reader in self.readers]
-        episode_counts = [reader.episodes.num_rows for reader in self.readers]
+        frame_counts = [len(rows) for rows in self._rows]
+        episode_counts = [len(rows.episode_seed) for rows in self._rows]
         self.root_starts = np.cumsum([0, *frame_counts])
-        self.root_id = np.repeat(np.arange(len(self.readers)), frame_counts)
-        first_episode = np.cumsum([0, *episode_counts])[:-1]
-        self.episode = columns["episode_index"] + np.repeat(first_episode, frame_counts)
-        self.episode_seed = np.concatenate([_episode_seeds(reader) for reader in self.readers])
+        self.root_id = np.repeat(np.arange(len(self._rows)), frame_counts)
+        self._first_episode = np.cumsum([0, *episode_counts])[:-1]
+        self.state = np.concatenate([rows.state for rows in self._rows])
+        self.environment_state, self.environment_names = self._join_environment()
+        self.frame_index = np.concatenate([rows.frame_index for rows in self._rows])
+        own = np.concatenate([rows.episode for rows in self._rows])
+        self.episode = own + np.repeat(self._first_episode, frame_counts)
+        self.episode_seed = np.concatenate([rows.episode_seed for rows in self._rows])
+        moving = np.concatenate([rows.moving for rows in self._rows])
+        self.dropped = int((~moving).sum())
         self.tasks, self.task_id = self._number_tasks()
-        self._stores = [
-            FrameStore(
-                reader, VIDEO_KEY, processor.image_transform, cache_dir=cache_dir, progress=progress
-            )
-            for reader in self.readers
-        ]
-        self._encode(validation_fraction)
+        self._pictures = MixturePictures(
+            self.sources,
+            processor.image_transform,
+            self.config,
+            seed=seed,
+            cache_dir=cache_dir,
+            progress=progress,
+        )
+        self.broken = {
+            int(self._first_episode[root]) + episode: reason
+            for (root, episode), reason in self._pictures.broken.items()
+        }
+        self._encode(moving)
 
     def __len__(self) -> int:
         return len(self.state)
@@ -106,13 +104,49 @@ class ActionChunkDataset:
         return self.processor.image_transform.size
 
     @property
+    def left_out(self) -> dict[str, int]:
+        """What training does not see, for a run's record: counts by reason."""
+        return {
+            "broken_episodes": len(self.broken),
+            "still_frames": self.dropped,
+            "unlabelled_frames": self.unlabelled,
+        }
+
+    @property
     def fingerprint(self) -> str:
         """sha256 over the contents of all roots, in order: names the data in a run's provenance."""
         parts = "".join(reader.content_hash() for reader in self.readers)
         return hashlib.sha256(parts.encode()).hexdigest()
 
+    @property
+    def action_chunk(self) -> np.ndarray:
+        """Every frame's chunk (N, H, 7) float32; for a few frames, `chunks` costs less."""
+        return self.chunks(np.arange(len(self)))[0]
+
+    def chunks(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Chunks (B, H, 7) float32 in metres, radians, gripper fraction; is_pad (B, H) bool."""
+        wanted = np.asarray(indices, dtype=np.int64)
+        chunks = np.empty((len(wanted), self._horizon, 7), dtype=np.float32)
+        is_pad = np.empty(chunks.shape[:2], dtype=bool)
+        for number, rows in enumerate(self._rows):
+            here = np.flatnonzero(self.root_id[wanted] == number)
+            own = wanted[here] - self.root_starts[number]
+            chunks[here], is_pad[here] = rows.chunks(own, self._horizon)
+        return chunks, is_pad
+
+    def pictures_key(self, root: int) -> str:
+        """Name of all that decides the bytes of a root's pictures, for caches of features."""
+        from training.data.features import pictures_key
+
+        camera = self.sources[root].selection.camera
+        return pictures_key(self.readers[root], [camera], self.processor.image_transform)
+
     def indices(self, split: str) -> np.ndarray:
-        """Frames (n,) of "train" or "val"; a scene's frames are all in one of them."""
+        """Frames (n,) of "train" or "val"; a scene's frames are all in one of them.
+
+        Frames without motion (if they are dropped), of broken episodes, and of episodes without an
+        instruction (as OpenVLA leaves them out) are in neither.
+        """
         if split not in ("train", "val"):
             raise DataError(
                 "No such split",
@@ -120,115 +154,107 @@ class ActionChunkDataset:
                 expected="train or val",
                 fix="pass one of these names",
             )
-        return np.flatnonzero(self._is_validation[self.episode] == (split == "val"))
+        return np.flatnonzero(self._usable & (self._is_validation == (split == "val")))
 
-    def images(self, indices: np.ndarray) -> np.ndarray:
-        """Frames (B, S, S, 3) uint8 RGB at the model's size."""
-        wanted = np.asarray(indices, dtype=np.int64)
-        output = np.empty((len(wanted), self.image_size, self.image_size, 3), dtype=np.uint8)
-        for number, store in enumerate(self._stores):
-            here = np.flatnonzero(self.root_id[wanted] == number)
-            if len(here):
-                output[here] = store.frames[wanted[here] - self.root_starts[number]]
-        return output
+    def images(self, indices: np.ndarray, passes: np.ndarray | None = None) -> np.ndarray:
+        """Frames (B, S, S, 3) uint8 RGB at the model's size, as the robot would resize them.
+
+        With `passes` (B,) int64, and augmentation switched on, they are augmented: the draw is
+        that of (seed, pass, frame).
+        """
+        return self._pictures.get(np.asarray(indices, dtype=np.int64), passes)
 
     def camera_pictures(self, indices: np.ndarray) -> np.ndarray:
-        """The same frames before any resizing, (B, H, W, 3) uint8 RGB; decodes whole videos."""
-        wanted = np.asarray(indices, dtype=np.int64)
-        parts = [
-            reader.pictures(VIDEO_KEY, wanted[self.root_id[wanted] == number] - start)
-            for number, (reader, start) in enumerate(
-                zip(self.readers, self.root_starts[:-1], strict=True)
-            )
-        ]
-        order = np.argsort(self.root_id[wanted], kind="stable")
-        output = np.empty((len(wanted), *parts[0].shape[1:]), dtype=np.uint8)
-        output[order] = np.concatenate(parts)
-        return output
+        """The same frames before any resizing, (B, H, W, 3) uint8 RGB.
 
-    def batch(self, indices: np.ndarray, *, pictures: bool = True) -> dict[str, torch.Tensor]:
+        Data sets of several sizes cannot be stacked: DataError.
+        """
+        return self._pictures.as_recorded(np.asarray(indices, dtype=np.int64))
+
+    def batch(
+        self, indices: np.ndarray, *, pictures: bool = True, passes: np.ndarray | None = None
+    ) -> dict[str, torch.Tensor]:
         """Model inputs and targets of B frames, as `Processor.prepare` makes them.
 
-        Without `pictures` (features come from a cache) pixel_values and images are left out.
+        Without `pictures` (features come from a cache) pixel_values and images are left out. With
+        `passes` (see `images`) both show the same augmented picture.
 
         pixel_values (B, C, S, S) float32 normalised; input_ids and attention_mask (B, T) int64;
         state (B, D) float32 normalised (if the policy has one); actions (B, H, 7) float32
-        normalised; environment_state (B, E) float32 in metres and radians; images (B, S, S, 3)
+        normalised; is_pad (B, H) bool where chunks are cut (see `has_padding`);
+        environment_state (B, E) float32 in metres and radians; images (B, S, S, 3)
         uint8 RGB for a teacher with another normalisation; index (B,) int64.
         """
         import torch
 
         indices = np.asarray(indices, dtype=np.int64)
         tasks = self.task_id[indices]
+        chunks, is_pad = self.chunks(indices)
         arrays = {
             "input_ids": self._input_ids[tasks],
             "attention_mask": self._attention_mask[tasks],
-            "actions": self._actions[indices],
+            "actions": self.processor.encode_actions(chunks),
             "environment_state": self.environment_state[indices],
             "index": indices,
         }
+        if self.has_padding:
+            arrays["is_pad"] = is_pad
         if pictures:
-            arrays["images"] = self.images(indices)
+            arrays["images"] = self.images(indices, passes)
             arrays["pixel_values"] = self.processor.image_transform.normalize(arrays["images"])
-        if self._states is not None:
-            arrays["state"] = self._states[indices]
+        if self.processor.spec.state is not None:
+            arrays["state"] = self.processor.prepare_state(self.state[indices])
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
     def _check_fits_processor(self) -> None:
-        spec = self.processor.spec
-        state_names = self.readers[0].schema.features[STATE_KEY].names
-        horizon = self.action_chunk.shape[1]
+        spec, first = self.processor.spec, self.sources[0]
+        state_names = first.selection.state_names
+        lengths = [rows.horizon for rows in self._rows if rows.horizon is not None]
+        longest = min(lengths, default=self._horizon)
         wanted = None if spec.state is None else tuple(spec.state.names)
-        if horizon < spec.action.horizon or wanted not in (None, state_names):
+        if longest < self._horizon or wanted not in (None, state_names):
             raise DataError(
                 "The data does not fit the policy",
-                got=f"chunks of {horizon} steps, state {state_names}",
-                expected=f"at least {spec.action.horizon} steps, state {wanted}",
+                got=f"chunks of {longest} steps, state {state_names}",
+                expected=f"at least {self._horizon} steps, state {wanted}",
                 fix="collect again with the policy's horizon and state",
             )
-        self.action_chunk = self.action_chunk[:, : spec.action.horizon]
+
+    def _join_environment(self) -> tuple[np.ndarray, tuple[str, ...]]:
+        """Simulation's truth where every root has the same one, else nothing."""
+        features = [reader.schema.features.get(ENVIRONMENT_KEY) for reader in self.readers]
+        if features[0] is None or any(feature != features[0] for feature in features):
+            return np.zeros((len(self.root_id), 0), dtype=np.float32), ()
+        parts = [rows.environment_state for rows in self._rows]
+        return np.concatenate(parts), tuple(features[0].names or ())
 
     def _number_tasks(self) -> tuple[tuple[str, ...], np.ndarray]:
         numbers: dict[str, int] = {}
         ids = []
-        for reader in self.readers:
+        for rows, reader in zip(self._rows, self.readers, strict=True):
             own = [numbers.setdefault(task, len(numbers)) for task in reader.tasks]
-            ids.append(
-                np.asarray(own, dtype=np.int64)[reader.columns(["task_index"])["task_index"]]
-            )
+            ids.append(np.asarray(own, dtype=np.int64)[rows.task])
         return tuple(numbers), np.concatenate(ids)
 
-    def _encode(self, validation_fraction: float) -> None:
-        encoded = [self.processor.tokenizer.encode(task) for task in self.tasks]
+    def _encode(self, moving: np.ndarray) -> None:
+        """Tokenize the tasks and split the episodes; an episode without words is not used."""
+        spoken = np.array([bool(task.strip()) for task in self.tasks])
+        encoded = [
+            self.processor.tokenizer.encode(task if said else "unlabelled")
+            for task, said in zip(self.tasks, spoken, strict=True)
+        ]
         self._input_ids = np.stack([ids for ids, _ in encoded])
         self._attention_mask = np.stack([mask for _, mask in encoded])
-        self._actions = self.processor.encode_actions(self.action_chunk)
-        has_state = self.processor.spec.state is not None
-        self._states = self.processor.prepare_state(self.state) if has_state else None
-        self._is_validation = hash_to_unit(self.episode_seed) < validation_fraction
+        self.unlabelled = int((~spoken[self.task_id]).sum())
+        held_out = hash_to_unit(self.episode_seed) < self.config.validation
+        self._is_validation = held_out[self.episode]
+        whole = ~np.isin(self.episode, list(self.broken))
+        self._usable = moving & whole & spoken[self.task_id]
 
 
-def open_readers(roots: Roots) -> list[LeRobotReader]:
-    """Open datasets that belong together; raise DataError if one is empty or of another kind."""
-    readers = [LeRobotReader(root) for root in roots]
-    if not readers:
-        raise DataError(
-            "There is no data",
-            got="no dataset folder",
-            expected="at least one",
-            fix="pass --data DIR, made by `vla-align collect`",
-        )
-    for reader in readers:
-        features = reader.schema.features
-        missing = {VIDEO_KEY, STATE_KEY, ENVIRONMENT_KEY, ACTION_KEY, CHUNK_KEY} - set(features)
-        if missing or not len(reader) or features != readers[0].schema.features:
-            raise DataError(
-                f"{reader.root} cannot be trained on together with {readers[0].root}",
-                got=f"{len(reader)} frames of {sorted(features)}",
-                expected=f"frames of {sorted(readers[0].schema.features)}",
-                fix="collect every dataset with the same version of `vla-align collect`",
-            )
-    return readers
+def open_readers(roots: Roots, config: DataConfig | None = None) -> list[LeRobotReader]:
+    """Open datasets that belong together; raise DataError if one is empty or does not fit."""
+    return [source.reader for source in as_sources(roots, config)]
 
 
 def hash_to_unit(values: np.ndarray) -> np.ndarray:
@@ -238,15 +264,3 @@ def hash_to_unit(values: np.ndarray) -> np.ndarray:
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     units: np.ndarray = ((mixed ^ (mixed >> np.uint64(31))) >> np.uint64(11)) / float(1 << 53)
     return units
-
-
-def _episode_seeds(reader: LeRobotReader) -> np.ndarray:
-    rows = reader.episodes
-    name = SEED_NOTE if SEED_NOTE in rows.column_names else "episode_index"
-    seeds: np.ndarray = rows[name].to_numpy().astype(np.int64)
-    return seeds
-
-
-def _join(parts: Iterable[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    tables = list(parts)
-    return {key: np.concatenate([table[key] for table in tables]) for key in tables[0]}

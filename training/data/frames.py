@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
-from training.data.reader import LeRobotReader
-from training.data.video import decode_video
-from training.files import replace_atomically
+from training.data.pictures import TablePictures
+from training.data.reader import LeRobotReader, read_json
+from training.data.versions import Clip
+from training.data.video import decode_numbered
+from training.files import hold_lock, replace_atomically
 from vla_align_ros.contract.images import ImageTransform
 from vla_align_ros.errors import DataError
 
@@ -26,6 +29,7 @@ class FrameStore:
     """Every frame of one camera, resized to the model's input, in the order of the rows.
 
     `frames` is a read-only memory map (N, S, S, 3) uint8 RGB, where S is `transform.size`.
+    `broken` names the episodes whose videos are damaged, with the reason; their frames are black.
     """
 
     def __init__(
@@ -36,12 +40,19 @@ class FrameStore:
         *,
         cache_dir: str | Path | None = None,
         progress: bool = False,
+        skip_broken: bool = False,
     ) -> None:
-        """Open the cache, filling it first if needed; it lies in <dataset>/cache by default."""
+        """Open the cache, filling it first if needed; it lies in <dataset>/cache by default.
+
+        A damaged video is a DataError that names the episode, unless `skip_broken`.
+        """
         folder = Path(cache_dir) if cache_dir is not None else reader.root / CACHE_FOLDER
         self.path = folder / f"frames-{cache_key(reader, video_key, transform)}.npy"
+        self._broken_path = self.path.with_suffix(".broken.json")
         if not self.path.exists():
-            self._fill(reader, video_key, transform, progress)
+            with hold_lock(self.path.with_name(f".{self.path.name}.lock")):
+                if not self.path.exists():  # another process may have filled it meanwhile
+                    self._fill(reader, video_key, transform, progress, skip_broken)
         self.frames: np.ndarray = np.load(self.path, mmap_mode="r", allow_pickle=False)
         expected = (len(reader), transform.size, transform.size, 3)
         if self.frames.shape != expected:
@@ -51,40 +62,110 @@ class FrameStore:
                 expected=f"{expected}",
                 fix="delete the file; it is made again",
             )
+        known = read_json(self._broken_path) if self._broken_path.exists() else {}
+        self.broken: Mapping[int, str] = {int(k): str(v) for k, v in known.items()}
+        if self.broken and not skip_broken:
+            raise broken_error(reader, self.broken)
+
+    def get(self, rows: np.ndarray) -> np.ndarray:
+        """Frames (n, S, S, 3) uint8 RGB of `rows` (n,) int64."""
+        frames: np.ndarray = self.frames[rows]
+        return frames
 
     def _fill(
-        self, reader: LeRobotReader, video_key: str, transform: ImageTransform, progress: bool
+        self,
+        reader: LeRobotReader,
+        camera: str,
+        transform: ImageTransform,
+        progress: bool,
+        skip_broken: bool,
     ) -> None:
         from tqdm import tqdm
 
-        files = reader.video_files(video_key)
-        starts = np.cumsum([0, *(count for _, count in files)])
-        shape = (int(starts[-1]), transform.size, transform.size, 3)
+        shape = (len(reader), transform.size, transform.size, 3)
+        broken: dict[int, str] = {}
         with replace_atomically(self.path) as temporary:
             target: np.memmap = np.lib.format.open_memmap(
                 temporary, mode="w+", dtype=np.uint8, shape=shape
             )
             bar = tqdm(total=shape[0], unit="frame", desc="decoding", disable=not progress)
 
-            def decode(number: int) -> None:
-                path, expected = files[number]
-                index = int(starts[number])
-                for image in decode_video(path):
-                    if index < starts[number + 1]:
-                        target[index] = transform.resize(image)
-                    index += 1
-                    bar.update()
-                if index != starts[number + 1]:
-                    raise DataError(
-                        f"The video {path} does not match its table",
-                        got=f"{index - starts[number]} frames",
-                        expected=f"{expected} frames",
-                        fix="delete the dataset and collect it again",
-                    )
+            def decode(clips: list[Clip]) -> None:
+                found = decode_clips(reader, camera, clips, target, transform, bar.update)
+                if found and not skip_broken:
+                    raise broken_error(reader, found)
+                broken.update(found)
 
             with bar, ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1)) as pool:
-                list(pool.map(decode, range(len(files))))
+                list(pool.map(decode, group_clips(reader, camera)))
             target.flush()
+            if broken:
+                with replace_atomically(self._broken_path) as note:
+                    note.write_text(json.dumps(broken, indent=2) + "\n", encoding="utf-8")
+            else:
+                self._broken_path.unlink(missing_ok=True)
+
+
+def group_clips(reader: LeRobotReader, camera: str) -> list[list[Clip]]:
+    """A camera's episodes, those of one file together; pictures in tables count as one file."""
+    if camera not in reader.schema.video_keys:
+        lengths = reader.episodes["length"].to_pylist()
+        return [[Clip(n, reader.root, 0, length)] for n, length in enumerate(lengths)]
+    files: dict[Path, list[Clip]] = {}
+    for clip in reader.clips(camera):
+        files.setdefault(clip.path, []).append(clip)
+    return list(files.values())
+
+
+def decode_clips(
+    reader: LeRobotReader,
+    camera: str,
+    clips: list[Clip],
+    target: np.ndarray | None,
+    transform: ImageTransform | None,
+    advance: object = None,
+) -> dict[int, str]:
+    """Decode one file's episodes into their rows of `target`; return what is broken, and why."""
+    starts, seen = reader.episode_starts, {clip.episode: 0 for clip in clips}
+    reason = "frames are missing"
+    row_of = {
+        clip.first + k: (clip.episode, int(starts[clip.episode]) + k)
+        for clip in clips
+        for k in range(clip.length)
+    }
+    try:
+        for number, image in _numbered(reader, camera, clips):
+            if number not in row_of:
+                continue
+            episode, row = row_of.pop(number)
+            if target is not None and transform is not None:
+                target[row] = transform.resize(image)
+            seen[episode] += 1
+            if callable(advance):
+                advance()
+    except DataError as error:
+        reason = str(error.got or error)
+    broken = {}
+    for clip in clips:
+        if seen[clip.episode] != clip.length:
+            where = clip.path.name if camera in reader.schema.video_keys else "the table"
+            have = f"{seen[clip.episode]} of {clip.length} frames in {where}"
+            broken[clip.episode] = f"{have}: {reason}"
+            if target is not None:
+                target[starts[clip.episode] : starts[clip.episode + 1]] = 0
+    return broken
+
+
+def broken_error(reader: LeRobotReader, broken: Mapping[int, str]) -> DataError:
+    """The one error for damaged videos: it names the episodes."""
+    first = ", ".join(f"episode {number} ({broken[number]})" for number in sorted(broken)[:3])
+    more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
+    return DataError(
+        f"{reader.root} has damaged videos",
+        got=first + more,
+        expected="every frame of every episode",
+        fix="download or collect them again, or train without them: --skip-broken",
+    )
 
 
 def cache_key(reader: LeRobotReader, video_key: str, transform: ImageTransform) -> str:
@@ -99,3 +180,16 @@ def cache_key(reader: LeRobotReader, video_key: str, transform: ImageTransform) 
     }
     text = json.dumps(decisive, sort_keys=True)
     return f"{transform.size}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+def _numbered(
+    reader: LeRobotReader, camera: str, clips: list[Clip]
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Frames of a video file, or of one episode's rows of a table."""
+    if camera in reader.schema.video_keys:
+        yield from decode_numbered(clips[0].path, reader.rate_hz)
+        return
+    pictures = TablePictures(reader, camera)
+    start = int(reader.episode_starts[clips[0].episode])
+    for number in range(clips[0].length):
+        yield number, pictures.picture(start + number)

@@ -1,4 +1,4 @@
-"""The facts of the LeRobot v3.0 on-disk format: paths, feature dictionary, parquet schema.
+"""The facts of the LeRobot on-disk format: paths, feature dictionary, parquet schema.
 
 Source: `LeRobotDataset v3.0` in the documentation of huggingface/lerobot (src/lerobot/datasets).
 """
@@ -35,6 +35,7 @@ INDEX_FEATURES: dict[str, str] = {
     "index": "int64",
     "task_index": "int64",
 }
+_NO_NUMBERS = ("video", "image", "string", "audio")
 _ARROW_TYPES = {"float32": pa.float32(), "float64": pa.float64(), "int64": pa.int64()}
 
 
@@ -67,6 +68,12 @@ class Feature:
             }
         return entry
 
+    @property
+    def picture_size(self) -> tuple[int, int]:
+        """Height and width in px of a camera's feature; recorders differ in the channels' place."""
+        height, width = self.shape[1:] if self.shape[0] in (1, 3) else self.shape[:2]
+        return height, width
+
 
 @dataclass(frozen=True)
 class DatasetSchema:
@@ -83,9 +90,14 @@ class DatasetSchema:
         return tuple(key for key, f in self.features.items() if f.dtype == "video")
 
     @property
+    def camera_keys(self) -> tuple[str, ...]:
+        """Names of the features that are pictures, as mp4 or inside the tables."""
+        return tuple(key for key, f in self.features.items() if f.dtype in ("video", "image"))
+
+    @property
     def table_keys(self) -> tuple[str, ...]:
-        """Names of the features that are kept as parquet columns, without the index columns."""
-        return tuple(key for key, f in self.features.items() if f.dtype != "video")
+        """Names of the features that are numbers in parquet columns, but the index columns."""
+        return tuple(key for key, f in self.features.items() if f.dtype not in _NO_NUMBERS)
 
     def feature_dict(self) -> dict[str, Any]:
         """`features` of info.json, index columns included."""
@@ -104,7 +116,7 @@ class DatasetSchema:
             key: Feature(
                 entry["dtype"],
                 tuple(int(n) for n in entry["shape"]),
-                None if entry.get("names") is None else tuple(entry["names"]),
+                read_names(entry.get("names")),
             )
             for key, entry in info["features"].items()
             if key not in INDEX_FEATURES
@@ -115,7 +127,7 @@ class DatasetSchema:
             if entry["dtype"] == "video"
         }
         pixel_format = formats.pop() if len(formats) == 1 else PIXEL_FORMAT
-        return cls(int(info["fps"]), features, info.get("robot_type"), pixel_format)
+        return cls(round(info["fps"]), features, info.get("robot_type"), pixel_format)
 
 
 @dataclass(frozen=True)
@@ -154,6 +166,18 @@ class EpisodeRecord:
                     expected=f"{dtype} {expected}",
                     fix="record it with the shape and dtype that meta/info.json declares",
                 )
+
+
+def read_names(names: Any) -> tuple[str, ...] | None:
+    """Names of a feature's values: a list, or lists under headings such as {"motors": [...]}."""
+    if isinstance(names, Mapping):
+        names = [name for part in names.values() for name in (read_names(part) or ())]
+    if not isinstance(names, (list, tuple)):
+        return None if names is None else (str(names),)
+    flat: list[str] = []
+    for name in names:
+        flat.extend((read_names(name) or ()) if isinstance(name, (list, Mapping)) else (str(name),))
+    return tuple(flat)
 
 
 def column_array(values: np.ndarray) -> pa.Array:

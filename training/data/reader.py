@@ -1,7 +1,8 @@
-"""Reads a LeRobot v3.0 dataset from disk with numpy, pyarrow and PyAV alone."""
+"""Reads a LeRobot dataset (v2.0, v2.1, v3.0) from disk with numpy, pyarrow and PyAV alone."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
@@ -13,16 +14,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from training.data.layout import (
-    CODEBASE_VERSION,
     INDEX_FEATURES,
     INFO_PATH,
     STATS_PATH,
-    TASKS_PATH,
     DatasetSchema,
     column_values,
 )
-from training.data.video import decode_video
+from training.data.versions import Clip, find_version
+from training.data.video import decode_numbered, decode_video
 from vla_align_ros.errors import DataError
+
+_HASHED_WHOLE = 64 << 20  # bytes; of a larger table (pictures inside), both ends and the size
+_HASHED_END = 1 << 20
 
 
 def read_json(path: Path) -> Any:
@@ -33,40 +36,35 @@ def read_json(path: Path) -> Any:
         raise DataError(
             f"Cannot read {path}",
             got=str(error),
-            expected="a LeRobot v3.0 dataset",
-            fix="give the folder that `vla-align collect --out` wrote",
+            expected="a LeRobot dataset",
+            fix="give a dataset's folder, such as `vla-align collect --out` writes",
         ) from error
 
 
 class LeRobotReader:
     """A dataset folder, opened for reading.
 
-    Attributes: `root`, `info` (info.json), `schema`, `tasks` (text by task index),
-    `episodes` (pyarrow table without the statistics columns).
+    Attributes: `root`, `info` (info.json), `schema`, `version` (how the files lie), `rate_hz`,
+    `tasks` (text by task index), `episodes` (pyarrow table without the statistics columns).
     """
 
     def __init__(self, root: str | Path) -> None:
         """Open `root`; raise DataError for another layout, another version or damaged counts."""
         self.root = Path(root)
         self.info: dict[str, Any] = read_json(self.root / INFO_PATH)
-        version = self.info.get("codebase_version")
-        if version != CODEBASE_VERSION:
-            raise DataError(
-                f"{self.root} has another dataset version",
-                got=str(version),
-                expected=CODEBASE_VERSION,
-                fix="convert it with lerobot's converter, or collect it again",
-            )
+        self.version = find_version(self.root, self.info)
         self.schema = DatasetSchema.from_info(self.info)
-        self.tasks = self._read_tasks()
-        self.episodes = self._read_episodes()
+        self.rate_hz = float(self.info["fps"])
+        self.tasks = self.version.tasks()
+        self.episodes = self.version.episodes()
         rows = self.episodes.num_rows
         if rows != int(self.info["total_episodes"]):
             raise DataError(
                 f"{self.root} was not closed cleanly",
                 got=f"{rows} episode rows",
                 expected=f"{self.info['total_episodes']} as meta/info.json says",
-                fix="run the same `vla-align collect` command again: it repairs and continues",
+                fix="run the same `vla-align collect` command again, which repairs and continues,"
+                " or download the data set again",
             )
 
     def __len__(self) -> int:
@@ -74,64 +72,60 @@ class LeRobotReader:
 
     @property
     def stats(self) -> dict[str, Any]:
-        """meta/stats.json as nested lists (empty while the dataset has no episode)."""
+        """meta/stats.json as nested lists (empty where there is none)."""
         path = self.root / STATS_PATH
         return dict(read_json(path)) if path.exists() else {}
 
-    def _files(self, kind: str, suffix: str) -> list[Path]:
-        return sorted((self.root / kind).glob(f"chunk-*/file-*.{suffix}"))
+    @functools.cached_property
+    def episode_starts(self) -> np.ndarray:
+        """First row of every episode, and the number of rows: (episodes + 1,) int64."""
+        lengths = self.episodes["length"].to_numpy() if self.episodes.num_rows else []
+        return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
 
-    def _read_tasks(self) -> list[str]:
-        path = self.root / TASKS_PATH
-        if not path.exists():
-            return []
-        table = pq.read_table(path)
-        order = np.argsort(table["task_index"].to_numpy())
-        texts = table["task" if "task" in table.column_names else "__index_level_0__"].to_pylist()
-        return [texts[k] for k in order]
-
-    def _read_episodes(self) -> pa.Table:
-        files = self._files("meta/episodes", "parquet")
-        if not files:
-            return pa.table({"episode_index": pa.array([], type=pa.int64())})
-        names = [n for n in pq.read_schema(files[0]).names if not n.startswith("stats/")]
-        return pa.concat_tables([pq.read_table(f, columns=names) for f in files])
+    @functools.cached_property
+    def file_starts(self) -> np.ndarray:
+        """First row of every table in `version.data_files()`, and the number of rows."""
+        files = self.version.data_files()
+        counts = [_open_table(path, pq.read_metadata).num_rows for path in files]
+        return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
 
     def columns(self, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
         """Tabular columns of the whole dataset: name -> (N, *shape), rows in `index` order."""
         wanted = list(names or (*self.schema.table_keys, *INDEX_FEATURES))
         shapes = {key: feature.shape for key, feature in self.schema.features.items()}
-        missing = [n for n in wanted if n not in shapes and n not in INDEX_FEATURES]
+        known = {*self.schema.table_keys, *INDEX_FEATURES}
+        missing = [n for n in wanted if n not in known]
         if missing:
             raise DataError(
                 f"{self.root} lacks columns",
-                got=f"{missing}",
-                expected=f"any of {sorted([*self.schema.table_keys, *INDEX_FEATURES])}",
-                fix="collect the dataset with this version of `vla-align collect`",
+                got=f"no {missing}",
+                expected=f"any of {sorted(known)}",
+                fix="name one of these, for example by --set data.state_key=...",
             )
-        tables = [pq.read_table(f, columns=wanted) for f in self._files("data", "parquet")]
-        if not tables:
+        files = self.version.data_files()
+        if not files:
             return {}
-        table = pa.concat_tables(tables)
+        parts = [_open_table(f, pq.read_table, columns=wanted) for f in files]
+        table = pa.concat_tables(parts, promote_options="permissive")
+        if table.num_rows != len(self) or table.num_rows != self.episode_starts[-1]:
+            raise DataError(
+                f"The tables of {self.root} disagree",
+                got=f"{table.num_rows} rows, {self.episode_starts[-1]} in the episodes' lengths",
+                expected=f"{len(self)} as meta/info.json says",
+                fix="download or collect the data set again",
+            )
         return {name: column_values(table[name], shapes.get(name, ())) for name in wanted}
+
+    def clips(self, video_key: str) -> list[Clip]:
+        """Where a camera's episodes are in its mp4 files, in the order of the episodes."""
+        return self.version.clips(video_key, self.episodes)
 
     def video_files(self, video_key: str) -> list[tuple[Path, int]]:
         """(path, number of frames) of a camera's mp4 files, in the order of the rows."""
-        rows = self.episodes.select(
-            [f"videos/{video_key}/chunk_index", f"videos/{video_key}/file_index", "length"]
-        )
-        lengths: dict[tuple[int, int], int] = {}
-        for chunk, file, length in zip(*(c.to_pylist() for c in rows.columns), strict=True):
-            lengths[chunk, file] = lengths.get((chunk, file), 0) + length
-        template = self.info["video_path"]
-        return [
-            (
-                self.root
-                / template.format(video_key=video_key, chunk_index=chunk, file_index=file),
-                count,
-            )
-            for (chunk, file), count in lengths.items()
-        ]
+        lengths: dict[Path, int] = {}
+        for clip in self.clips(video_key):
+            lengths[clip.path] = lengths.get(clip.path, 0) + clip.length
+        return list(lengths.items())
 
     def frames(self, video_key: str) -> Iterator[np.ndarray]:
         """Every frame of a camera as (H, W, 3) uint8 RGB, in the order of the rows."""
@@ -148,33 +142,58 @@ class LeRobotReader:
                     fix="delete the dataset and collect it again",
                 )
 
-    def pictures(self, video_key: str, rows: np.ndarray) -> np.ndarray:
-        """The frames of `rows` (n,) int64 as the camera gave them: (n, H, W, 3) uint8 RGB.
-
-        Decodes whole files: for a few rows, not for training.
-        """
-        height, width, _ = self.schema.features[video_key].shape
-        output = np.empty((len(rows), height, width, 3), dtype=np.uint8)
-        start = 0
-        for path, count in self.video_files(video_key):
-            wanted = {
-                int(rows[k]) - start: k
-                for k in np.flatnonzero((rows >= start) & (rows < start + count))
-            }
-            if wanted:
-                for number, image in enumerate(decode_video(path)):
-                    if number in wanted:
-                        output[wanted[number]] = image
-            start += count
-        return output
+    def episode_frames(self, video_key: str, episode: int) -> Iterator[np.ndarray]:
+        """The frames of one episode as (H, W, 3) uint8 RGB; DataError if one is missing."""
+        clip = self.clips(video_key)[episode]
+        count = 0
+        for number, image in decode_numbered(clip.path, self.rate_hz):
+            if clip.first <= number < clip.first + clip.length:
+                count += 1
+                yield image
+        if count != clip.length:
+            raise DataError(
+                f"Episode {episode} of {self.root} lacks pictures",
+                got=f"{count} frames of {clip.path}",
+                expected=f"{clip.length} from frame {clip.first} on",
+                fix="download the data set again, or train with --set data.skip_broken=true",
+            )
 
     def content_hash(self) -> str:
         """sha256 over tables and video sizes: names a cache of this dataset's content."""
+        return self._content_hash
+
+    @functools.cached_property
+    def _content_hash(self) -> str:
         digest = hashlib.sha256()
-        for file in (*self._files("meta/episodes", "parquet"), *self._files("data", "parquet")):
+        for file in (*self.version.episode_files(), *self.version.data_files()):
             digest.update(f"{file.relative_to(self.root)}:".encode())
-            digest.update(hashlib.sha256(file.read_bytes()).digest())
+            digest.update(_hash_file(file))
         for key in self.schema.video_keys:
             for path, frames in self.video_files(key):
-                digest.update(f"{path.name}:{path.stat().st_size}:{frames}".encode())
+                size = path.stat().st_size if path.exists() else -1
+                digest.update(f"{path.name}:{size}:{frames}".encode())
         return digest.hexdigest()
+
+
+def _open_table(path: Path, read: Any, **options: Any) -> Any:
+    try:
+        return read(path, **options)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(
+            f"Cannot read the table {path}",
+            got=str(error),
+            expected="a whole parquet file",
+            fix="download or collect the data set again",
+        ) from error
+
+
+def _hash_file(path: Path) -> bytes:
+    size = path.stat().st_size
+    if size <= _HASHED_WHOLE:
+        return hashlib.sha256(path.read_bytes()).digest()
+    digest = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        digest.update(file.read(_HASHED_END))
+        file.seek(-_HASHED_END, 2)  # the footer: offsets and statistics of every column
+        digest.update(file.read())
+    return digest.digest()

@@ -10,14 +10,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from training.export.golden import (
-    GOLDEN_INPUTS,
-    add_reference_actions,
-    observations,
-    read_golden_inputs,
-)
+from training.export.golden import add_reference_actions, observations
 from training.export.graph import OPSET, check_parity, export_onnx, strip_metadata
 from training.export.quantize import KEPT_IN_FLOAT, quantize_int8
+from training.golden_inputs import GOLDEN_INPUTS, read_golden_inputs
 from training.model import PrismaticVLA
 from training.model.checkpoint import read_json
 from vla_align_ros.contract.bundle import Bundle, write_bundle
@@ -43,9 +39,9 @@ def export_run(run_dir: str | Path, out: str | Path, precision: str = "fp32") ->
         {"ok", "bundle", "bundle_id", "precision", "bytes", "parity", "proof"}.
 
     Raises:
-        ExportError: if the run is incomplete, the graph strays from the model, or the proof fails;
-        `out` is then
-            absent, as it was. BundleError: if `out` exists.
+        ExportError: if the run is unfinished, the graph strays from the model, or the proof fails;
+            TrainingError: if the run lacks golden inputs; `out` is then absent, as it was.
+            BundleError: if `out` exists.
     """
     run_dir, out = Path(run_dir), Path(out).absolute()
     _check_request(run_dir, out, precision)

@@ -13,7 +13,8 @@ from training.model.config import (
 from training.model.grounding import GroundingHead, grounding_loss
 from training.model.groups import GROUPS, group_of
 from training.model.heads import chunk_l1_loss
-from training.model.prismatic import PrismaticVLA, VlaOutput
+from training.model.output import VlaOutput
+from training.model.prismatic import PrismaticVLA
 
 __all__ = [
     "GROUPS",

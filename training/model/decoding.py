@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from training.model.llm import check_window, vocabulary_logits
 from training.model.sequence import MASKED, Sequence
 
 
@@ -20,14 +21,14 @@ def action_logits(llm: Any, last: Tensor, seq: Sequence) -> Tensor:
     first = last[rows, seq.last_prompt].unsqueeze(1)
     given = last[:, seq.action]
     states = first if given.shape[1] == 0 else torch.cat([first, given[:, :-1]], dim=1)
-    logits: Tensor = llm.get_output_embeddings()(states)
-    return logits
+    return vocabulary_logits(llm, states)
 
 
 @torch.no_grad()
 def decode_greedily(llm: Any, seq: Sequence, count: int) -> Tensor:
     """Return `count` tokens (B, count) int64 after a sequence without action tokens."""
-    embed, head = llm.get_input_embeddings(), llm.get_output_embeddings()
+    check_window(llm, seq.embeds.shape[1] + count)
+    embed = llm.get_input_embeddings()
     out = llm.base_model(
         inputs_embeds=seq.embeds,
         attention_mask=seq.attend,
@@ -39,7 +40,7 @@ def decode_greedily(llm: Any, seq: Sequence, count: int) -> Tensor:
     tokens = [logits[:, -1].argmax(dim=-1, keepdim=True)]
     while len(tokens) < count:
         valid = torch.cat([valid, valid.new_ones(valid.shape[0], 1)], dim=1)
-        mask = torch.zeros(valid.shape, device=valid.device).masked_fill(~valid, MASKED)
+        mask = seq.attend.new_zeros(valid.shape).masked_fill(~valid, MASKED)
         out = llm.base_model(
             inputs_embeds=embed(tokens[-1]),
             attention_mask=mask[:, None, None],
@@ -48,5 +49,6 @@ def decode_greedily(llm: Any, seq: Sequence, count: int) -> Tensor:
             use_cache=True,
         )
         position = position + 1
-        tokens.append(head(out.last_hidden_state)[:, -1].argmax(dim=-1, keepdim=True))
+        logits = vocabulary_logits(llm, out.last_hidden_state)
+        tokens.append(logits[:, -1].argmax(dim=-1, keepdim=True))
     return torch.cat(tokens, dim=1)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from training.model.sequence import Sequence
+
 
 class GroundingHead(nn.Module):
     """K heat maps over the visual tokens, asked by the prompt's last token.
@@ -28,6 +30,13 @@ class GroundingHead(nn.Module):
         key = self.key(self.norm_key(visual_states))
         logits: Tensor = torch.einsum("bkw,bnw->bkn", query, key).float() * self.scale
         return logits
+
+
+def ask(head: GroundingHead, states: Tensor, seq: Sequence) -> Tensor:
+    """Return the logits (B, K, N) of one layer's hidden states (B, S, D)."""
+    prompt = states[torch.arange(states.shape[0], device=states.device), seq.last_prompt]
+    maps: Tensor = head(prompt, states[:, seq.visual])
+    return maps
 
 
 def centres_of_mass(logits: Tensor, grid: int) -> Tensor:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from torch import nn
+
 from vla_align_ros.errors import ConfigurationError
 
 GROUPS = ("vision", "projector", "llm", "state", "head", "grounding")
@@ -35,3 +37,19 @@ def check_groups(groups: Iterable[str]) -> set[str]:
             fix="correct the frozen groups",
         )
     return chosen
+
+
+def group_parameters(model: nn.Module) -> dict[str, list[tuple[str, nn.Parameter]]]:
+    """Return every parameter of a network once, by group; empty groups are left out."""
+    groups: dict[str, list[tuple[str, nn.Parameter]]] = {}
+    for name, parameter in model.named_parameters():
+        groups.setdefault(group_of(name), []).append((name, parameter))
+    return groups
+
+
+def freeze_groups(model: nn.Module, groups: Iterable[str]) -> None:
+    """Stop gradients to the named groups and let the others train."""
+    frozen = check_groups(groups)
+    for group, members in group_parameters(model).items():
+        for _, parameter in members:
+            parameter.requires_grad_(group not in frozen)

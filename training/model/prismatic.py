@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,32 +21,17 @@ from training.model.checkpoint import (
 )
 from training.model.config import VlaConfig
 from training.model.decoding import action_logits, decode_greedily
-from training.model.grounding import GroundingHead, append_points
-from training.model.groups import check_groups, group_of
+from training.model.expert import InsulatedHead
+from training.model.grounding import GroundingHead, append_points, ask
+from training.model.groups import freeze_groups, group_parameters
 from training.model.heads import ChunkHead, StateEncoder, VisualProjector
-from training.model.llm import build_llm, describe_llm, drop_lm_head
-from training.model.sequence import Sequence, build_sequence
-from training.model.vision import VisionTower, build_tower
+from training.model.hf_tower import describe_tower
+from training.model.llm import build_llm, describe_llm, drop_lm_head, run_trunk
+from training.model.output import VlaOutput
+from training.model.sequence import Sequence, build_sequence, check_causal
+from training.model.tower import VisionTower
+from training.model.vision import build_tower
 from vla_align_ros.errors import ConfigurationError
-
-
-@dataclass(slots=True)
-class VlaOutput:
-    """What one forward pass yields.
-
-    actions: (B, H, A) normalised (chunk head). logits: (B, A, V) at the positions that predict the
-    given action tokens, (B, 1, V) without them (tokens head). hidden_states: the LLM's, index 0 the
-    embedding output, the last one after its final norm, each (B, S, D). visual: where the visual
-    tokens lie in S. vision_features: (B, N, vision width) before the projector. grounding: (B, K,
-    N) logits.
-    """
-
-    actions: Tensor | None
-    logits: Tensor | None
-    hidden_states: tuple[Tensor, ...] | None
-    visual: slice
-    vision_features: Tensor
-    grounding: Tensor | None
 
 
 class PrismaticVLA(nn.Module):
@@ -87,11 +71,16 @@ class PrismaticVLA(nn.Module):
 
     def _build_head(self, width: int) -> None:
         head = self.config.head
-        self.action_head: ChunkHead | None = None
+        self.action_head: ChunkHead | InsulatedHead | None = None
         self.action_queries: nn.Parameter | None = None
         self.action_tokens: ActionTokens | None = None
         if head.kind == "chunk":
-            drop_lm_head(self.llm)
+            drop_lm_head(self.llm, unless=self.config.llm.keep_lm_head)
+            if head.insulate:
+                self.action_head = InsulatedHead(
+                    width, head.action_dim, head.horizon, head.hidden, head.blocks
+                )
+                return
             self.action_queries = nn.Parameter(0.02 * torch.randn(1, head.horizon, width))
             pointed = 2 * self.config.grounding.maps if self._points else 0
             self.action_head = ChunkHead(width + pointed, head.action_dim, head.hidden, head.blocks)
@@ -136,13 +125,16 @@ class PrismaticVLA(nn.Module):
         state: Tensor | None = None,
         *,
         action_tokens: Tensor | None = None,
+        answer_tokens: Tensor | None = None,
         output_hidden_states: bool = True,
     ) -> VlaOutput:
         """Run the network on `Processor.prepare`'s inputs, batched.
 
         pixel_values as `encode_images`; input_ids, attention_mask (B, T) int64, BOS first; state
-        (B, D) normalised; action_tokens (B, A) int64 for teacher forcing (tokens head). Grounding
-        needs output_hidden_states.
+        (B, D) normalised; action_tokens (B, A) int64 for teacher forcing (a tokens head, or an
+        insulated one whose LLM learns them, too). With answer_tokens (B, A) int64 the network only
+        speaks: no state, no actions, logits that predict those tokens after the prompt.
+        Grounding needs output_hidden_states.
         """
         features = self.encode_images(pixel_values)
         return self.forward_from_features(
@@ -151,6 +143,7 @@ class PrismaticVLA(nn.Module):
             attention_mask,
             state,
             action_tokens=action_tokens,
+            answer_tokens=answer_tokens,
             output_hidden_states=output_hidden_states,
         )
 
@@ -162,32 +155,38 @@ class PrismaticVLA(nn.Module):
         state: Tensor | None = None,
         *,
         action_tokens: Tensor | None = None,
+        answer_tokens: Tensor | None = None,
         output_hidden_states: bool = True,
     ) -> VlaOutput:
         """Run all but the towers, on features that `encode_images` gave (frozen towers)."""
-        seq = self._build_sequence(vision_features, input_ids, attention_mask, state, action_tokens)
-        outputs = self.llm.base_model(
-            inputs_embeds=seq.embeds,
-            attention_mask=seq.attend,
-            position_ids=seq.positions,
-            use_cache=False,
-            output_hidden_states=output_hidden_states or self._points,
-        )
+        speaks = answer_tokens is not None
+        tokens = action_tokens if self.action_queries is None and not speaks else answer_tokens
+        texts = (input_ids, attention_mask, None if speaks else state, tokens)
+        seq = self._build_sequence(vision_features, *texts, speaks=speaks)
+        outputs = run_trunk(self.llm, seq, hidden_states=output_hidden_states or self._points)
         hidden = outputs.hidden_states
         grounding = self._ground(hidden, seq)
         last = outputs.last_hidden_state
+        spoken = tokens is not None or self.action_head is None
         return VlaOutput(
-            actions=self._decode_chunk(last[:, seq.action], grounding),
-            logits=action_logits(self.llm, last, seq) if self.action_head is None else None,
+            actions=None if speaks else self._decode_chunk(last, seq, grounding, state),
+            logits=action_logits(self.llm, last, seq) if spoken else None,
             hidden_states=tuple(hidden) if output_hidden_states else None,
             visual=seq.visual,
             vision_features=vision_features,
             grounding=grounding,
         )
 
-    def _decode_chunk(self, queries: Tensor, grounding: Tensor | None) -> Tensor | None:
+    def _decode_chunk(
+        self, last: Tensor, seq: Sequence, grounding: Tensor | None, state: Tensor | None
+    ) -> Tensor | None:
         if self.action_head is None:
             return None
+        prefix, queries = slice(0, seq.action.start), last[:, seq.action]
+        if isinstance(self.action_head, InsulatedHead):
+            own = self.state_encoder(state) if self.state_encoder is not None else None
+            expert: Tensor = self.action_head(last[:, prefix], seq.valid[:, prefix], own)
+            return expert
         if self._points and grounding is not None:
             queries = append_points(queries, grounding, self.grid)
         actions: Tensor = self.action_head(queries)
@@ -200,25 +199,29 @@ class PrismaticVLA(nn.Module):
         attention_mask: Tensor,
         state: Tensor | None,
         tokens: Tensor | None,
+        *,
+        speaks: bool = False,
     ) -> Sequence:
         embed = self.llm.get_input_embeddings()
         visual = self.projector(features)
         if self.visual_positions is not None:
             repeats = visual.shape[1] // self.visual_positions.shape[1]
             visual = visual + self.visual_positions.repeat(1, repeats, 1)
-        if (state is None) != (self.state_encoder is None):
+        if not speaks and (state is None) != (self.state_encoder is None):
             raise ConfigurationError(
                 got=f"state {'absent' if state is None else 'given'}",
                 expected="a state exactly where the model has a state encoder",
                 fix="match PolicySpec.state and VlaConfig.state",
             )
-        state_token = self.state_encoder(state) if self.state_encoder is not None else None
-        batch = input_ids.shape[0]
-        if self.action_queries is not None:
-            action, mode = self.action_queries.expand(batch, -1, -1), self.config.attention
+        aside = speaks or self.config.head.insulate
+        state_token = self.state_encoder(state) if self.state_encoder and not aside else None
+        mode: str = "causal" if speaks or self.action_head is None else self.config.attention
+        if self.action_queries is not None and not speaks:
+            action = self.action_queries.expand(input_ids.shape[0], -1, -1)
+        elif tokens is None:
+            action = visual[:, :0]
         else:
-            action = embed(tokens) if tokens is not None else visual[:, :0]
-            mode = "causal"
+            action, mode = embed(tokens), check_causal(mode)
         return build_sequence(
             embed(input_ids), attention_mask.bool(), visual, state_token, action, mode=mode
         )
@@ -226,10 +229,7 @@ class PrismaticVLA(nn.Module):
     def _ground(self, hidden: tuple[Tensor, ...] | None, seq: Sequence) -> Tensor | None:
         if self.grounding is None or self.config.grounding is None or hidden is None:
             return None
-        states = hidden[self.config.grounding.layer]
-        prompt = states[torch.arange(states.shape[0], device=states.device), seq.last_prompt]
-        maps: Tensor = self.grounding(prompt, states[:, seq.visual])
-        return maps
+        return ask(self.grounding, hidden[self.config.grounding.layer], seq)
 
     @torch.no_grad()
     def predict(
@@ -261,25 +261,25 @@ class PrismaticVLA(nn.Module):
 
     def parameter_groups(self) -> dict[str, list[tuple[str, nn.Parameter]]]:
         """Return every parameter once, by group (see GROUPS; empty ones left out)."""
-        groups: dict[str, list[tuple[str, nn.Parameter]]] = {}
-        for name, parameter in self.named_parameters():
-            groups.setdefault(group_of(name), []).append((name, parameter))
-        return groups
+        return group_parameters(self)
 
     def freeze(self, groups: Iterable[str]) -> None:
         """Stop gradients to the named groups and let the others train."""
-        frozen = check_groups(groups)
-        for group, members in self.parameter_groups().items():
-            for _, parameter in members:
-                parameter.requires_grad_(group not in frozen)
+        freeze_groups(self, groups)
 
     def save(self, folder: str | Path) -> None:
         """Write model.json and model.safetensors into `folder` (made if absent)."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         save_weights(self, folder / WEIGHTS)
+        write_json(self.describe(), folder / DESCRIPTION)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what model.json holds: the configuration, with LLM and towers spelled out."""
         llm = dataclasses.replace(self.config.llm, config=describe_llm(self.llm))
-        write_json(dataclasses.replace(self.config, llm=llm).to_dict(), folder / DESCRIPTION)
+        pairs = zip(self.config.vision, self.vision, strict=True)
+        vision = tuple(describe_tower(config, cast(VisionTower, tower)) for config, tower in pairs)
+        return dataclasses.replace(self.config, llm=llm, vision=vision).to_dict()
 
     @classmethod
     def load(cls, folder: str | Path) -> PrismaticVLA:

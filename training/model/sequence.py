@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vla_align_ros.errors import ConfigurationError
+
 MASKED = torch.finfo(torch.bfloat16).min  # finite in bf16 and fp32 alike
 
 
@@ -14,7 +16,8 @@ MASKED = torch.finfo(torch.bfloat16).min  # finite in bf16 and fp32 alike
 class Sequence:
     """One batch laid out for the language model.
 
-    embeds (B, S, D); attend (B, 1, S, S) additive float; positions (B, S) int64; valid (B, S) bool;
+    embeds (B, S, D); attend (B, 1, S, S) additive, of embeds' dtype; positions (B, S) int64; valid
+    (B, S) bool;
     visual and action are slices of S; last_prompt (B,) int64 index of the last valid prompt token.
     """
 
@@ -51,7 +54,7 @@ def build_sequence(
     prefix = prompt_len + middle.shape[1]
     return Sequence(
         embeds=embeds,
-        attend=additive_mask(valid, prefix, mode),
+        attend=additive_mask(valid, prefix, mode).to(embeds.dtype),
         positions=(valid.long().cumsum(dim=1) - 1).clamp(min=0),
         valid=valid,
         visual=slice(1, 1 + visual.shape[1]),
@@ -72,3 +75,14 @@ def additive_mask(valid: Tensor, prefix: int, mode: str) -> Tensor:
     visible = allowed[None] & valid[:, None, :]
     mask = torch.zeros(visible.shape, dtype=torch.float32, device=valid.device)
     return mask.masked_fill(~visible, MASKED).unsqueeze(1)
+
+
+def check_causal(mode: str) -> str:
+    """Return "causal", the only mode in which given tokens stay unseen by what predicts them."""
+    if mode == "bidirectional":
+        raise ConfigurationError(
+            got="tokens to predict under bidirectional attention",
+            expected="causal attention, under which no token sees a later one",
+            fix="set VlaConfig.attention to causal_prefix",
+        )
+    return "causal"

@@ -1,0 +1,40 @@
+"""`vla-align data` on a lab's own data: what it says, and how fast the loader is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from lab_data import make_episodes, write_v2
+from tiny_data import write_dataset
+
+from training.data.bench import bench_loader
+from training.data.config import AugmentConfig, DataConfig
+from vla_align_ros.cli import main
+
+
+def test_info_describes_data_of_another_layout(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_v2(tmp_path, make_episodes())
+    assert main(["data", "info", str(root), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (result["codebase_version"], result["episodes"], result["frames"]) == ("v2.1", 4, 25)
+    assert result["task_episodes"] == {"pick up the red cube": 2, "open the drawer": 2}
+
+
+def test_the_bench_times_every_number_of_workers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_dataset(tmp_path, 6)
+    for decode in ("online", "once"):
+        config = DataConfig(image_size=32, augment=AugmentConfig(enabled=True), decode=decode)  # type: ignore[arg-type]
+        result = bench_loader([tmp_path], config, workers=(0, 2), batch_size=4, batches=2)
+        assert set(result["samples_per_s"]) == {"0", "2"}
+        assert min(result["samples_per_s"].values()) > 0
+    words = ["--workers", "1", "--batch-size", "4", "--image-size", "32", "--json"]
+    capsys.readouterr()
+    assert main(["data", "bench", str(tmp_path), *words]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["decode"] == "online"
+    assert main(["data", "bench", str(tmp_path), "--workers", "-1"]) == 1

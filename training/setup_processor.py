@@ -1,0 +1,74 @@
+"""Builds the contract that training and robot share, from the data and for the network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from training.config import RunConfig
+from training.data.sources import Source, policy_spec
+from training.data.statistics import dataset_statistics
+from training.data.tokenizer import BOS, PAD, build_word_tokenizer
+from training.model.openvla import build_openvla_tokenizer, find_folder, read_image_transform
+from training.model.pixels import build_image_transform
+from training.model.tokenizers import build_student_tokenizer
+from vla_align_ros.contract.images import ImageTransform
+from vla_align_ros.contract.normalize import Normalizer
+from vla_align_ros.contract.processor import Processor
+from vla_align_ros.contract.prompt import PromptTemplate, PromptTokenizer
+from vla_align_ros.errors import ConfigurationError
+
+PROMPT = "{instruction}"
+PROMPT_TOKENS = 16
+FRAME = "base_link"
+
+
+def build_processor(
+    config: RunConfig, sources: Sequence[Source], cache: Path | None = None
+) -> Processor:
+    """The processor of a run: statistics of its data; words and pixels as the network knows them.
+
+    Of an OpenVLA checkpoint and of a pretrained language model the tokenizer is its own; a model
+    from scratch gets the words of the data.
+    """
+    _check_image_size(config)
+    spec = policy_spec(
+        sources,
+        config.data,
+        horizon=config.model.head.horizon,
+        frame=FRAME,
+        with_state=config.model.state is not None,
+    )
+    statistics = dataset_statistics(sources, config.data, cache_dir=cache)
+    normalizers = {"action": Normalizer("quantile", statistics["action"])}
+    if spec.state is not None:
+        normalizers["state"] = Normalizer("quantile", statistics["state"])
+    return Processor(spec, _build_transform(config), normalizers, _build_tokenizer(config, sources))
+
+
+def _build_transform(config: RunConfig) -> ImageTransform:
+    if config.base is not None:
+        return read_image_transform(find_folder(config.base), crop=config.data.crop)
+    return build_image_transform(config.model.vision, crop=config.data.crop)
+
+
+def _build_tokenizer(config: RunConfig, sources: Sequence[Source]) -> PromptTokenizer:
+    if config.base is not None:
+        return build_openvla_tokenizer(find_folder(config.base))
+    if config.model.llm.pretrained is not None:
+        return build_student_tokenizer(config.model.llm)
+    words = build_word_tokenizer(task for source in sources for task in source.reader.tasks)
+    return PromptTokenizer(
+        words, PromptTemplate(PROMPT), PROMPT_TOKENS, bos_token=BOS, pad_token=PAD
+    )
+
+
+def _check_image_size(config: RunConfig) -> None:
+    towers = sorted({tower.image_size for tower in config.model.vision})
+    if towers != [config.data.image_size]:
+        raise ConfigurationError(
+            "The pictures do not fit the vision tower",
+            got=f"data.image_size {config.data.image_size} px",
+            expected=f"the towers' {towers} px",
+            fix="give both the same size in the recipe",
+        )
