@@ -7,17 +7,18 @@ from ament_index_python.packages import get_package_share_directory
 from launch import LaunchDescription
 from launch.actions import DeclareLaunchArgument, OpaqueFunction
 from launch.substitutions import LaunchConfiguration
-from launch_ros.actions import LifecycleNode
+from launch_ros.actions import LifecycleNode, Node
 
 SHARE = Path(get_package_share_directory("vla_align_ros"))
 
 # Launch argument -> topic of the node that it replaces. An empty one keeps the node's own name.
 TOPICS = {
-    "camera": "~/image",
     "instruction": "~/instruction",
     "ee_pose": "~/ee_pose",
     "joint_states": "~/joint_states",
     "delta_twist_cmds": "~/delta_twist_cmds",
+    "target_pose": "~/target_pose",
+    "target_frame": "~/target_frame",
     "gripper_commands": "~/gripper_commands",
 }
 
@@ -32,15 +33,26 @@ def arguments():
         ("autostart", "true", "configure and activate the node after start"),
         ("use_respawn", "false", "start the node again if it dies"),
         ("log_level", "info", "least severity that is logged"),
+        ("watchdog", "true", "start the process that stops the arm when the node cannot"),
         ("bundle", str(SHARE / "bundles" / "tabletop"), "folder of the policy bundle"),
         ("arm", "widowx_sim", f"robot by name ({', '.join(robots)}) or path of its YAML file"),
-        ("camera", "", "image topic; with transport compressed, without its /compressed"),
+        (
+            "camera",
+            "",
+            "image topic, or name=topic,name=topic for a policy with several cameras; with "
+            "transport compressed, without its /compressed",
+        ),
+        ("camera_package", "", "package of a camera driver to start with the Fast DDS profile"),
+        ("camera_executable", "", "the driver's executable"),
+        ("camera_params", "", "the driver's parameter file"),
         ("image_transport", "raw", "raw or compressed"),
         ("instruction", "", "instruction topic (std_msgs/String)"),
         ("ee_pose", "", "end-effector pose topic (geometry_msgs/PoseStamped)"),
         ("joint_states", "", "joint state topic (sensor_msgs/JointState)"),
         ("delta_twist_cmds", "", "twist topic of the controller (geometry_msgs/TwistStamped)"),
-        ("gripper_commands", "", "gripper topic of the controller (std_msgs/Float64MultiArray)"),
+        ("target_pose", "", "target topic of CRISP (geometry_msgs/PoseStamped)"),
+        ("target_frame", "", "target topic of FZI's controllers (geometry_msgs/PoseStamped)"),
+        ("gripper_commands", "", "gripper topic of the controller, by arm.gripper.interface"),
     ]
     return [
         DeclareLaunchArgument(name, default_value=default, description=text)
@@ -61,50 +73,109 @@ def find_arm(arm):
     return str(path)
 
 
-def start(context):
-    """Start the node with what the arguments say."""
-    value = {
-        name: LaunchConfiguration(name).perform(context)
-        for name in (
-            "namespace",
-            "params_file",
-            "log_level",
-            "bundle",
-            "arm",
-            "image_transport",
-            *TOPICS,
+def camera_remappings(camera):
+    """Return the remappings of one image topic, or of name=topic,name=topic."""
+    if not camera:
+        return []
+    pairs = [part.strip().rpartition("=") for part in camera.split(",")]
+    if len(pairs) > 1 and not all(name for name, _, _ in pairs):
+        raise RuntimeError(
+            f"camera: got {camera!r}; expected one topic, or name=topic,name=topic; "
+            "fix: camera:=front=/front/image,wrist=/wrist/image"
         )
-    }
-    flag = {
-        name: LaunchConfiguration(name).perform(context).lower() in ("true", "1", "yes")
-        for name in ("use_sim_time", "autostart", "use_respawn")
-    }
-    remappings = [(inner, value[name]) for name, inner in TOPICS.items() if value[name]]
-    if value["camera"]:
-        remappings.append(("~/image/compressed", value["camera"].rstrip("/") + "/compressed"))
+    remappings = []
+    for name, _, topic in pairs:
+        inner = f"~/{name}/image" if name else "~/image"
+        remappings.append((inner, topic))
+        remappings.append((f"{inner}/compressed", topic.rstrip("/") + "/compressed"))
+    return remappings
+
+
+def camera_node(value, use_sim_time):
+    """Return the camera driver, with the profile that lets its large pictures through."""
+    if not value["camera_package"] and not value["camera_executable"]:
+        return []
+    profile = str(SHARE / "config" / "fastdds_shm.xml")
+    files = [os.path.expanduser(value["camera_params"])] if value["camera_params"] else []
     return [
-        LifecycleNode(
-            package="vla_align_ros",
-            executable="policy_node",
-            name="policy_node",
+        Node(
+            package=value["camera_package"],
+            executable=value["camera_executable"],
             namespace=value["namespace"],
-            # The node starts itself, so that it also does after a respawn.
-            parameters=[
-                value["params_file"],
-                find_arm(value["arm"]),
-                {
-                    "bundle": os.path.expanduser(value["bundle"]),
-                    "image_transport": value["image_transport"],
-                    "autostart": flag["autostart"],
-                    "use_sim_time": flag["use_sim_time"],
-                },
-            ],
-            remappings=remappings,
-            ros_arguments=["--log-level", value["log_level"]],
-            respawn=flag["use_respawn"],
-            respawn_delay=2.0,
+            parameters=[*files, {"use_sim_time": use_sim_time}],
+            # The first name until Jazzy, the second from Kilted (Fast DDS 3) on.
+            additional_env={
+                "FASTRTPS_DEFAULT_PROFILES_FILE": profile,
+                "FASTDDS_DEFAULT_PROFILES_FILE": profile,
+            },
             output="screen",
         )
+    ]
+
+
+def watchdog_node(value, flag):
+    """Return the process that stops the arm when the policy's cannot."""
+    return Node(
+        package="vla_align_ros",
+        executable="watchdog_node",
+        name="watchdog_node",
+        namespace=value["namespace"],
+        parameters=[
+            value["params_file"],
+            find_arm(value["arm"]),
+            {"use_sim_time": flag["use_sim_time"]},
+        ],
+        remappings=[
+            ("~/delta_twist_cmds", value["delta_twist_cmds"] or "policy_node/delta_twist_cmds"),
+            ("~/heartbeat", "policy_node/heartbeat"),
+            ("~/emergency_stop", "policy_node/emergency_stop"),
+        ],
+        ros_arguments=["--log-level", value["log_level"]],
+        respawn=flag["use_respawn"],
+        output="screen",
+    )
+
+
+def policy_node(value, flag):
+    """Return the lifecycle node; it starts itself, so that it also does after a respawn."""
+    remappings = [(inner, value[name]) for name, inner in TOPICS.items() if value[name]]
+    return LifecycleNode(
+        package="vla_align_ros",
+        executable="policy_node",
+        name="policy_node",
+        namespace=value["namespace"],
+        parameters=[
+            value["params_file"],
+            find_arm(value["arm"]),
+            {
+                "bundle": os.path.expanduser(value["bundle"]),
+                "image_transport": value["image_transport"],
+                "autostart": flag["autostart"],
+                "use_sim_time": flag["use_sim_time"],
+            },
+        ],
+        remappings=[*remappings, *camera_remappings(value["camera"])],
+        ros_arguments=["--log-level", value["log_level"]],
+        respawn=flag["use_respawn"],
+        respawn_delay=2.0,
+        output="screen",
+    )
+
+
+def start(context):
+    """Start the nodes with what the arguments say."""
+    value = {
+        argument.name: LaunchConfiguration(argument.name).perform(context)
+        for argument in arguments()
+    }
+    flag = {
+        name: value[name].lower() in ("true", "1", "yes")
+        for name in ("use_sim_time", "autostart", "use_respawn", "watchdog")
+    }
+    return [
+        *camera_node(value, flag["use_sim_time"]),
+        *([watchdog_node(value, flag)] if flag["watchdog"] else []),
+        policy_node(value, flag),
     ]
 
 

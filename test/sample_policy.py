@@ -138,7 +138,13 @@ def make_golden(processor: Processor, samples: int = 3) -> dict[str, np.ndarray]
     return arrays
 
 
-def make_bundle(folder: Path, *, noise: float = 0.0, precision: str = "fp32") -> Bundle:
+def make_bundle(
+    folder: Path,
+    *,
+    noise: float = 0.0,
+    precision: str = "fp32",
+    limits: dict[str, float] | None = None,
+) -> Bundle:
     processor = make_processor()
     return write_bundle(
         folder / "bundle",
@@ -146,4 +152,5 @@ def make_bundle(folder: Path, *, noise: float = 0.0, precision: str = "fp32") ->
         graphs={"policy": make_graph(folder / "export.onnx", noise=noise)},
         golden=make_golden(processor),
         provenance={"precision": precision, "recipe": "tiny", "dataset": {"seed": 3}},
+        limits=limits,
     )

@@ -63,6 +63,17 @@ def test_the_readme_shows_the_demonstration_as_measured() -> None:
     assert tell_success(swap) in find_row(page, "the object *not* named")
 
 
+def test_the_safety_page_shows_the_faults_as_measured() -> None:
+    page, results = (ROOT / "docs/safety.md").read_text(), read_results("runtime_faults")
+    assert results["ok"] is True
+    assert len(results["faults"]) >= 30
+    for fault in results["faults"]:
+        assert fault["ok"], fault["name"]
+        row = find_row(page, f"| {fault['what']} |")
+        for key in ("detection_s", "bar_s", "stop_s"):
+            assert fault[key] is None or f" {1e3 * fault[key]:.0f} |" in row
+
+
 def test_results_are_of_the_shipped_bundle_and_meet_the_bar() -> None:
     bundle = json.loads((ROOT / "bundles/tabletop/manifest.json").read_text())["id"]
     demo, swap = (read_results(name)["report"] for name in ("tabletop_demo", "tabletop_swap"))

@@ -24,6 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "vla_align_ros.sim": {"errors", "contract"},
     "vla_align_ros.ros": {"errors", "contract", "inference", "runtime", "sim"},
     "vla_align_ros.demo": {"errors", "contract", "inference", "runtime", "sim", "ros"},
+    "vla_align_ros.bench": {"errors", "contract", "inference", "runtime", "sim", "ros", "demo"},
     "vla_align_ros.commands": {"errors", "extras", "contract", "inference", "runtime"},
     "vla_align_ros.cli": {"errors", "extras"},
     "training": {"errors", "extras", "contract"},
@@ -50,7 +51,7 @@ LAZY: dict[str, tuple[str, ...]] = {
 EAGER = {"vla_align_ros.sim", "vla_align_ros.inference.onnx", "vla_align_ros.inference.tensorrt"}
 ROS = {"launch", "launch_ros", "lifecycle_msgs", "rcl_interfaces", "rclpy", "sensor_msgs"}
 ROS |= {"builtin_interfaces", "diagnostic_msgs", "geometry_msgs", "std_msgs", "std_srvs"}
-ROS |= {"ament_index_python", "control_msgs", "trajectory_msgs"}
+ROS |= {"ament_index_python", "control_msgs", "rosgraph_msgs", "trajectory_msgs"}
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NAME = "vla_align_ros"
 PACKAGE_XML = ElementTree.parse(ROOT / "package.xml").getroot()
 VERSION = PACKAGE_XML.findtext("version") or ""
-EXECUTABLES = {"policy_node", "sim_node", "operator_node", "vla-align", "export"}
+EXECUTABLES = {"policy_node", "sim_node", "operator_node", "watchdog_node", "vla-align", "export"}
 LEFT_OUT = [
     ".*",
     "__pycache__",
@@ -36,6 +36,7 @@ LEFT_OUT = [
     "runs",
     "data",
     "demo_out",
+    "bench_out",
     "*.egg-info",
 ]
 DEPENDS = {item.text for item in PACKAGE_XML.iter("exec_depend")}

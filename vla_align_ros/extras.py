@@ -41,6 +41,7 @@ EXTRA_OF_MODULE: dict[str, str] = {
     "lifecycle_msgs": "ros",
     "rcl_interfaces": "ros",
     "rclpy": "ros",
+    "rosgraph_msgs": "ros",
     "sensor_msgs": "ros",
     "std_msgs": "ros",
     "std_srvs": "ros",

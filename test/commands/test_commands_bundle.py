@@ -43,6 +43,11 @@ def test_verify_refuses_what_is_no_bundle(tmp_path):
         run(verify, tmp_path)
 
 
+def test_inspect_shows_the_limits_that_a_policy_asks_for(tmp_path, capsys):
+    run(inspect, make_bundle(tmp_path, limits={"max_linear_m_s": 0.25}).path)
+    assert "no more than max_linear_m_s 0.25" in capsys.readouterr().out
+
+
 def test_inspect_shows_what_a_bundle_sees_does_and_comes_from(tmp_path, capsys):
     bundle = make_bundle(tmp_path)
     result = run(inspect, bundle.path)

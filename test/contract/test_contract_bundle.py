@@ -399,3 +399,40 @@ def test_weights_beside_a_graph_are_taken_along(tmp_path):
     bundle = write(tmp_path)
     assert (bundle.path / "model" / "policy.onnx.data").read_bytes() == b"weights"
     assert "model/policy.onnx.data" in bundle.manifest["files"]
+
+
+# -- limits that a policy asks for --------------------------------------------------------------
+LIMITS = {"max_linear_m_s": 0.1, "max_linear_m_s2": 0.5, "max_linear_m_s3": 5.0}
+
+
+def test_limits_are_kept_in_the_manifest_and_most_bundles_have_none(original, tmp_path):
+    assert original.limits == {} and "limits" not in original.manifest
+    (tmp_path / "limited").mkdir()
+    bundle = make_bundle(tmp_path / "limited", limits=LIMITS)
+    assert Bundle.open(bundle.path).limits == LIMITS
+    assert bundle.id == original.id, "the files are the same"
+    edited = json.loads((bundle.path / "manifest.json").read_text())
+    edited["limits"]["max_linear_m_s"] = 9.0
+    (bundle.path / "manifest.json").write_text(json.dumps(edited))
+    with pytest.raises(BundleError, match="altered"):
+        Bundle.open(bundle.path)
+
+
+@pytest.mark.parametrize(
+    ("limits", "says"),
+    [
+        ({"max_speed": 1.0}, "max_linear_m_s"),
+        ({"max_linear_m_s": 0.0}, "above 0"),
+        ({"max_linear_m_s": True}, "above 0"),
+        ({"max_linear_m_s": "fast"}, "above 0"),
+        ({"max_angular_rad_s3": 1.0}, "max_angular_rad_s2 beside it"),
+        ([0.1], "an object"),
+    ],
+)
+def test_limits_that_are_none_are_refused_when_written_and_when_read(folder, limits, says):
+    (folder.parent / "limited").mkdir()
+    with pytest.raises(ContractError, match=says):
+        make_bundle(folder.parent / "limited", limits=limits)
+    edit_manifest(folder, lambda data: data.update(limits=limits))
+    with pytest.raises(BundleError, match=says):
+        Bundle.open(folder)

@@ -54,6 +54,7 @@ def test_cleaning_twice_is_cleaning_once(text):
         ("put\u200bit", "control or invisible"),
         ("put\u202eit", "control or invisible"),
         ("put\ud800it", "control or invisible"),
+        ("put\ufffdit", "bytes that are no text"),
         (None, "no text"),
     ],
 )

@@ -84,6 +84,7 @@ def test_runs_the_whole_graph_and_reports_even_when_the_bar_is_missed(
         "operator_node",
         "policy_node",
         "sim_node",
+        "watchdog_node",
     ]
 
 

@@ -57,6 +57,7 @@ class Probe:
         self.chunks: list[Float64MultiArray] = []
         self.status: list[dict[str, Any]] = []
         self.diagnostics: list[dict[str, str]] = []
+        self.verdicts: list[tuple[int, str]] = []
         self.frames_sent = 0
         self._last_frame_s = 0.0
         make, listen = self.node.create_publisher, self.node.create_subscription
@@ -170,6 +171,7 @@ class Probe:
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
         for status in message.status:
             self.diagnostics.append({item.key: item.value for item in status.values})
+            self.verdicts.append((int.from_bytes(status.level, "little"), status.message))
 
 
 def values_of(message: TwistStamped) -> list[float]:

@@ -1,9 +1,12 @@
-"""The gripper's convention and the two command topics."""
+"""The gripper's convention, the grippers' kinds, and the commands of a twist arm."""
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import time
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +15,14 @@ from ros_graph import Probe, values_of
 from sensor_msgs.msg import JointState
 
 from vla_align_ros.contract.actions import GripperConvention
-from vla_align_ros.ros.arms import ArmConfig, TwistArm
+from vla_align_ros.errors import ConfigurationError
+from vla_align_ros.ros.arms import ArmConfig, make_arm
+from vla_align_ros.ros.arms.gripper import (
+    GoalFilter,
+    fill_gripper_command,
+    fill_parallel_gripper_command,
+    import_action,
+)
 from vla_align_ros.runtime.chunks import ScheduledAction
 from vla_align_ros.runtime.safety import Command
 
@@ -49,7 +59,7 @@ def test_a_message_that_does_not_tell_is_no_reading(message: JointState) -> None
 def test_commands_and_one_zero_reach_the_controller(ros: None) -> None:
     node = LifecycleNode("policy_node")
     probe = Probe()
-    arm = TwistArm(node, ARM)
+    arm = make_arm(node, ARM, lambda: None)
     scheduled = ScheduledAction(np.zeros(7), 0.2, "go", 0.0, 0, 1)
     command = Command(np.arange(6.0), 0.25, scheduled)
     stamp = node.get_clock().now().to_msg()
@@ -71,10 +81,70 @@ def test_commands_and_one_zero_reach_the_controller(ros: None) -> None:
         assert len(probe.grippers) == 1
 
         assert arm.rivals() == []
-        rival = probe.node.create_publisher(type(probe.twists[0][1]), arm._twist.topic_name, 1)
-        assert probe.wait_for(lambda: arm.rivals() == [arm._twist.topic_name])
+        rival = probe.node.create_publisher(type(probe.twists[0][1]), arm._topic.name, 1)
+        assert probe.wait_for(lambda: arm.rivals() == [arm._topic.name])
         probe.node.destroy_publisher(rival)
     finally:
         arm.destroy()
         node.destroy_node()
         probe.close()
+
+
+# -- grippers ----------------------------------------------------------------------------------
+def test_a_goal_is_sent_for_a_change_and_not_in_a_stream() -> None:
+    goals = GoalFilter(step=0.05, period_s=0.2)
+    sent = [k for k in range(100) if goals.wants(1.0 if k < 50 else 0.01 * (100 - k), 0.05 * k)]
+    assert sent[0] == 0
+    assert not [k for k in sent if 0 < k < 50], "an opening that stays is no new goal"
+    assert min(np.diff(sent)) >= 4, "closer than the period"
+    assert goals.wants(0.0, 100.0) and not goals.wants(0.0, 200.0)
+
+
+def test_the_end_of_the_range_is_always_worth_a_goal() -> None:
+    goals = GoalFilter(step=0.05, period_s=0.2)
+    assert goals.wants(0.03, 0.0)
+    assert not goals.wants(0.01, 1.0)
+    assert goals.wants(0.0, 2.0), "nearly closed is not closed"
+
+
+def test_goals_of_both_actions_carry_position_joint_and_effort() -> None:
+    config = replace(ARM, gripper_max_effort=20.0)
+    goal = SimpleNamespace(command=SimpleNamespace(position=None, max_effort=None))
+    fill_gripper_command(goal, 0.03, config)
+    assert (goal.command.position, goal.command.max_effort) == (0.03, 20.0)
+    fill_parallel_gripper_command(goal, 0.03, config)
+    assert isinstance(goal.command, JointState)
+    assert (goal.command.name, list(goal.command.position)) == (["finger"], [0.03])
+    assert list(goal.command.effort) == [20.0]
+    fill_parallel_gripper_command(goal, 0.03, ARM)
+    assert list(goal.command.effort) == [], "no effort given leaves the controller's default"
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("control_msgs") is not None, reason="control_msgs is installed"
+)
+@pytest.mark.parametrize("name", ["GripperCommand", "ParallelGripperCommand"])
+def test_without_control_msgs_an_action_gripper_is_refused_in_one_line(name: str) -> None:
+    with pytest.raises(ConfigurationError, match="ros-<distro>-control-msgs") as caught:
+        import_action(name)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"interface": "telepathy"}, "twist or crisp_pose or fzi_pose"),
+        ({"gripper_interface": "hand"}, "forward or trajectory or none or gripper_command"),
+        ({"gripper_interface": "gripper_command"}, "arm.gripper.action"),
+        ({"gripper_interface": "trajectory", "gripper_joint": ""}, "arm.gripper.joint"),
+    ],
+)
+def test_an_interface_that_cannot_be_is_refused_by_name(
+    ros: None, changes: dict[str, str], says: str
+) -> None:
+    node = LifecycleNode("policy_node")
+    try:
+        with pytest.raises(ConfigurationError, match=says):
+            make_arm(node, replace(ARM, **changes), lambda: None)  # type: ignore[arg-type]
+    finally:
+        node.destroy_node()

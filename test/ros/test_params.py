@@ -13,7 +13,8 @@ from rclpy.parameter import Parameter
 from ros_graph import ROOT
 
 from vla_align_ros.errors import ConfigurationError, ContractError, VlaAlignError
-from vla_align_ros.ros.params import DECLARATIONS, declare_parameters, read_parameters
+from vla_align_ros.ros.declarations import DECLARATIONS
+from vla_align_ros.ros.params import declare_parameters, read_parameters
 
 POLICY = ROOT / "config" / "policy.yaml"
 ROBOTS = sorted((ROOT / "config" / "robots").glob("*.yaml"))
@@ -84,7 +85,8 @@ def test_all_are_described_and_numbers_have_ranges(make_node: object) -> None:
         if scalar and not isinstance(declaration.default, bool):
             assert descriptor.floating_point_range or descriptor.integer_range, declaration.name
         assert descriptor.read_only == (
-            declaration.name.startswith("arm.") or declaration.name == "autostart"
+            declaration.name.startswith("arm.")
+            or declaration.name in ("autostart", "start_armed", "dead_man_s")
         )
 
 

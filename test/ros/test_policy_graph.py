@@ -35,7 +35,7 @@ def start_policy(start_node: Start, tiny_bundle: Path) -> StartPolicy:
         *extra: str, bundle: Path = tiny_bundle, autostart: bool = True
     ) -> subprocess.Popen[str]:
         files = ["--params-file", str(WIDOWX), "-p", f"bundle:={bundle}"]
-        flags = ["-p", f"autostart:={'true' if autostart else 'false'}"]
+        flags = ["-p", "start_armed:=true", "-p", f"autostart:={'true' if autostart else 'false'}"]
         return start_node("policy_node", *files, *flags, *extra)
 
     return start
@@ -194,6 +194,21 @@ def test_slides_along_the_workspace(probe: Probe, start_policy: StartPolicy) -> 
     probe.wait_for_motion()
     assert is_for(probe.moving()[-1], CARROT, axes=(0, 1, 3, 4, 5))
     assert values_of(probe.moving()[-1])[2] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_a_bundle_tightens_the_robots_limits_and_cannot_loosen_them(
+    probe: Probe, start_policy: StartPolicy, tmp_path: Path
+) -> None:
+    limits = {"max_linear_m_s": 0.06, "max_angular_rad_s": 50.0}
+    start_policy(bundle=tiny_policy.write_tiny_bundle(tmp_path, limits=limits))
+    probe.wait_for_state("active")
+    probe.grey = 128
+    probe.say(CARROT)
+    probe.wait_for_motion()
+    assert probe.wait_for(lambda: len(probe.moving()) >= 10)
+    speeds = [np.linalg.norm(values_of(message)[:3]) for message in probe.moving()]
+    assert np.linalg.norm(twist_for(CARROT)[:3]) > 0.06, "the policy itself is faster"
+    np.testing.assert_allclose(speeds, 0.06, atol=1e-9)
 
 
 def test_reads_compressed_images(probe: Probe, start_policy: StartPolicy) -> None:

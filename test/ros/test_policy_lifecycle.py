@@ -29,7 +29,7 @@ def make_node(ros: None, tiny_bundle: Path) -> Iterator[MakeNode]:
     def make(
         bundle: Path = tiny_bundle, robot: Path | None = WIDOWX, **values: object
     ) -> PolicyNode:
-        arguments = ["--ros-args", "-p", f"bundle:={bundle}"]
+        arguments = ["--ros-args", "-p", f"bundle:={bundle}", "-p", "start_armed:=true"]
         if robot is not None:
             arguments += ["--params-file", str(robot)]
         overrides = [Parameter(name.replace("__", "."), value=v) for name, v in values.items()]
@@ -177,7 +177,7 @@ def test_unexpected_error_in_a_transition_is_logged_and_recovered_from(
     make_node: MakeNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     node = make_node()
-    monkeypatch.setattr("vla_align_ros.ros.policy_node.TwistArm", None)
+    monkeypatch.setattr("vla_align_ros.ros.policy_node.make_arm", None)
     assert node.trigger_configure() == TransitionCallbackReturn.ERROR
     assert state_of(node) == "unconfigured"
     assert "TypeError" in str(node.reporter.error)

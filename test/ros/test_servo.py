@@ -92,3 +92,20 @@ def test_rate_and_jitter_leave_out_the_pauses() -> None:
     statistics = servo.statistics()
     assert statistics["command_rate_hz"] == pytest.approx(20.0, rel=1e-3)
     assert statistics["command_jitter_p99_ms"] == pytest.approx(0.0, abs=1e-6)
+
+
+# -- what the arm can do, and what a unit means ----------------------------------------------------
+def test_a_command_beyond_the_arms_speed_is_slowed_as_a_whole_and_counted() -> None:
+    servo = ServoInput(frame="base_link", timeout_s=0.1, max_linear_m_s=0.1, max_angular_rad_s=1.0)
+    assert send(servo, 1.0, (0.3, 0.0, 0.4, 0.0, 0.5, 0.0)) is None
+    np.testing.assert_allclose(servo.twist_at(1.0), [0.06, 0, 0.08, 0, 0.1, 0])
+    assert send(servo, 1.02, (0.05, 0.0, 0.0, 0.0, 0.0, 4.0)) is None
+    np.testing.assert_allclose(servo.twist_at(1.02), [0.0125, 0, 0, 0, 0, 1.0])
+    assert send(servo, 1.04, (0.1, 0.0, 0.0, 0.0, 0.0, 1.0)) is None
+    assert servo.statistics()["clamped"] == 2
+
+
+def test_unitless_commands_would_be_scaled_which_is_why_speed_units_are_asked_for() -> None:
+    servo = ServoInput(frame="base_link", timeout_s=0.1, scale=(0.4, 0.8))
+    send(servo, 1.0, (0.1, 0.0, 0.0, 0.0, 0.0, 0.5))
+    np.testing.assert_allclose(servo.twist_at(1.0), [0.04, 0, 0, 0, 0, 0.4])

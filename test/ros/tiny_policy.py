@@ -41,7 +41,9 @@ def predict(mean: float, instruction: str, step: int, state_sum: float = 0.0) ->
     return np.array([dx, dy, dz, 0, 0, 0, mean])
 
 
-def make_tiny_processor(*, state: bool = False, frame: str = "base_link") -> Processor:
+def make_tiny_processor(
+    *, state: bool = False, frame: str = "base_link", cameras: tuple[str, ...] = ("front",)
+) -> Processor:
     tokenizer = Tokenizer(
         WordLevel({word: i for i, word in enumerate(VOCABULARY)}, unk_token="<unk>")
     )
@@ -49,7 +51,7 @@ def make_tiny_processor(*, state: bool = False, frame: str = "base_link") -> Pro
     identity = Normalizer("identity", compute_statistics(np.random.default_rng(0).random((9, 7))))
     normalizers = {"action": identity, **({"state": identity} if state else {})}
     spec = PolicySpec(
-        cameras=(CameraSpec("front", 16, 16),),
+        cameras=tuple(CameraSpec(name, 16, 16) for name in cameras),
         state=StateSpec(STATE_NAMES) if state else None,
         action=ActionSpec(frame, RATE_HZ, HORIZON),
     )
@@ -60,8 +62,9 @@ def make_tiny_processor(*, state: bool = False, frame: str = "base_link") -> Pro
     return Processor(spec, transform, normalizers, prompt)
 
 
-def write_tiny_graph(path: Path, *, state: bool = False) -> Path:
+def write_tiny_graph(path: Path, *, state: bool = False, cameras: int = 1) -> Path:
     node, tensor = helper.make_node, helper.make_tensor_value_info
+    several = (cameras,) if cameras > 1 else ()
     rise = np.zeros((1, HORIZON, 7))
     rise[0, :, 2] = 0.01 * np.arange(1, HORIZON + 1)
     constants = {
@@ -89,7 +92,7 @@ def write_tiny_graph(path: Path, *, state: bool = False) -> Path:
         node("Sum", ["rise", "seen", "heard", "nan_if_white", "absurd"], ["sum"]),
     ]
     inputs = [
-        tensor("pixel_values", TensorProto.FLOAT, [1, 3, SIZE, SIZE]),
+        tensor("pixel_values", TensorProto.FLOAT, [1, *several, 3, SIZE, SIZE]),
         tensor("input_ids", TensorProto.INT64, [1, LENGTH]),
         tensor("attention_mask", TensorProto.INT64, [1, LENGTH]),
     ]
@@ -113,10 +116,17 @@ def write_tiny_graph(path: Path, *, state: bool = False) -> Path:
     return path
 
 
-def write_tiny_bundle(folder: Path, *, state: bool = False, frame: str = "base_link") -> Path:
-    """Write folder/bundle and return its path."""
+def write_tiny_bundle(
+    folder: Path,
+    *,
+    state: bool = False,
+    frame: str = "base_link",
+    cameras: tuple[str, ...] = ("front",),
+    limits: dict[str, float] | None = None,
+) -> Path:
+    """Write folder/bundle and return its path; of several cameras, m is the mean of all."""
     golden = {
-        "image_front": np.full((1, 16, 16, 3), 128, np.uint8),
+        **{f"image_{name}": np.full((1, 16, 16, 3), 128, np.uint8) for name in cameras},
         "instruction": np.array([CARROT]),
         "reference_actions": np.stack([predict(128 / 255, CARROT, k) for k in range(HORIZON)])[
             None
@@ -126,9 +136,12 @@ def write_tiny_bundle(folder: Path, *, state: bool = False, frame: str = "base_l
         golden["state"] = np.zeros((1, len(STATE_NAMES)), np.float32)
     bundle = write_bundle(
         folder / "bundle",
-        processor=make_tiny_processor(state=state, frame=frame),
-        graphs={"policy": write_tiny_graph(folder / "tiny.onnx", state=state)},
+        processor=make_tiny_processor(state=state, frame=frame, cameras=cameras),
+        graphs={
+            "policy": write_tiny_graph(folder / "tiny.onnx", state=state, cameras=len(cameras))
+        },
         golden=golden,
         provenance={"precision": "fp32", "recipe": "written by hand for tests"},
+        limits=limits,
     )
     return bundle.path

@@ -3,38 +3,52 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
-from sample_policy import HORIZON, make_bundle
+from sample_policy import HORIZON, make_bundle, make_processor, make_spec
 
-from vla_align_ros.errors import BackendError, ConfigurationError, ContractError
+from vla_align_ros.contract.observation import ActionChunk, Observation
+from vla_align_ros.errors import BackendError, ConfigurationError, ContractError, SafetyError
 from vla_align_ros.inference.fake import FakeBackend
+from vla_align_ros.runtime.interlock import Interlock, InterlockConfig
+from vla_align_ros.runtime.motion import MotionLimits
 from vla_align_ros.runtime.policy import Policy
 from vla_align_ros.runtime.runner import PolicyRunner, Step
-from vla_align_ros.runtime.safety import Limits, Reason, SafetyGate, Timeouts
+from vla_align_ros.runtime.safety import Limits, SafetyGate, Timeouts
+from vla_align_ros.runtime.stops import Reason
 
 PICTURE = np.zeros((24, 32, 3), np.uint8)
 SAY, OTHER = "put the carrot on the plate", "put the cube on the cloth"
-GATE = SafetyGate(Limits(10.0, 50.0), Timeouts(image_s=0.5, state_s=0.5))
+LIMITS, TIMEOUTS = Limits(10.0, 50.0), Timeouts(image_s=0.5, state_s=0.5)
 STILL = np.zeros((HORIZON, 7))
 
 
 class Rig:
     """A runner with a backend of the test's choice and time that stands until it is moved."""
 
-    def __init__(self, bundle: object, answer: object, **options: object) -> None:
+    def __init__(
+        self,
+        bundle: object,
+        answer: object,
+        *,
+        interlock: InterlockConfig | None = None,
+        limits: Limits = LIMITS,
+        timeouts: Timeouts = TIMEOUTS,
+        **options: object,
+    ) -> None:
         self.now_s = self.steady_s = 100.0
         self.planned = threading.Event()
         self.faults: list[Exception] = []
         self.backend = FakeBackend(answer)  # type: ignore[arg-type]
         self.runner = PolicyRunner(
             Policy(bundle, self.backend),  # type: ignore[arg-type]
-            GATE,
+            SafetyGate(limits, timeouts),
             clock=lambda: self.now_s,
             steady=lambda: self.steady_s,
+            interlock=Interlock(interlock or InterlockConfig(start_armed=True)),
             on_chunk=lambda _: self.planned.set(),
             on_fault=lambda _, error: (self.faults.append(error), self.planned.set()),
             **options,  # type: ignore[arg-type]
@@ -293,11 +307,224 @@ def test_a_hung_inference_is_left_behind_and_never_joined_by_a_second(
     assert rig.hold_reason() is Reason.STALE_IMAGE, "the late answer came through"
 
 
-def test_two_cameras_are_refused_by_name(tmp_path: Path) -> None:
-    class Two:
-        from sample_policy import make_spec
+# -- several cameras, and the state of their instant ----------------------------------------------
+class TwoCameras:
+    """A policy with the cameras front and wrist, of the processor that a bundle would hold."""
 
-        spec = make_spec(cameras=2)
+    def __init__(self) -> None:
+        self.processor = make_processor(make_spec(cameras=2))
+        self.spec = self.processor.spec
+        self.last_timings_ms: dict[str, float] = {}
+        self.seen: list[Observation] = []
 
-    with pytest.raises(ConfigurationError, match="2 cameras"):
-        PolicyRunner(Two(), GATE, clock=lambda: 0.0)  # type: ignore[arg-type]
+    def infer(self, observation: Observation) -> ActionChunk:
+        self.seen.append(observation)
+        inputs = self.processor.prepare(observation)
+        assert inputs["pixel_values"].shape[:2] == (1, 2)
+        return ActionChunk(STILL, 0.2, observation.stamp_s, observation.instruction)
+
+
+@pytest.fixture
+def two(request: pytest.FixtureRequest) -> Iterator[Rig]:
+    rig = Rig.__new__(Rig)
+    rig.now_s = rig.steady_s = 100.0
+    rig.planned, rig.faults = threading.Event(), []
+    rig.policy = TwoCameras()  # type: ignore[attr-defined]
+    rig.runner = PolicyRunner(
+        rig.policy,  # type: ignore[attr-defined]
+        SafetyGate(LIMITS, TIMEOUTS),
+        clock=lambda: rig.now_s,
+        steady=lambda: rig.steady_s,
+        sync_tolerance_s=0.03,
+        interlock=Interlock(InterlockConfig(start_armed=True)),
+        on_chunk=lambda _: rig.planned.set(),
+    )
+    rig.runner.activate()
+    rig.runner.set_instruction(SAY)
+    yield rig
+    rig.runner.deactivate()
+
+
+def take(rig: Rig, camera: str, grey: int, stamp_s: float) -> None:
+    rig.runner.take_image(lambda: np.full((24, 32, 3), grey, np.uint8), stamp_s, camera)
+
+
+def take_state(rig: Rig, x_m: float, stamp_s: float) -> None:
+    rig.runner.take_pose(np.array([x_m, 0, 0.2, 0, 0, 0]), stamp_s)
+    rig.runner.take_gripper(1.0, stamp_s)
+
+
+def test_plans_on_pictures_and_state_of_one_instant(two: Rig) -> None:
+    take_state(two, 0.1, two.now_s - 0.10)
+    take_state(two, 0.2, two.now_s - 0.05)
+    take_state(two, 0.3, two.now_s)
+    take(two, "front", 10, two.now_s - 0.05)
+    assert not two.planned.is_set()
+    take(two, "wrist", 20, two.now_s - 0.04)
+    assert two.planned.wait(5.0)
+    seen = two.policy.seen[0]  # type: ignore[attr-defined]
+    assert {name: int(image[0, 0, 0]) for name, image in seen.images.items()} == {
+        "front": 10,
+        "wrist": 20,
+    }
+    assert seen.stamp_s == pytest.approx(two.now_s - 0.05), "the oldest picture dates the plan"
+    assert seen.state is not None and seen.state[0] == pytest.approx(0.2), "state of that instant"
+    assert two.runner.tick().command is not None
+
+
+def test_a_camera_that_is_missing_holds_and_is_named(two: Rig) -> None:
+    take_state(two, 0.3, two.now_s)
+    take(two, "front", 10, two.now_s)
+    step = two.runner.tick()
+    assert step.hold is not None
+    assert step.hold.reason is Reason.STALE_IMAGE
+    assert "no image of wrist" in step.hold.detail
+
+
+def test_one_camera_that_stops_holds_while_the_other_goes_on(two: Rig) -> None:
+    take_state(two, 0.3, two.now_s)
+    take(two, "wrist", 20, two.now_s)
+    take(two, "front", 10, two.now_s)
+    assert two.planned.wait(5.0)
+    assert two.runner.tick().command is not None
+    for _ in range(11):
+        two.pass_time(0.05)
+        take_state(two, 0.3, two.now_s)
+        take(two, "front", 10, two.now_s)
+    step = two.runner.tick()
+    assert step.hold is not None and step.stop
+    assert step.hold.reason is Reason.STALE_IMAGE
+    assert "image of wrist is 0.55 s old" in step.hold.detail
+
+
+@pytest.mark.parametrize("late", ["wrist", "state"])
+def test_inputs_that_never_fit_together_hold_with_a_name_of_its_own(two: Rig, late: str) -> None:
+    for _ in range(4):
+        two.pass_time(0.2)
+        take_state(two, 0.3, two.now_s - (0.1 if late == "state" else 0.0))
+        take(two, "front", 10, two.now_s)
+        take(two, "wrist", 20, two.now_s - (0.1 if late == "wrist" else 0.0))
+    step = two.runner.tick()
+    assert step.hold is not None
+    assert step.hold.reason is Reason.UNSYNCHRONISED
+    assert "0.100 s" in step.hold.detail and "0.030 s at most" in step.hold.detail
+    assert not two.planned.is_set()
+
+
+def test_a_picture_of_no_camera_of_the_policy_is_refused(two: Rig) -> None:
+    for camera in ("top", None):
+        with pytest.raises(ContractError, match="front or wrist"):
+            two.runner.take_image(lambda: PICTURE, two.now_s, camera)
+
+
+# -- what a person decides ----------------------------------------------------------------------
+def test_an_arm_that_nobody_armed_stands_still(make_rig: MakeRig) -> None:
+    rig = make_rig(interlock=InterlockConfig())
+    rig.runner.set_instruction(SAY)
+    rig.feed()
+    assert rig.hold_reason() is Reason.DISARMED
+    rig.runner.interlock.arm()
+    assert rig.runner.tick().command is not None
+
+
+def test_a_stop_is_latched_with_its_first_cause_until_it_is_reset(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    rig.runner.set_instruction(SAY)
+    rig.feed()
+    assert rig.runner.tick().command is not None
+    assert rig.runner.stop("the red button")
+    assert not rig.runner.stop("another button")
+    step = rig.runner.tick()
+    assert step.stop and step.hold is not None
+    assert (step.hold.reason, step.hold.detail) == (Reason.STOPPED, "the red button")
+    with pytest.raises(SafetyError, match="the red button"):
+        rig.runner.interlock.arm()
+    assert rig.runner.interlock.reset()
+    assert rig.hold_reason() is Reason.DISARMED, "a reset alone must not move the arm"
+    rig.runner.interlock.arm()
+    assert rig.hold_reason() is Reason.PLANNING, "what was planned before the stop was executed"
+
+
+def test_while_a_person_drives_the_policy_is_silent_and_starts_anew_after(
+    make_rig: MakeRig,
+) -> None:
+    rig = make_rig()
+    rig.runner.set_instruction(SAY)
+    rig.feed()
+    assert rig.runner.tick().command is not None
+    assert rig.runner.take_over("joystick")
+    assert rig.hold_reason() is Reason.TAKEOVER
+    rig.feed()
+    assert rig.hold_reason() is Reason.TAKEOVER
+    rig.pass_time(0.1)
+    assert rig.runner.take_over(None)
+    assert rig.hold_reason() is Reason.PLANNING, "a plan from before the hand-back was executed"
+    rig.feed()
+    assert rig.runner.tick().command is not None
+
+
+def test_a_plan_that_was_being_made_during_a_stop_is_refused(make_rig: MakeRig) -> None:
+    go_on = threading.Event()
+
+    def think(_: object) -> np.ndarray:
+        go_on.wait(5.0)
+        return STILL
+
+    rig = make_rig(think)
+    rig.runner.set_instruction(SAY)
+    rig.feed(wait=False)
+    rig.pass_time(0.1)
+    rig.runner.stop("the red button")
+    go_on.set()
+    rig.runner.interlock.reset()
+    rig.runner.interlock.arm()
+    for _ in range(20):
+        time.sleep(0.01)
+        assert rig.hold_reason() in (Reason.PLANNING, Reason.STALE_IMAGE)
+
+
+def test_the_dead_man_switch_must_be_held(make_rig: MakeRig) -> None:
+    rig = make_rig(interlock=InterlockConfig(start_armed=True, dead_man_s=0.2))
+    rig.runner.set_instruction(SAY)
+    rig.feed()
+    assert rig.hold_reason() is Reason.DEAD_MAN
+    rig.runner.interlock.press_dead_man(True, rig.steady_s)
+    assert rig.runner.tick().command is not None
+    rig.pass_time(0.19)
+    assert rig.runner.tick().command is not None
+    rig.pass_time(0.02)
+    assert rig.hold_reason() is Reason.DEAD_MAN
+    rig.runner.interlock.press_dead_man(True, rig.steady_s)
+    assert rig.runner.tick().command is not None
+    rig.runner.interlock.press_dead_man(False, rig.steady_s)
+    assert rig.hold_reason() is Reason.DEAD_MAN
+
+
+def test_words_and_actions_that_are_too_old_are_not_followed(make_rig: MakeRig) -> None:
+    rig = make_rig(timeouts=Timeouts(image_s=9.0, state_s=9.0, action_s=0.3, instruction_s=2.0))
+    rig.runner.set_instruction(SAY)
+    rig.feed()
+    rig.pass_time(0.29)
+    assert rig.runner.tick().command is not None
+    rig.pass_time(0.02)
+    assert rig.hold_reason() is Reason.STALE_ACTION
+    rig.pass_time(2.0)
+    assert rig.hold_reason() is Reason.STALE_INSTRUCTION
+    assert not rig.runner.set_instruction(SAY), "the same words again are no change"
+    assert rig.hold_reason() is not Reason.STALE_INSTRUCTION
+
+
+def test_the_arm_speeds_up_no_faster_than_its_limits(make_rig: MakeRig) -> None:
+    motion = MotionLimits(linear_m_s2=0.5)
+    go = np.zeros((HORIZON, 7))
+    go[:, 0] = 3.0
+    rig = make_rig(go, limits=Limits(10.0, 50.0, hold_factor=100.0, motion=motion))
+    rig.runner.set_instruction(SAY)
+    rig.feed()
+    speeds = []
+    for _ in range(5):
+        rig.pass_time(0.02)
+        step = rig.runner.tick()
+        assert step.command is not None and step.command.clamped
+        speeds.append(step.command.twist[0])
+    assert np.allclose(np.diff([0.0, *speeds]), 0.01, rtol=1e-3)

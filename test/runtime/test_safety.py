@@ -10,18 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vla_align_ros.contract.motion_limits import MOTION_LIMITS, check_motion_limits
 from vla_align_ros.errors import SafetyError
 from vla_align_ros.runtime.chunks import ScheduledAction
-from vla_align_ros.runtime.safety import (
-    Command,
-    Hold,
-    Limits,
-    Reason,
-    SafetyGate,
-    Situation,
-    StopRecord,
-    Timeouts,
-)
+from vla_align_ros.runtime.motion import MotionLimits
+from vla_align_ros.runtime.safety import Command, Limits, SafetyGate, Situation, Timeouts
+from vla_align_ros.runtime.stops import Hold, Reason, StopRecord
 
 PERIOD_S = 0.2
 BOX = ((0.1, -0.3, 0.0), (0.5, 0.3, 0.4))
@@ -189,12 +183,55 @@ def test_the_first_cause_of_a_stop_stays() -> None:
 def test_the_names_of_reasons_are_public() -> None:
     assert [str(reason) for reason in Reason] == [
         "inactive",
+        "stopped",
+        "disarmed",
+        "takeover",
+        "dead_man",
         "no_instruction",
+        "stale_instruction",
         "stale_image",
         "stale_state",
+        "unsynchronised",
         "inference_error",
         "non_finite",
         "out_of_limits",
         "planning",
+        "stale_action",
         "chunk_exhausted",
     ]
+
+
+# -- limits of a bundle -------------------------------------------------------------------------
+names = st.sampled_from(MOTION_LIMITS)
+
+
+@given(
+    asked=st.dictionaries(names, st.floats(1e-3, 1e3)),
+    motion=st.tuples(*[st.floats(1e-3, 1e3)] * 5),
+)
+def test_a_bundle_can_only_tighten_what_the_robot_allows(
+    asked: dict[str, float], motion: tuple[float, ...]
+) -> None:
+    for name in [name for name in asked if name.endswith("s3")]:
+        asked.setdefault(f"{name[:-1]}2", 1.0)
+    assert check_motion_limits(asked) == asked
+    robot = replace(LIMITS, motion=MotionLimits(*motion))
+    tight = robot.tighten(asked)
+    for name, own, result in (
+        ("max_linear_m_s", robot.linear_m_s, tight.linear_m_s),
+        ("max_angular_rad_s", robot.angular_rad_s, tight.angular_rad_s),
+        ("max_linear_m_s2", robot.motion.linear_m_s2, tight.motion.linear_m_s2),
+        ("max_angular_rad_s2", robot.motion.angular_rad_s2, tight.motion.angular_rad_s2),
+        ("max_linear_m_s3", robot.motion.linear_m_s3, tight.motion.linear_m_s3),
+        ("max_angular_rad_s3", robot.motion.angular_rad_s3, tight.motion.angular_rad_s3),
+        ("gripper_max_per_s", robot.motion.gripper_per_s, tight.motion.gripper_per_s),
+    ):
+        assert result == min(own, asked.get(name, own))
+    assert (tight.workspace_m, tight.keep_out_m) == (robot.workspace_m, robot.keep_out_m)
+    assert tight.hold_factor == robot.hold_factor
+
+
+def test_a_bundle_may_limit_what_the_robot_leaves_open() -> None:
+    tight = LIMITS.tighten({"max_linear_m_s2": 0.5})
+    assert tight.motion.linear_m_s2 == 0.5
+    assert LIMITS.tighten({}) == LIMITS

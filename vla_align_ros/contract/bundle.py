@@ -94,6 +94,11 @@ class Bundle:
         """What the policy sees and does."""
         return self.processor.spec
 
+    @property
+    def limits(self) -> dict[str, float]:
+        """Limits of motion that the policy asks for, by ``MOTION_LIMITS``; often none."""
+        return dict(self.manifest.get("limits", {}))
+
     def graph_path(self, name: str = "policy") -> Path:
         """Return the path of a graph; BundleError, naming those there are, if it is missing."""
         if name not in self.manifest["graphs"]:
@@ -145,6 +150,7 @@ def write_bundle(
     golden: Mapping[str, npt.ArrayLike],
     provenance: Mapping[str, Any],
     report: Mapping[str, Any] | None = None,
+    limits: Mapping[str, float] | None = None,
 ) -> Bundle:
     """Write a bundle beside ``dest``, open it as a robot would, and only then move it to ``dest``.
 
@@ -155,10 +161,12 @@ def write_bundle(
         golden: raw observations and reference actions (see ``golden.check_golden_layout``).
         provenance: where the policy comes from: JSON, with "precision" (such as "fp32") in it.
         report: sections for report.json, if any.
+        limits: of motion, that a robot shall keep beside its own (see ``check_motion_limits``).
 
     Raises:
         BundleError: if ``dest`` exists, or the result would not open; then nothing is left behind.
-        ContractError: if the provenance or the report has no exact JSON form; the same holds.
+        ContractError: if the provenance or the report has no exact JSON form, or a limit is none;
+            the same holds.
     """
     target = Path(dest).absolute()
     if target.exists() or target.is_symlink():
@@ -184,7 +192,7 @@ def write_bundle(
         processor.save(temporary)
         write_durably(temporary / GOLDEN_NAME, golden_samples.pack_golden(golden, processor.spec))
         entries = {name: _copy_graph(temporary, name, Path(path)) for name, path in graphs.items()}
-        write_manifest(temporary, processor, entries, provenance)
+        write_manifest(temporary, processor, entries, provenance, limits)
         written = Bundle.open(temporary)
         if report is not None:
             written.add_report(report)

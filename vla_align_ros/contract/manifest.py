@@ -16,8 +16,9 @@ from vla_align_ros.contract.files import (
     readable_json,
     write_durably,
 )
+from vla_align_ros.contract.motion_limits import check_motion_limits
 from vla_align_ros.contract.processor import Processor
-from vla_align_ros.errors import BundleError
+from vla_align_ros.errors import BundleError, ContractError
 
 FORMAT = "vla_align_ros.bundle"
 SCHEMA_VERSION = 1
@@ -44,6 +45,7 @@ def write_manifest(
     processor: Processor,
     graphs: dict[str, dict[str, Any]],
     provenance: Mapping[str, Any],
+    limits: Mapping[str, float] | None = None,
 ) -> None:
     """Hash all files that lie in ``root``, and write the manifest beside them."""
     graphs["policy"].update(_describe_tensors(processor))
@@ -60,6 +62,7 @@ def write_manifest(
         "processor": processor.to_dict(),
         "graphs": graphs,
         "files": files,
+        **({} if limits is None else {"limits": check_motion_limits(limits)}),
     }
     manifest["manifest_sha256"] = _hash_manifest(manifest)
     write_durably(root / MANIFEST_NAME, readable_json(manifest))
@@ -83,7 +86,7 @@ def read_manifest(root: Path, present: set[str]) -> dict[str, Any]:
             expected=(FORMAT, SCHEMA_VERSION),
             fix="export the policy with this version of vla_align_ros",
         )
-    if set(manifest) != _KEYS:
+    if set(manifest) - {"limits"} != _KEYS:
         raise BundleError(
             "manifest has the wrong keys", got=sorted(manifest), expected=sorted(_KEYS), fix=REFETCH
         )
@@ -171,6 +174,10 @@ def check_consistency(manifest: Mapping[str, Any], processor: Processor) -> None
         raise BundleError(
             "manifest's graph does not fit its processor", got=graphs["policy"], expected=tensors
         )
+    try:
+        check_motion_limits(manifest.get("limits", {}))
+    except ContractError as cause:
+        raise BundleError("bundle's limits cannot be used", got=cause, fix=REFETCH) from cause
     if not isinstance(manifest["provenance"], dict) or not isinstance(
         manifest["provenance"].get("precision"), str
     ):

@@ -26,6 +26,7 @@ MAX_PROMPT_TOKENS = 8192
 OPENVLA_PROMPT = "In: What action should the robot take to {instruction}?\nOut:"
 _SLOT = "{instruction}"
 _REFUSED_CATEGORIES = ("Cc", "Cf", "Cs", "Co", "Cn")
+_NOT_DECODED = "\ufffd"  # what ROS and others put for bytes that are not UTF-8
 
 
 def clean_instruction(text: str) -> str:
@@ -36,18 +37,20 @@ def clean_instruction(text: str) -> str:
 
     Raises:
         ContractError: if nothing is left, if it has 512 or more characters, or if it holds control
-            or invisible characters.
+            or invisible characters, or one that a decoder put where bytes were no text.
     """
     if not isinstance(text, str):
         raise ContractError("instruction is no text", got=type(text).__name__, expected="str")
     _check_length(text)
     cleaned = " ".join(unicodedata.normalize("NFKC", text).split())
     refused = [
-        character for character in cleaned if unicodedata.category(character) in _REFUSED_CATEGORIES
+        character
+        for character in cleaned
+        if unicodedata.category(character) in _REFUSED_CATEGORIES or character == _NOT_DECODED
     ]
     if refused:
         raise ContractError(
-            "instruction holds a control or invisible character",
+            "instruction holds a control or invisible character, or bytes that are no text",
             got=ascii(refused[0]),
             expected="letters, digits, punctuation and blanks",
         )

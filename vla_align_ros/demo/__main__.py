@@ -117,7 +117,7 @@ def start_nodes(
         ]
         command = [ros2, "launch", str(share / "launch" / "sim.launch.py"), *words]
         return "ros2 launch", graph.start("launch", command)
-    print(f"starting the graph: 3 processes (ROS 2 {ros_distro()} from wheels)", flush=True)
+    print(f"starting the graph: 4 processes (ROS 2 {ros_distro()} from wheels)", flush=True)
     children = [
         graph.start(node.executable, node.command(share)) for node in demo_nodes(**arguments)
     ]

@@ -52,8 +52,10 @@ class Graph:
         self._environment = dict(environment)
         self.children: list[Child] = []
 
-    def start(self, name: str, command: Sequence[str]) -> Child:
-        """Start a process whose output goes to `<log_dir>/<name>.log`."""
+    def start(
+        self, name: str, command: Sequence[str], more: Mapping[str, str] | None = None
+    ) -> Child:
+        """Start a process whose output goes to `<log_dir>/<name>.log`; `more` environment."""
         log = self._log_dir / f"{name}.log"
         with log.open("wb") as output:
             output.write((" ".join(command) + "\n").encode())
@@ -63,7 +65,7 @@ class Graph:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=self._environment,
+                env={**self._environment, **(more or {})},
                 start_new_session=True,
                 preexec_fn=_die_with_parent,
             )

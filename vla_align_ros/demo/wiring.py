@@ -22,6 +22,11 @@ ARM_TOPICS = {
 }
 REFEREE_TOPICS = {"~/score": "/sim/score", "~/reset_episode": "/sim/reset_episode"}
 INSTRUCTION = {"~/instruction": "/instruction"}
+AUTHORITY = {"~/arm": "/policy_node/arm"}
+WATCHED = {
+    "~/heartbeat": "/policy_node/heartbeat",
+    "~/emergency_stop": "/policy_node/emergency_stop",
+}
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,7 @@ def demo_nodes(
     shift: str = "none",
     swap: bool = False,
 ) -> tuple[NodeSetup, ...]:
-    """The simulated robot, the policy and the operator, wired to each other."""
+    """The simulated robot, the policy, its watchdog and the operator, wired to each other."""
     return (
         NodeSetup(
             "sim_node",
@@ -65,13 +70,18 @@ def demo_nodes(
         NodeSetup(
             "policy_node",
             ("policy.yaml", "robots/widowx_sim.yaml"),
-            {"~/image": IMAGE, **ARM_TOPICS, **INSTRUCTION},
+            {"~/image": IMAGE, **ARM_TOPICS, **INSTRUCTION, **AUTHORITY, **WATCHED},
             {"bundle": str(bundle), "autostart": True},
+        ),
+        NodeSetup(
+            "watchdog_node",
+            ("policy.yaml", "robots/widowx_sim.yaml"),
+            {"~/delta_twist_cmds": ARM_TOPICS["~/delta_twist_cmds"], **WATCHED},
         ),
         NodeSetup(
             "operator_node",
             ("sim.yaml",),
-            {"~/image": IMAGE, **REFEREE_TOPICS, **INSTRUCTION},
+            {"~/image": IMAGE, **REFEREE_TOPICS, **INSTRUCTION, **AUTHORITY},
             {
                 "out_dir": str(out),
                 "episodes": episodes,

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import time
 from collections.abc import Callable
 from typing import Any
 
 from geometry_msgs.msg import PoseStamped
+from rclpy.event_handler import SubscriptionEventCallbacks, UnsupportedEventTypeError
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
@@ -20,6 +23,8 @@ from vla_align_ros.ros.messages import (
     stamp_to_s,
 )
 from vla_align_ros.ros.params import PolicyParameters
+from vla_align_ros.ros.watching import WatchedSource
+from vla_align_ros.runtime.arrivals import Arrivals
 from vla_align_ros.runtime.runner import PolicyRunner
 
 LATEST = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
@@ -30,6 +35,7 @@ THROTTLE_S = 2.0
 class Inputs:
     """The subscriptions of one configuration; `destroy` takes them off the graph.
 
+    A policy with one camera looks at `~/image`, one with several at `~/<camera>/image` each.
     Depth 1, because an image that waited in a queue is an image of the past. What a topic carries
     is checked here: a message that is refused is counted, logged (throttled), and not an arrival,
     so that it ends in a stale_image or stale_state hold.
@@ -49,15 +55,15 @@ class Inputs:
         self._runner = runner
         self._arm = parameters.arm
         self._subscriptions: list[Any] = []
-        if parameters.image_transport == "raw":
-            self._listen(Image, "~/image", self._on_image, LATEST)
-        else:
-            self._listen(CompressedImage, "~/image/compressed", self._on_compressed, LATEST)
+        self.sources: list[WatchedSource] = []
+        """What is subscribed to and may fail to arrive: cameras by name, pose, joints."""
+        for camera in runner.observer.cameras:
+            self._listen_to_camera(camera, parameters)
         self._listen(String, "~/instruction", self._on_instruction, RELIABLE)
         if runner.needs_pose:
-            self._listen(PoseStamped, "~/ee_pose", self._on_pose, LATEST)
+            self._watch("pose", PoseStamped, "~/ee_pose", self._on_pose)
         if runner.state.needs_gripper:
-            self._listen(JointState, "~/joint_states", self._on_joints, LATEST)
+            self._watch("joints", JointState, "~/joint_states", self._on_joints)
 
     def destroy(self) -> None:
         """Unsubscribe from everything."""
@@ -65,25 +71,77 @@ class Inputs:
             self._node.destroy_subscription(subscription)
         self._subscriptions.clear()
 
-    def _listen(self, kind: Any, topic: str, callback: Callable[[Any], None], qos: Any) -> None:
-        options = QoSOverridingOptions.with_default_policies()
-        self._subscriptions.append(
-            self._node.create_subscription(
-                kind, topic, callback, qos, qos_overriding_options=options
-            )
+    def _listen_to_camera(self, camera: str, parameters: PolicyParameters) -> None:
+        alone = len(self._runner.observer.cameras) == 1
+        topic = "~/image" if alone else f"~/{camera}/image"
+        raw = parameters.image_transport == "raw"
+        source = self._watch(
+            camera,
+            Image if raw else CompressedImage,
+            topic if raw else f"{topic}/compressed",
+            functools.partial(self._on_image if raw else self._on_compressed, camera),
         )
+        source.arrivals.expected_hz = parameters.expected_image_rate_hz
+        if raw:
+            source.likely_bytes = 3 * self._runner.observer.pixels[camera]
 
-    def _on_image(self, message: Image) -> None:
+    def _watch(
+        self, name: str, kind: Any, topic: str, callback: Callable[[Any], None]
+    ) -> WatchedSource:
+        arrivals = Arrivals()
+
+        def receive(message: Any) -> None:
+            size = len(message.data) if kind in (Image, CompressedImage) else 0
+            arrivals.note(time.monotonic(), size)
+            callback(message)
+
+        def lose(event: Any) -> None:
+            arrivals.note_lost(event.total_count_change, time.monotonic())
+
+        subscription = self._listen(kind, topic, receive, LATEST, lose)
+        reliable = subscription.qos_profile.reliability == ReliabilityPolicy.RELIABLE
+        source = WatchedSource(
+            name, subscription.topic_name, kind, reliable=reliable, arrivals=arrivals
+        )
+        self.sources.append(source)
+        return source
+
+    def _listen(
+        self,
+        kind: Any,
+        topic: str,
+        callback: Callable[[Any], None],
+        qos: Any,
+        on_lost: Callable[[Any], None] | None = None,
+    ) -> Any:
+        def subscribe(events: SubscriptionEventCallbacks) -> Any:
+            return self._node.create_subscription(
+                kind,
+                topic,
+                callback,
+                qos,
+                event_callbacks=events,
+                qos_overriding_options=QoSOverridingOptions.with_default_policies(),
+            )
+
+        try:
+            subscription = subscribe(SubscriptionEventCallbacks(message_lost=on_lost))
+        except UnsupportedEventTypeError:  # a middleware that does not tell what it loses
+            subscription = subscribe(SubscriptionEventCallbacks())
+        self._subscriptions.append(subscription)
+        return subscription
+
+    def _on_image(self, camera: str, message: Image) -> None:
         try:
             image = image_to_rgb(message)
         except ContractError as error:
             self._refuse("image", error)
         else:
-            self._runner.take_image(lambda: image, self._stamp_s(message))
+            self._runner.take_image(lambda: image, self._stamp_s(message), camera)
 
-    def _on_compressed(self, message: CompressedImage) -> None:
+    def _on_compressed(self, camera: str, message: CompressedImage) -> None:
         # Decoding takes milliseconds, so the inference thread does it, for the frames it uses.
-        self._runner.take_image(lambda: compressed_to_rgb(message), self._stamp_s(message))
+        self._runner.take_image(lambda: compressed_to_rgb(message), self._stamp_s(message), camera)
 
     def _on_instruction(self, message: String) -> None:
         if not self._runner.active:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Float64MultiArray, MultiArrayDimension
 
-from vla_align_ros.contract.actions import rpy_from_matrix
+from vla_align_ros.contract.actions import Pose, rotvec_from_matrix, rpy_from_matrix
 from vla_align_ros.contract.images import decode_compressed, to_rgb
 from vla_align_ros.contract.observation import ActionChunk
 from vla_align_ros.errors import ContractError
@@ -71,6 +71,21 @@ def make_twist(twist: NDArray[np.float64], stamp: Time, frame: str) -> TwistStam
     linear, angular = message.twist.linear, message.twist.angular
     linear.x, linear.y, linear.z = (float(value) for value in twist[:3])
     angular.x, angular.y, angular.z = (float(value) for value in twist[3:])
+    return message
+
+
+def make_pose(pose: Pose, stamp: Time, frame: str) -> PoseStamped:
+    """A pose in metres and a rotation matrix as a message; its gripper is left out."""
+    message = PoseStamped()
+    message.header.stamp = stamp
+    message.header.frame_id = frame
+    place, turn = message.pose.position, message.pose.orientation
+    place.x, place.y, place.z = (float(value) for value in pose.position)
+    rotvec = rotvec_from_matrix(pose.rotation)
+    angle = float(np.linalg.norm(rotvec))
+    axis = rotvec / angle if angle > 0.0 else rotvec
+    turn.x, turn.y, turn.z = (float(value) for value in axis * np.sin(angle / 2.0))
+    turn.w = float(np.cos(angle / 2.0))
     return message
 
 

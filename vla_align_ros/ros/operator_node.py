@@ -12,6 +12,7 @@ from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image
 from std_msgs.msg import String
+from std_srvs.srv import SetBool
 
 from vla_align_ros.errors import ConfigurationError, SimulationError
 from vla_align_ros.ros.messages import image_to_rgb, stamp_to_s
@@ -32,7 +33,8 @@ NO_INSTRUCTION = ""
 class OperatorNode(Node):
     """Runs the episodes of a `Plan` over topics alone and records them in `out_dir`.
 
-    Publishes ~/instruction (String; empty means: hold still) and ~/reset_episode (String, JSON);
+    Arms the policy once, by the service ~/arm (SetBool). Publishes ~/instruction (String; empty
+    means: hold still) and ~/reset_episode (String, JSON);
     subscribes to ~/score (String, JSON), ~/image and /diagnostics. It never publishes a motion.
     Writes events.jsonl and diagnostics.jsonl as things happen, episodes.jsonl and
     episodes/NNN.mp4 after each episode. `finished` is True once all is recorded.
@@ -56,6 +58,8 @@ class OperatorNode(Node):
         self._frames_sent_total: int | None = None
         self._last_score_s = self._started_s
         self._instruction = self.create_publisher(String, "~/instruction", RELIABLE)
+        self._arm = self.create_client(SetBool, "~/arm")
+        self._arming: Any = None
         self._reset = self.create_publisher(String, "~/reset_episode", RELIABLE)
         self.create_subscription(String, "~/score", self._on_score, HISTORY)
         self.create_subscription(Image, "~/image", self._on_image, LATEST)
@@ -134,6 +138,8 @@ class OperatorNode(Node):
     def _wait_for_the_others(self, waited_s: float) -> None:
         simulator = self._reset.get_subscription_count() > 0
         policy = self._instruction.get_subscription_count() > 0 and self._policy_state == "active"
+        if simulator and policy and not self._armed():
+            return
         if simulator and policy:
             stamp_s = stamp_to_s(self.get_clock().now().to_msg())
             self._event("ready", waited_s=round(waited_s, 2), stamp_s=stamp_s)
@@ -154,6 +160,22 @@ class OperatorNode(Node):
                 expected="sim_node there and policy_node active",
                 fix="see the logs of both nodes; check remaps and ROS_DOMAIN_ID",
             )
+
+    def _armed(self) -> bool:
+        """Whether the policy's node has let itself be armed; asks it once."""
+        if self._arming is None and self._arm.service_is_ready():
+            self._arming = self._arm.call_async(SetBool.Request(data=True))
+        if self._arming is None or not self._arming.done():
+            return False
+        answer = self._arming.result()
+        if not answer.success:
+            raise ConfigurationError(
+                "The policy node refuses to be armed",
+                got=answer.message,
+                expected="an armed node",
+                fix="mend what it says",
+            )
+        return True
 
     def _hold_still(self) -> None:
         self._instruction.publish(String(data=NO_INSTRUCTION))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,114 +17,14 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 
 from vla_align_ros.contract.actions import GripperConvention
-from vla_align_ros.errors import ConfigurationError
-from vla_align_ros.ros.arms import ArmConfig
+from vla_align_ros.errors import ConfigurationError, SafetyError
+from vla_align_ros.ros.arms.config import ArmConfig
+from vla_align_ros.ros.declarations import DECLARATIONS, Declaration
+from vla_align_ros.runtime.boxes import Box
+from vla_align_ros.runtime.interlock import InterlockConfig
+from vla_align_ros.runtime.motion import MotionLimits
 from vla_align_ros.runtime.safety import Limits, Timeouts
-
-
-@dataclass(frozen=True, slots=True)
-class Declaration:
-    """One parameter: its default (or its type, where a value is mandatory), text and range."""
-
-    name: str
-    default: Any
-    description: str
-    low: float | None = None
-    high: float | None = None
-    read_only: bool = False
-    constraints: str = ""
-
-
-BUNDLE_HELP = "folder of the policy bundle that configure loads and verifies"
-DECLARATIONS = (
-    Declaration("bundle", "", BUNDLE_HELP),
-    Declaration("backend", "onnx", "inference backend by its registered name"),
-    Declaration("threads", 1, "threads that one inference uses", 1, 64),
-    Declaration(
-        "image_transport",
-        "raw",
-        "raw subscribes ~/image, compressed subscribes ~/image/compressed",
-        constraints="raw or compressed",
-    ),
-    Declaration("command_rate_hz", 20.0, "rate of the command timer", 5.0, 200.0),
-    Declaration("image_timeout_s", 0.5, "the arm holds when the image is older", 0.02, 10.0),
-    Declaration("state_timeout_s", 0.5, "the arm holds when its state is older", 0.02, 10.0),
-    Declaration(
-        "replan_period_s", 0.0, "least time between planned frames; 0 plans on every one", 0.0, 10.0
-    ),
-    Declaration(
-        "autostart",
-        False,
-        "configure and activate without a lifecycle manager, once, after start",
-        read_only=True,
-    ),
-    Declaration("arm.name", "", "name of the robot, for diagnostics", read_only=True),
-    Declaration(
-        "arm.command_frame",
-        Parameter.Type.STRING,
-        "frame of the twists and of ~/ee_pose; mandatory, must be the policy's action frame",
-        read_only=True,
-    ),
-    Declaration(
-        "arm.max_linear_m_s",
-        Parameter.Type.DOUBLE,
-        "largest speed of the end effector in m/s; mandatory",
-        1e-3,
-        5.0,
-        read_only=True,
-    ),
-    Declaration(
-        "arm.max_angular_rad_s",
-        Parameter.Type.DOUBLE,
-        "largest angular speed of the end effector in rad/s; mandatory",
-        1e-3,
-        20.0,
-        read_only=True,
-    ),
-    Declaration(
-        "arm.hold_factor",
-        2.0,
-        "up to this multiple of a limit a command is scaled down to it, beyond it the arm holds",
-        1.0,
-        100.0,
-        read_only=True,
-    ),
-    Declaration(
-        "arm.workspace_min_m",
-        Parameter.Type.DOUBLE_ARRAY,
-        "lowest corner (x, y, z) of the box that the end effector must stay in; unset is no box",
-        read_only=True,
-    ),
-    Declaration(
-        "arm.workspace_max_m",
-        Parameter.Type.DOUBLE_ARRAY,
-        "highest corner (x, y, z) of that box",
-        read_only=True,
-    ),
-    Declaration(
-        "arm.gripper.joint", "", "name of the gripper's joint in ~/joint_states", read_only=True
-    ),
-    Declaration(
-        "arm.gripper.closed_m", 0.0, "its position when closed, in metres", -1.0, 1.0, True
-    ),
-    Declaration("arm.gripper.open_m", 0.04, "its position when open, in metres", -1.0, 1.0, True),
-    Declaration(
-        "arm.gripper.command_closed",
-        0.0,
-        "value on ~/gripper_commands that closes the gripper",
-        -1e3,
-        1e3,
-        True,
-    ),
-    Declaration(
-        "arm.gripper.command_open",
-        1.0,
-        "value on ~/gripper_commands that opens it fully",
-        -1e3,
-        1e3,
-        True,
-    ),
-)
+from vla_align_ros.runtime.strategies import Strategy, find_strategy
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,11 +35,27 @@ class PolicyParameters:
     backend: str
     threads: int
     image_transport: str
+    expected_image_rate_hz: float
+    sync_tolerance_s: float
     command_rate_hz: float
+    command_on_plan: bool
     replan_period_s: float
+    chunk_strategy: str
+    strategy_settings: dict[str, float]
+    interlock: InterlockConfig
     timeouts: Timeouts
     limits: Limits
     arm: ArmConfig
+
+    def make_strategy(self) -> Strategy:
+        """A fresh strategy of chunk execution."""
+        return find_strategy(self.chunk_strategy, **self.strategy_settings)
+
+
+_STRATEGY_SETTINGS = (
+    ("blend", "blend_s", "blend_s"),
+    ("ensemble", "decay", "ensemble_decay"),
+)
 
 
 def declare_parameters(node: Node, declarations: Iterable[Declaration] = DECLARATIONS) -> None:
@@ -209,32 +125,82 @@ def read_parameters(node: Node) -> PolicyParameters:
             expected="both corners or neither",
             fix="set the other corner in the robot's file",
         )
+    strategy = value("chunk_strategy")
+    settings = {
+        setting: value(parameter)
+        for name, setting, parameter in _STRATEGY_SETTINGS
+        if name == strategy
+    }
+    find_strategy(strategy, **settings)
     return PolicyParameters(
         bundle=value("bundle"),
         backend=value("backend"),
         threads=value("threads"),
         image_transport=transport,
+        expected_image_rate_hz=value("expected_image_rate_hz"),
+        sync_tolerance_s=value("sync_tolerance_s"),
         command_rate_hz=value("command_rate_hz"),
+        command_on_plan=value("command_on_plan"),
         replan_period_s=value("replan_period_s"),
-        timeouts=Timeouts(image_s=value("image_timeout_s"), state_s=value("state_timeout_s")),
+        chunk_strategy=strategy,
+        strategy_settings=settings,
+        interlock=InterlockConfig(value("start_armed"), value("dead_man_s")),
+        timeouts=Timeouts(
+            image_s=value("image_timeout_s"),
+            state_s=value("state_timeout_s"),
+            action_s=value("action_timeout_s"),
+            instruction_s=value("instruction_timeout_s"),
+        ),
         limits=Limits(
             linear_m_s=value("arm.max_linear_m_s"),
             angular_rad_s=value("arm.max_angular_rad_s"),
             hold_factor=value("arm.hold_factor"),
             workspace_m=None if low is None else (tuple(low), tuple(high)),
-        ),
-        arm=ArmConfig(
-            name=optional("arm.name") or "arm",
-            command_frame=value("arm.command_frame"),
-            gripper_joint=optional("arm.gripper.joint"),
-            gripper_position_m=GripperConvention(
-                closed=value("arm.gripper.closed_m"), open=value("arm.gripper.open_m")
-            ),
-            gripper_command=GripperConvention(
-                closed=value("arm.gripper.command_closed"), open=value("arm.gripper.command_open")
+            keep_out_m=_read_boxes(optional("arm.keep_out_m")),
+            motion=MotionLimits(
+                linear_m_s2=value("arm.max_linear_m_s2") or None,
+                angular_rad_s2=value("arm.max_angular_rad_s2") or None,
+                linear_m_s3=value("arm.max_linear_m_s3") or None,
+                angular_rad_s3=value("arm.max_angular_rad_s3") or None,
+                gripper_per_s=value("arm.gripper.max_per_s") or None,
             ),
         ),
+        arm=_read_arm(value, optional),
     )
+
+
+def _read_arm(value: Callable[[str], Any], optional: Callable[[str], Any]) -> ArmConfig:
+    return ArmConfig(
+        name=optional("arm.name") or "arm",
+        command_frame=value("arm.command_frame"),
+        interface=value("arm.interface"),
+        leash_m=value("arm.leash_m"),
+        leash_rad=value("arm.leash_rad"),
+        gripper_interface=value("arm.gripper.interface"),
+        gripper_joint=optional("arm.gripper.joint"),
+        gripper_action=optional("arm.gripper.action"),
+        gripper_max_effort=value("arm.gripper.max_effort"),
+        gripper_position_m=GripperConvention(
+            closed=value("arm.gripper.closed_m"), open=value("arm.gripper.open_m")
+        ),
+        gripper_command=GripperConvention(
+            closed=value("arm.gripper.command_closed"), open=value("arm.gripper.command_open")
+        ),
+        command_period_s=1.0 / value("command_rate_hz"),
+    )
+
+
+def _read_boxes(numbers: Sequence[float] | None) -> tuple[Box, ...]:
+    values = [float(number) for number in numbers or ()]
+    if len(values) % 6:
+        raise SafetyError(
+            "the robot's limit keep_out_m cannot be used",
+            got=f"{len(values)} numbers",
+            expected="six for each box: lowest x, y, z, then highest x, y, z",
+            fix="correct it in the robot's file (config/robots)",
+        )
+    corners = [(values[k], values[k + 1], values[k + 2]) for k in range(0, len(values), 3)]
+    return tuple(zip(corners[::2], corners[1::2], strict=True))
 
 
 def _describe(declaration: Declaration) -> ParameterDescriptor:

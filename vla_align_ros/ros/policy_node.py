@@ -7,10 +7,13 @@ from typing import Any
 
 from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode, LifecycleState
-from std_msgs.msg import Float64MultiArray
+from std_msgs.msg import Bool, Float64MultiArray
 
+from vla_align_ros.contract.observation import ActionChunk
 from vla_align_ros.errors import ConfigurationError
-from vla_align_ros.ros.arms import TwistArm
+from vla_align_ros.ros.arms import Arm, make_arm
+from vla_align_ros.ros.arms.base import check_alone
+from vla_align_ros.ros.authority import Authority
 from vla_align_ros.ros.inputs import RELIABLE, Inputs
 from vla_align_ros.ros.messages import make_chunk
 from vla_align_ros.ros.params import (
@@ -22,6 +25,8 @@ from vla_align_ros.ros.params import (
 from vla_align_ros.ros.reporting import Reporter
 from vla_align_ros.ros.running import run_node
 from vla_align_ros.ros.transitions import Result, answer_illegal_requests, transition
+from vla_align_ros.ros.watching import CHECK_PERIOD_S, SourceWatch
+from vla_align_ros.runtime.interlock import Interlock
 from vla_align_ros.runtime.policy import Policy
 from vla_align_ros.runtime.runner import PolicyRunner
 from vla_align_ros.runtime.safety import SafetyGate
@@ -34,13 +39,15 @@ FLUSH_S = 0.1  # how long the last zero and the last status may take to be ackno
 class PolicyNode(LifecycleNode):
     """Lifecycle node `policy_node`.
 
-    Subscribes, once configured: `~/image` (Image) or `~/image/compressed` (CompressedImage), both
-    best effort, depth 1; `~/instruction` (String, reliable, volatile, depth 1; a blank one
-    withdraws it); where the policy or the workspace needs them `~/ee_pose` (PoseStamped in the
-    command frame) and `~/joint_states` (JointState). Publishes `~/delta_twist_cmds`,
-    `~/gripper_commands` (see `TwistArm`), `~/action_chunk` (see `make_chunk`), `~/status` and
-    `/diagnostics` (see `Reporter`). Nothing moves the arm but an active node with an instruction,
-    fresh inputs and a plan.
+    Subscribes, once configured: `~/image` (Image) or `~/image/compressed` (CompressedImage), or
+    those below `~/<camera>` if the policy has several, all best effort, depth 1; `~/instruction`
+    (String, reliable, volatile, depth 1; a blank one withdraws it); where the policy or the
+    workspace needs them `~/ee_pose` (PoseStamped in the command frame) and `~/joint_states`
+    (JointState). `Authority` offers what arms, stops and suspends it. Publishes the commands that
+    the arm's controllers take (see `arms`), `~/action_chunk` (see `make_chunk`), `~/heartbeat`
+    (Bool on every tick of the command timer: whether a command was sent), `~/status` and
+    `/diagnostics` (see `Reporter`). Nothing moves the arm but an active, armed node with an
+    instruction, fresh inputs and a plan.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -52,16 +59,21 @@ class PolicyNode(LifecycleNode):
         self._settings: PolicyParameters | None = None
         self._policy: Policy | None = None
         self._runner: PolicyRunner | None = None
-        self._arm: TwistArm | None = None
+        self._arm: Arm | None = None
         self._inputs: Inputs | None = None
+        self._watch: SourceWatch | None = None
         self._chunks: Any = None
         self._command_timer: Any = None
         # Not ROS time: a simulated clock that stops must not stop the timer that stops the arm.
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
         self.reporter = Reporter(self)
         self.reporter.report()
+        self._heartbeat = self.create_publisher(Bool, "~/heartbeat", RELIABLE)
+        self._authority = Authority(self, self._on_tick)
+        self._plan_ready = self.create_guard_condition(self._on_plan)
         answer_illegal_requests(self)
         self.create_timer(DIAGNOSTICS_PERIOD_S, self._on_diagnostics, clock=self._steady)
+        self.create_timer(CHECK_PERIOD_S, self._on_check, clock=self._steady)
         self._autostart_timer: Any = None
         if self.get_parameter("autostart").value:
             self._autostart_timer = self.create_timer(
@@ -89,6 +101,8 @@ class PolicyNode(LifecycleNode):
         """Start inference and the command timer; the arm stands until there is a plan."""
         if self._runner is None or self._settings is None:
             raise ConfigurationError("node is not configured", fix="configure it first")
+        if self._arm is not None:
+            check_alone(self._arm)
         self._runner.activate()
         super().on_activate(state)
         self._command_timer = self.create_timer(
@@ -141,19 +155,24 @@ class PolicyNode(LifecycleNode):
         policy.warm_up()
         self._runner = PolicyRunner(
             policy,
-            SafetyGate(parameters.limits, parameters.timeouts),
+            SafetyGate(parameters.limits.tighten(policy.bundle.limits), parameters.timeouts),
             clock=self._now_s,
             replan_period_s=parameters.replan_period_s,
-            on_chunk=lambda chunk: self._chunks.publish(make_chunk(chunk)),
+            sync_tolerance_s=parameters.sync_tolerance_s,
+            pose_needed=parameters.arm.needs_pose,
+            strategy=parameters.make_strategy(),
+            interlock=Interlock(parameters.interlock),
+            on_chunk=self._on_chunk,
             on_fault=self.reporter.log_fault,
         )
         self._settings = parameters
         self._chunks = self.create_lifecycle_publisher(
             Float64MultiArray, "~/action_chunk", RELIABLE
         )
-        self._arm = TwistArm(self, parameters.arm)
+        self._arm = make_arm(self, parameters.arm, self._runner.fresh_pose)
         self._inputs = Inputs(self, self._runner, parameters)
-        self.reporter.runner = self._runner
+        self._watch = SourceWatch(self, self._inputs.sources)
+        self.reporter.runner = self._authority.runner = self._runner
         self.reporter.bundle_id = policy.bundle_id
         self.reporter.arm = parameters.arm.name
         self.get_logger().info(
@@ -169,6 +188,7 @@ class PolicyNode(LifecycleNode):
         self._command_timer = None
         if self._arm is not None:
             self._arm.stop(self.get_clock().now().to_msg())
+        self._heartbeat.publish(Bool(data=False))
         if self._runner is not None and not self._runner.deactivate():
             self.get_logger().error("inference does not return; its result will be discarded")
         if self._arm is not None:
@@ -183,13 +203,13 @@ class PolicyNode(LifecycleNode):
             self.destroy_lifecycle_publisher(self._chunks)
         if self._policy is not None:
             self._policy.close()
-        self._inputs = self._arm = self._chunks = self._policy = None
+        self._inputs = self._watch = self._arm = self._chunks = self._policy = None
         self._runner = self._settings = None
-        self.reporter.runner = None
+        self.reporter.runner = self._authority.runner = None
         self.reporter.bundle_id = ""
 
     def _on_tick(self) -> None:
-        if self._runner is None or self._arm is None:
+        if self._runner is None or self._arm is None or self._command_timer is None:
             return
         stamp = self.get_clock().now().to_msg()
         step = self._runner.tick()
@@ -197,11 +217,35 @@ class PolicyNode(LifecycleNode):
             self._arm.send(step.command, stamp)
         elif step.stop:
             self._arm.stop(stamp)
+        self._heartbeat.publish(Bool(data=step.command is not None))
         self.reporter.report()
 
+    def _on_chunk(self, chunk: ActionChunk) -> None:
+        """Take a plan, in the inference thread."""
+        if self._settings is not None and self._settings.command_on_plan:
+            self._plan_ready.trigger()
+        self._chunks.publish(make_chunk(chunk))
+
+    def _on_plan(self) -> None:
+        """Send the first command of a new plan now; the timer's next tick is a period later."""
+        if self._command_timer is not None:
+            self._command_timer.reset()
+            self._on_tick()
+
+    def _on_check(self) -> None:
+        arm = None if self._command_timer is None else self._arm
+        if arm is not None and arm.exclusive and (rivals := arm.rivals()):
+            self._authority.stop(f"because another node publishes on {', '.join(rivals)}")
+        if self._watch is not None and self._watch.check():
+            self._on_diagnostics()
+
     def _on_diagnostics(self) -> None:
-        rivals = [] if self._arm is None else self._arm.rivals()
-        self.reporter.diagnose({"rival_publishers": rivals})
+        values: dict[str, Any] = {
+            "rival_publishers": [] if self._arm is None else self._arm.rivals()
+        }
+        if self._watch is not None:
+            values.update(sources=self._watch.summarise(), troubles=self._watch.troubles)
+        self.reporter.diagnose(values)
 
     def _on_autostart(self) -> None:
         self.destroy_timer(self._autostart_timer)

@@ -14,7 +14,7 @@ from std_msgs.msg import String
 
 from vla_align_ros.ros.messages import make_diagnostics
 from vla_align_ros.runtime.runner import PolicyRunner
-from vla_align_ros.runtime.safety import Hold, Reason
+from vla_align_ros.runtime.stops import Hold, Reason
 
 QUIET = (Reason.INACTIVE, Reason.NO_INSTRUCTION, Reason.PLANNING)
 GRAVE = (Reason.INFERENCE_ERROR, Reason.NON_FINITE, Reason.OUT_OF_LIMITS)
@@ -32,7 +32,9 @@ class Reporter:
     `/diagnostics` carries the same as key-values, and every figure of `Metrics.snapshot`:
     frames_received, inference_count, commands_sent, latency_<stage>_p50_ms and _p99_ms,
     command_rate_hz, command_jitter_p50_ms and _p99_ms, camera_rate_hz, image_age_ms, `stops` (JSON
-    list of the latest stops), `rival_publishers`. Keys stay; one without samples is absent.
+    list of the latest stops), `rival_publishers`, `sources` (JSON, by camera, pose and joints:
+    age_ms, rate_hz, received, lost, publishers) and `troubles` (JSON: what to set where a source
+    is published and does not arrive). Keys stay; one without samples is absent.
     """
 
     def __init__(self, node: LifecycleNode) -> None:
@@ -86,10 +88,16 @@ class Reporter:
             values.update({f"{k}_ms": 1e3 * age for k, age in ages_s.items() if age is not None})
             stops = list(self.runner.stops.stops)[-STOPS_SHOWN:]
             values["stops"] = [_describe_stop(stop) for stop in stops]
+            for name, age_s in self.runner.observer.ages_by_source().items():
+                if name in values.get("sources", {}) and age_s is not None:
+                    values["sources"][name]["age_ms"] = round(1e3 * age_s, 1)
         level, text = self._judge(hold)
         if extra.get("rival_publishers"):
             level = max(level, DiagnosticStatus.WARN)
             text += "; another node publishes commands too: " + ", ".join(extra["rival_publishers"])
+        for trouble in extra.get("troubles", {}).values():
+            level = max(level, DiagnosticStatus.WARN)
+            text += f"; {trouble}"
         name = f"{self._node.get_fully_qualified_name().lstrip('/')}: policy"
         stamp = self._node.get_clock().now().to_msg()
         self._diagnostics.publish(make_diagnostics(name, self.arm, level, text, values, stamp))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -14,6 +15,9 @@ from rclpy.signals import SignalHandlerOptions
 from vla_align_ros.errors import VlaAlignError
 
 SPIN_S = 0.2  # how long a signal may wait for its turn
+# A thread that computes in Python gives way after this (5 ms by default), so that the timer that
+# commands the arm does not wait for one that prepares a picture.
+SWITCH_S = 5e-4
 
 AnyNode = TypeVar("AnyNode", bound=Node)
 
@@ -30,6 +34,7 @@ def run_node(
     VlaAlignError ends the process with its message and status 1.
     """
     asked_to_end: list[int] = []
+    sys.setswitchinterval(SWITCH_S)
     rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda received, _: asked_to_end.append(received))

@@ -19,14 +19,29 @@ class ServoInput:
 
     A command counts only while it is younger than `timeout_s` by its own stamp; after that the arm
     stands still (`incoming_command_timeout` of MoveIt Servo). Refusals are counted by reason in
-    `refused`: wrong_frame, non_finite, stale (arrived too old), future (stamped ahead of us).
+    `refused`: wrong_frame, non_finite, stale (arrived too old), future (stamped ahead of us). What
+    is faster than the arm's `max_linear_m_s` or `max_angular_rad_s` is slowed down as a whole, its
+    direction kept, as Servo does at a joint's speed limit; `clamped` counts it. `scale` (metres and
+    radians a second) is what one unit means under Servo's default, "unitless"; None is
+    "speed_units", which this package asks for.
     """
 
-    def __init__(self, *, frame: str, timeout_s: float) -> None:
+    def __init__(
+        self,
+        *,
+        frame: str,
+        timeout_s: float,
+        max_linear_m_s: float = math.inf,
+        max_angular_rad_s: float = math.inf,
+        scale: tuple[float, float] | None = None,
+    ) -> None:
         self.frame = frame
         self.timeout_s = timeout_s
         self.refused: Counter[str] = Counter()
         self.accepted = 0
+        self.clamped = 0
+        self._largest = (max_linear_m_s, max_angular_rad_s)
+        self._scale = scale
         self.expired = 0
         self._twist = np.zeros(6)
         self._stamp_s = -math.inf
@@ -43,7 +58,7 @@ class ServoInput:
             self.refused[reason] += 1
             return reason
         self.accepted += 1
-        self._twist = np.array(twist, dtype=float)
+        self._twist = self._slow(np.array(twist, dtype=float))
         self._stamp_s = stamp_s
         self._note_arrival(now_s, moving=bool(self._twist.any()))
         return None
@@ -63,7 +78,7 @@ class ServoInput:
     def forget(self, now_s: float) -> None:
         """Start a new episode: stand still, refuse commands stamped before now, zero the counts."""
         self.refused.clear()
-        self.accepted = self.expired = 0
+        self.accepted = self.expired = self.clamped = 0
         self._twist = np.zeros(6)
         self._stamp_s = -math.inf
         self._not_before_s = now_s
@@ -73,10 +88,12 @@ class ServoInput:
     def statistics(self) -> dict[str, float | int]:
         """Counts, and the rate and jitter of accepted commands on arrival (silences left out).
 
-        Keys: accepted, expired, refused_<reason>, and once there is an interval command_rate_hz,
-        command_jitter_p50_ms and command_jitter_p99_ms.
+        Keys: accepted, expired, clamped (if any), refused_<reason>, and once there is an interval
+        command_rate_hz, command_jitter_p50_ms and command_jitter_p99_ms.
         """
         counts: dict[str, float | int] = {"accepted": self.accepted, "expired": self.expired}
+        if self.clamped:
+            counts["clamped"] = self.clamped
         counts.update({f"refused_{reason}": n for reason, n in sorted(self.refused.items())})
         counts.update({key: round(v, 3) for key, v in self._arrivals.snapshot().items()})
         return counts
@@ -93,6 +110,14 @@ class ServoInput:
         if stamp_s - now_s > self.timeout_s:
             return "future"
         return None
+
+    def _slow(self, twist: NDArray[np.float64]) -> NDArray[np.float64]:
+        if self._scale is not None:
+            twist = twist * np.repeat(self._scale, 3)
+        speeds = [float(np.linalg.norm(part)) for part in (twist[:3], twist[3:])]
+        factor = min([1.0, *(m / v for m, v in zip(self._largest, speeds, strict=True) if v > m)])
+        self.clamped += factor < 1.0
+        return twist * factor
 
     def _note_arrival(self, now_s: float, *, moving: bool) -> None:
         """Time the stream of commands; a zero ends it, as the silence after one is meant."""

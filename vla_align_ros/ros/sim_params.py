@@ -10,7 +10,8 @@ from typing import Any
 from rclpy.node import Node
 
 from vla_align_ros.errors import ConfigurationError
-from vla_align_ros.ros.params import Declaration, declare_parameters
+from vla_align_ros.ros.declarations import Declaration
+from vla_align_ros.ros.params import declare_parameters
 from vla_align_ros.ros.referee import Plan
 from vla_align_ros.sim.tabletop import TICK_S
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,9 @@ from numpy.typing import NDArray
 
 from vla_align_ros.contract.observation import ActionChunk
 from vla_align_ros.errors import ConfigurationError, ContractError
+from vla_align_ros.runtime.strategies import Newest, Plan, Strategy
+
+KEPT_PLANS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +22,8 @@ class ScheduledAction:
     """One action of a chunk, with the instruction and the observation that it came from.
 
     `action` (7,) is a delta over `period_s` (metres, radians, gripper fraction open), read-only;
-    `index` counts from 0 in its chunk; `plan` counts the chunks that the buffer accepted.
+    `index` counts from 0 in its chunk; `plan` counts the chunks that the buffer accepted. Where a
+    strategy mixes several plans, all but the action itself is of the newest of them.
     """
 
     action: NDArray[np.float64]
@@ -30,17 +35,17 @@ class ScheduledAction:
 
 
 class ChunkBuffer:
-    """The latest chunk of the current instruction, read by time. Safe between two threads.
+    """Chunks of the current instruction, read by time. Safe between two threads.
 
     Action k of a chunk belongs to [stamp + k period, stamp + (k + 1) period), where the stamp is
-    the observation's: the delay of inference is thus measured and skipped, not guessed. A newer
-    chunk takes over as soon as it is added. All times are seconds on one clock that the caller
-    owns; nothing here reads a clock.
+    the observation's: the delay of inference is thus measured and skipped, not guessed. Where
+    chunks overlap the `strategy` decides; by default a newer one takes over as soon as it is
+    added. All times are seconds on one clock that the caller owns; nothing here reads a clock.
 
     Raises ConfigurationError on a period or horizon that cannot hold an action.
     """
 
-    def __init__(self, period_s: float, horizon: int) -> None:
+    def __init__(self, period_s: float, horizon: int, strategy: Strategy | None = None) -> None:
         if not (math.isfinite(period_s) and period_s > 0 and horizon >= 1):
             raise ConfigurationError(
                 "a chunk buffer cannot hold an action",
@@ -50,10 +55,12 @@ class ChunkBuffer:
             )
         self.period_s = period_s
         self.horizon = horizon
+        self.strategy: Strategy = Newest() if strategy is None else strategy
         self._lock = threading.Lock()
         self._instruction: str | None = None
-        self._chunk: ActionChunk | None = None
+        self._plans: deque[Plan] = deque(maxlen=KEPT_PLANS)
         self._accepted = 0
+        self._since_s = -math.inf
 
     @property
     def instruction(self) -> str | None:
@@ -71,53 +78,66 @@ class ChunkBuffer:
             if instruction == self._instruction:
                 return False
             self._instruction = instruction
-            self._chunk = None
+            self._forget()
             return True
 
-    def clear(self) -> None:
-        """Forget every planned action; the instruction stays."""
+    def clear(self, since_s: float = -math.inf) -> None:
+        """Forget every planned action; the instruction stays.
+
+        What is still on its way from an observation before `since_s` is refused when it comes.
+        """
         with self._lock:
-            self._chunk = None
+            self._since_s = since_s
+            self._forget()
 
-    def add(self, chunk: ActionChunk) -> bool:
-        """Let a chunk take over; False if it answers another instruction or an older observation.
+    def add(self, chunk: ActionChunk, arrived_s: float | None = None) -> bool:
+        """Plan a chunk; False if it answers another instruction or an older observation.
 
-        Raises ContractError when its shape or period is not the buffer's.
+        `arrived_s` is now on the caller's clock (its stamp, if not given). Raises ContractError
+        when its shape or period is not the buffer's.
         """
         self._check(chunk)
+        arrived_s = chunk.stamp_s if arrived_s is None else arrived_s
         with self._lock:
             if self._instruction is None or chunk.instruction != self._instruction:
                 return False
-            if self._chunk is not None and chunk.stamp_s < self._chunk.stamp_s:
+            if chunk.stamp_s < self._since_s:
                 return False
-            self._chunk = chunk
+            if self._plans and chunk.stamp_s < self._plans[-1].chunk.stamp_s:
+                return False
             self._accepted += 1
+            while self._plans and self._end_s(self._plans[0]) <= arrived_s:
+                self._plans.popleft()
+            self._plans.append(Plan(chunk, self._accepted, arrived_s))
             return True
 
     def action_at(self, now_s: float) -> ScheduledAction | None:
-        """The action for `now_s`, or None where nothing is planned: no chunk, or past its end.
-
-        An observation stamped ahead of `now_s` by less than a period counts as taken now (two
-        processes read the clock at different instants); one further ahead is not executed.
-        """
+        """The action for `now_s`, or None where nothing is planned: no chunk, or past its end."""
         with self._lock:
-            chunk, plan = self._chunk, self._accepted
-        if chunk is None:
+            choice = self.strategy.choose(tuple(self._plans), now_s)
+        if choice is None:
             return None
-        index = math.floor((now_s - chunk.stamp_s) / self.period_s)
-        if index == -1:
-            index = 0
-        if not 0 <= index < self.horizon:
-            return None
+        chunk = choice.plan.chunk
         return ScheduledAction(
-            chunk.actions[index], self.period_s, chunk.instruction, chunk.stamp_s, index, plan
+            choice.action,
+            self.period_s,
+            chunk.instruction,
+            chunk.stamp_s,
+            choice.index,
+            choice.plan.number,
         )
 
     def end_s(self) -> float | None:
         """When the last planned action ends, on the caller's clock; None without a plan."""
         with self._lock:
-            chunk = self._chunk
-        return None if chunk is None else chunk.stamp_s + self.horizon * self.period_s
+            return self._end_s(self._plans[-1]) if self._plans else None
+
+    def _end_s(self, plan: Plan) -> float:
+        return plan.chunk.stamp_s + self.horizon * self.period_s
+
+    def _forget(self) -> None:
+        self._plans.clear()
+        self.strategy.reset()
 
     def _check(self, chunk: ActionChunk) -> None:
         if chunk.actions.ndim != 2 or len(chunk.actions) != self.horizon:

@@ -6,18 +6,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from vla_align_ros.contract.observation import ActionChunk, Observation
 from vla_align_ros.contract.spec import PolicySpec
 from vla_align_ros.errors import ConfigurationError, NonFiniteError
 from vla_align_ros.runtime.chunks import ChunkBuffer
 from vla_align_ros.runtime.metrics import Metrics
-from vla_align_ros.runtime.safety import Hold, Reason
+from vla_align_ros.runtime.observing import Sight
+from vla_align_ros.runtime.stops import Hold, Reason
 from vla_align_ros.runtime.worker import LatestWorker
 
-Pixels = NDArray[np.uint8]
 STOP_WORKER_S = 2.0
 DETAIL_CHARACTERS = 200
 
@@ -42,16 +39,10 @@ class PolicyLike(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """A camera frame on its way to inference, with all that belongs to its instant.
+    """A sight on its way to inference, with the instruction of its instant."""
 
-    `load` gives (H, W, 3) uint8 RGB; `arrived_s` is on the monotonic clock.
-    """
-
-    load: Callable[[], Pixels]
-    stamp_s: float
-    arrived_s: float
+    sight: Sight
     instruction: str
-    state: NDArray[np.float32] | None
 
 
 class Planner:
@@ -67,15 +58,16 @@ class Planner:
         buffer: ChunkBuffer,
         metrics: Metrics,
         *,
+        clock: Callable[[], float],
         steady: Callable[[], float],
         on_chunk: Callable[[ActionChunk], None] | None = None,
         on_fault: Callable[[Hold, Exception], None] | None = None,
     ) -> None:
         self.fault: Hold | None = None
         self._policy = policy
-        self._camera = policy.spec.cameras[0].name
         self._buffer = buffer
         self._metrics = metrics
+        self._clock = clock
         self._steady = steady
         self._on_chunk = on_chunk
         self._on_fault = on_fault
@@ -115,13 +107,14 @@ class Planner:
 
     def _plan(self, frame: Frame) -> None:
         """Plan on one frame, in the worker thread; never raises."""
-        self._metrics.observe_ms("wait", 1e3 * (self._steady() - frame.arrived_s))
+        sight = frame.sight
+        self._metrics.observe_ms("wait", 1e3 * (self._steady() - sight.arrived_s))
         try:
             observation = Observation(
-                images={self._camera: frame.load()},
-                state=frame.state,
+                images={name: load() for name, load in sight.loads.items()},
+                state=sight.state,
                 instruction=frame.instruction,
-                stamp_s=frame.stamp_s,
+                stamp_s=sight.stamp_s,
             )
             chunk = self._policy.infer(observation)
             for stage, value_ms in self._policy.last_timings_ms.items():
@@ -130,7 +123,7 @@ class Planner:
             if not self._running:
                 return
             self.fault = None
-            if self._buffer.add(chunk) and self._on_chunk is not None:
+            if self._buffer.add(chunk, self._clock()) and self._on_chunk is not None:
                 self._on_chunk(chunk)
         except Exception as error:  # whatever a backend raises holds the arm
             self._fail(error)

@@ -11,12 +11,16 @@ from numpy.typing import NDArray
 
 from vla_align_ros.contract.observation import ActionChunk
 from vla_align_ros.contract.prompt import clean_instruction
-from vla_align_ros.errors import ConfigurationError, ContractError
+from vla_align_ros.errors import ContractError
 from vla_align_ros.runtime.chunks import ChunkBuffer
+from vla_align_ros.runtime.interlock import Interlock, InterlockConfig
 from vla_align_ros.runtime.metrics import Metrics
-from vla_align_ros.runtime.planner import Frame, Pixels, Planner, PolicyLike
-from vla_align_ros.runtime.safety import Command, Hold, Reason, SafetyGate, Situation, StopRecord
-from vla_align_ros.runtime.sources import RobotState, Source
+from vla_align_ros.runtime.observing import SYNC_TOLERANCE_S, Load, Observer
+from vla_align_ros.runtime.planner import Frame, Planner, PolicyLike
+from vla_align_ros.runtime.safety import Command, SafetyGate, Situation
+from vla_align_ros.runtime.sources import RobotState
+from vla_align_ros.runtime.stops import Hold, Reason, StopRecord
+from vla_align_ros.runtime.strategies import Strategy
 
 CLOCK_JUMP_S = 0.1
 
@@ -35,7 +39,8 @@ class PolicyRunner:
 
     One thread calls everything here; the runner's own thread runs inference. `clock` is the time
     of stamps and chunks (ROS time), `steady` a monotonic clock; both in seconds. Callbacks:
-    `on_chunk(chunk)` and `on_fault(hold, error)` come from the inference thread.
+    `on_chunk(chunk)` and `on_fault(hold, error)` come from the inference thread. `pose_needed`
+    says that commands are made from the measured pose.
 
     Raises ConfigurationError where the policy needs inputs that the runner cannot supply.
     """
@@ -49,31 +54,32 @@ class PolicyRunner:
         steady: Callable[[], float] = time.monotonic,
         metrics: Metrics | None = None,
         replan_period_s: float = 0.0,
+        sync_tolerance_s: float = SYNC_TOLERANCE_S,
+        pose_needed: bool = False,
+        strategy: Strategy | None = None,
+        interlock: Interlock | None = None,
         on_chunk: Callable[[ActionChunk], None] | None = None,
         on_fault: Callable[[Hold, Exception], None] | None = None,
     ) -> None:
         spec = policy.spec
-        if len(spec.cameras) != 1:
-            raise ConfigurationError(
-                "this runtime feeds one camera",
-                got=f"a policy with {len(spec.cameras)} cameras",
-                expected="1",
-                fix="train the policy with one CameraSpec",
-            )
         self.metrics = Metrics() if metrics is None else metrics
-        self.state = RobotState.for_spec(spec.state)
-        self.image: Source[Callable[[], Pixels]] = Source()
+        self.observer = Observer(
+            spec, self.metrics, clock=clock, steady=steady, tolerance_s=sync_tolerance_s
+        )
         self.stops = StopRecord()
         self.hold: Hold | None = Hold(Reason.INACTIVE)
         self._gate = gate
+        self._pose_needed = pose_needed
         self._clock = clock
         self._steady = steady
         self._replan_period_s = replan_period_s
-        self._buffer = ChunkBuffer(spec.action.period_s, spec.action.horizon)
+        self.interlock = Interlock(InterlockConfig()) if interlock is None else interlock
+        self._buffer = ChunkBuffer(spec.action.period_s, spec.action.horizon, strategy)
         self._planner = Planner(
             policy,
             self._buffer,
             self.metrics,
+            clock=clock,
             steady=steady,
             on_chunk=on_chunk,
             on_fault=on_fault,
@@ -82,7 +88,9 @@ class PolicyRunner:
         self._plans_before = 0
         self._last_plan = 0
         self._last_now_s = float("-inf")
+        self._last_tick_s = 0.0
         self._last_frame_s: float | None = None
+        self._instruction_s = float("-inf")
 
     @property
     def active(self) -> bool:
@@ -95,21 +103,33 @@ class PolicyRunner:
         return self._buffer.instruction
 
     @property
+    def state(self) -> RobotState:
+        """The robot's state as it arrived."""
+        return self.observer.state
+
+    @property
     def needs_pose(self) -> bool:
-        """Whether the end-effector pose must be fed: for the policy or for the workspace."""
-        return self.state.needs_pose or self._gate.limits.workspace_m is not None
+        """Whether the end-effector pose must be fed: for policy, workspace or commands."""
+        return self.state.needs_pose or self._commands_need_pose
+
+    @property
+    def _commands_need_pose(self) -> bool:
+        return self._pose_needed or self._gate.limits.needs_position
+
+    def fresh_pose(self) -> NDArray[np.float64] | None:
+        """The end effector's pose (6,) in m and rad; None if it is older than the state may be."""
+        age_s = self.state.pose.age_s(self._clock(), self._steady())
+        stale = age_s is None or abs(age_s) > self._gate.timeouts.state_s
+        return None if stale else self.state.pose.value
 
     def ages_s(self) -> dict[str, float | None]:
         """Ages of the inputs in seconds by name, None where nothing arrived."""
-        now_s, steady_s = self._clock(), self._steady()
-        ages = {"image_age": self.image.age_s(now_s, steady_s)}
-        if self.state.names or self.needs_pose:
-            ages["state_age"] = self.state.age_s(now_s, steady_s, with_pose=self.needs_pose)
-        return ages
+        return self.observer.ages_s(with_pose=self.needs_pose)
 
     def activate(self) -> None:
         """Start with nothing planned; ConfigurationError while an old inference still hangs."""
         self._forget()
+        self._last_tick_s = self._steady()
         self._planner.start()
         self._active = True
 
@@ -133,23 +153,39 @@ class PolicyRunner:
         except ContractError:
             self._change_instruction(None)
             raise
+        self._instruction_s = self._steady()
         return self._change_instruction(instruction)
 
-    def take_image(self, load: Callable[[], Pixels], stamp_s: float) -> None:
-        """Take a frame that `load` turns into (H, W, 3) uint8 RGB, in the inference thread."""
-        steady_s = self._steady()
-        self.image.put(load, stamp_s=stamp_s, steady_s=steady_s)
-        self.metrics.count("frames_received")
-        self.metrics.observe_ms("transport", 1e3 * (self._clock() - stamp_s))
-        self.metrics.tick("camera", steady_s)
+    def stop(self, detail: str) -> bool:
+        """Latch a stop and drop every plan; False if a stop was latched already."""
+        self._drop_plans()
+        return self.interlock.stop(Hold(Reason.STOPPED, detail))
+
+    def take_over(self, who: str | None) -> bool:
+        """Suspend the policy while `who` drives, None gives back; True if that is a change.
+
+        What was planned before a change is dropped; a repeated message changes nothing.
+        """
+        changed = self.interlock.take_over(who)
+        if changed:
+            self._drop_plans()
+        return changed
+
+    def take_image(self, load: Load, stamp_s: float, camera: str | None = None) -> None:
+        """Take a frame of a camera that `load` turns into (H, W, 3) uint8 RGB, when it is used.
+
+        `camera` may be left out where the policy has one. The inference thread loads.
+        """
+        sight = self.observer.take_image(camera, load, stamp_s)
         instruction = self.instruction
-        if not self._active or instruction is None or not self._due(stamp_s):
+        if sight is None or not self._active or instruction is None:
             return
-        age_s = self.state.age_s(self._clock(), steady_s)
+        age_s = self.state.age_s(self._clock(), self._steady())
         if age_s is None or abs(age_s) > self._gate.timeouts.state_s:
             return
-        self._last_frame_s = stamp_s
-        self._planner.submit(Frame(load, stamp_s, steady_s, instruction, self.state.vector()))
+        if self._due(sight.stamp_s):
+            self._last_frame_s = sight.stamp_s
+            self._planner.submit(Frame(sight, instruction))
 
     def take_pose(self, pose: NDArray[np.float64], stamp_s: float) -> None:
         """Take an end-effector pose (6,): x, y, z in m, roll, pitch, yaw in rad, command frame."""
@@ -166,6 +202,7 @@ class PolicyRunner:
             self._forget(keep_instruction=True)
         self._last_now_s = now_s
         decision = self._gate.check(self._situation(now_s, steady_s))
+        self._last_tick_s = steady_s
         if isinstance(decision, Hold):
             return Step(hold=decision, stop=self._note_hold(decision))
         self.hold = None
@@ -180,18 +217,26 @@ class PolicyRunner:
         return Step(command=decision)
 
     def _situation(self, now_s: float, steady_s: float) -> Situation:
-        with_pose = self._gate.limits.workspace_m is not None
+        with_pose = self._commands_need_pose
         pose = self.state.pose.value
+        action = self._buffer.action_at(now_s)
+        image, image_age_s = self.observer.oldest_image(now_s, steady_s)
         return Situation(
             instruction=self.instruction,
-            image_age_s=self.image.age_s(now_s, steady_s),
-            action=self._buffer.action_at(now_s),
+            image_age_s=image_age_s,
+            image=image,
+            disorder=self.observer.explain_disorder(steady_s, self._gate.timeouts.image_s),
+            action=action,
             plans=self._buffer.accepted - self._plans_before,
             state_age_s=self.state.age_s(now_s, steady_s, with_pose=with_pose),
-            state_needed=bool(self.state.names),
+            state_needed=bool(self.state.names) or self._pose_needed,
             position_m=None if pose is None else pose[:3],
             fault=self._planner.fault,
+            forbidden=self.interlock.check(steady_s),
             active=self._active,
+            instruction_age_s=steady_s - self._instruction_s,
+            action_age_s=0.0 if action is None else now_s - action.observation_stamp_s,
+            since_tick_s=steady_s - self._last_tick_s,
         )
 
     def _note_hold(self, hold: Hold) -> bool:
@@ -211,6 +256,13 @@ class PolicyRunner:
             self._planner.drop()
         return changed
 
+    def _drop_plans(self) -> None:
+        """Forget all plans, and those that are being made from what was seen until now."""
+        self._buffer.clear(self._clock())
+        self._plans_before = self._buffer.accepted
+        self._last_frame_s = None
+        self._planner.drop()
+
     def _forget(self, *, keep_instruction: bool = False) -> None:
         self._buffer.clear()
         if not keep_instruction:
@@ -218,9 +270,7 @@ class PolicyRunner:
         self._plans_before = self._buffer.accepted
         self._last_frame_s = None
         self._last_now_s = float("-inf")
-        self.image.clear()
-        self.state.clear()
-        self.metrics.pause("camera")
+        self.observer.clear()
 
     def _due(self, stamp_s: float) -> bool:
         """Whether a frame of this stamp is to be planned on, by the re-planning period."""

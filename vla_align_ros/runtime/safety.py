@@ -3,46 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections import deque
-from dataclasses import dataclass
-from enum import Enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vla_align_ros.contract.actions import twist_from_delta
 from vla_align_ros.errors import SafetyError
+from vla_align_ros.runtime.boxes import Box, check_box, stay_inside, stay_outside
 from vla_align_ros.runtime.chunks import ScheduledAction
+from vla_align_ros.runtime.motion import MotionLimiter, MotionLimits
+from vla_align_ros.runtime.stops import Hold, Reason
 
-Box = tuple[tuple[float, float, float], tuple[float, float, float]]
-
-
-class Reason(str, Enum):
-    """Why the arm must not move. The names are public: logs, status and diagnostics carry them."""
-
-    INACTIVE = "inactive"
-    NO_INSTRUCTION = "no_instruction"
-    STALE_IMAGE = "stale_image"
-    STALE_STATE = "stale_state"
-    INFERENCE_ERROR = "inference_error"
-    NON_FINITE = "non_finite"
-    OUT_OF_LIMITS = "out_of_limits"
-    PLANNING = "planning"
-    CHUNK_EXHAUSTED = "chunk_exhausted"
-
-    def __str__(self) -> str:
-        return self.value
-
-
-@dataclass(frozen=True, slots=True)
-class Hold:
-    """Stand still: the arm gets zero once and then silence. `detail` is for a person to read."""
-
-    reason: Reason
-    detail: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.reason} ({self.detail})" if self.detail else str(self.reason)
+LONGEST_TICK_S = 0.2  # a later tick speeds up no faster than this one would
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,15 +34,18 @@ class Limits:
     """What the arm may do, from the robot's own file. A bundle can never loosen it.
 
     A speed above its limit is scaled down to it, direction kept, up to `hold_factor` times the
-    limit; beyond that the output is not trusted and the arm holds. `workspace_m` is the box
-    (lowest corner, highest corner) in the command frame that the end effector must not leave: an
-    axis slows to zero at its side, so that the arm slides along it.
+    limit; beyond that the output is not trusted and the arm holds. `motion` limits how fast a
+    command may change. `workspace_m` is the box (lowest corner, highest corner) in the command
+    frame that the end effector must not leave, `keep_out_m` are boxes that it must not enter: at
+    a side an axis slows to zero, so that the arm slides along it.
     """
 
     linear_m_s: float
     angular_rad_s: float
     hold_factor: float = 2.0
     workspace_m: Box | None = None
+    keep_out_m: tuple[Box, ...] = ()
+    motion: MotionLimits = field(default_factory=MotionLimits)
 
     def __post_init__(self) -> None:
         for name in ("linear_m_s", "angular_rad_s"):
@@ -78,52 +55,95 @@ class Limits:
         if not (math.isfinite(self.hold_factor) and self.hold_factor >= 1):
             raise _bad_limit("hold_factor", self.hold_factor, "a finite number of at least 1")
         if self.workspace_m is not None:
-            sizes = [len(corner) for corner in self.workspace_m]
-            if sizes != [3, 3] or not np.less(*self.workspace_m).all():
-                raise _bad_limit(
-                    "workspace_m", self.workspace_m, "(x, y, z) of the lowest and highest corner"
-                )
+            check_box("workspace_m", self.workspace_m)
+        for box in self.keep_out_m:
+            check_box("keep_out_m", box)
+
+    @property
+    def needs_position(self) -> bool:
+        """Whether the end effector's position must be known."""
+        return self.workspace_m is not None or bool(self.keep_out_m)
+
+    def tighten(self, asked: Mapping[str, float]) -> Limits:
+        """The smaller of these limits and a bundle's, by name (see `contract.motion_limits`)."""
+        motion = MotionLimits(
+            linear_m_s2=asked.get("max_linear_m_s2"),
+            angular_rad_s2=asked.get("max_angular_rad_s2"),
+            linear_m_s3=asked.get("max_linear_m_s3"),
+            angular_rad_s3=asked.get("max_angular_rad_s3"),
+            gripper_per_s=asked.get("gripper_max_per_s"),
+        )
+        return replace(
+            self,
+            linear_m_s=min(self.linear_m_s, asked.get("max_linear_m_s", math.inf)),
+            angular_rad_s=min(self.angular_rad_s, asked.get("max_angular_rad_s", math.inf)),
+            motion=self.motion.tighten(motion),
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """How old an input may be, in seconds, before the arm holds."""
+    """How old an input may be, in seconds, before the arm holds.
+
+    `action_s` counts from the observation that an action came from, `instruction_s` from the
+    operator's last message; 0 sets no limit (a chunk ends by itself).
+    """
 
     image_s: float = 0.5
     state_s: float = 0.5
+    action_s: float = 0.0
+    instruction_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Situation:
     """All that the decision for one tick rests on; ages in seconds, None where nothing arrived.
 
+    `image` names the picture that is furthest off; `disorder` says why pictures and state do not
+    fit together (see Observer). `forbidden` is what a person has against motion (see Interlock);
     `fault` is what inference reported since its last good chunk; `plans` counts the chunks that
-    answered the current instruction; `position_m` (3,) is the end effector in the command frame.
+    answered the current instruction; `position_m` (3,) is the end effector in the command frame;
+    `since_tick_s` the time since the last decision.
     """
 
     instruction: str | None
     image_age_s: float | None
     action: ScheduledAction | None
+    image: str = "image"
+    disorder: str | None = None
     plans: int = 0
     state_age_s: float | None = None
     state_needed: bool = False
     position_m: NDArray[np.float64] | None = None
     fault: Hold | None = None
+    forbidden: Hold | None = None
     active: bool = True
+    instruction_age_s: float = 0.0
+    action_age_s: float = 0.0
+    since_tick_s: float = 0.05
 
 
 class SafetyGate:
     """Turns the action for now into a command, or into a hold whose reason comes first in order.
 
-    Holds no state and reads no clock: the same situation always gives the same answer.
+    Reads no clock, and remembers only the last command, from which it limits the next one.
     """
 
     def __init__(self, limits: Limits, timeouts: Timeouts) -> None:
         self.limits = limits
         self.timeouts = timeouts
+        self._limiter = MotionLimiter(
+            limits.motion, linear_m_s=limits.linear_m_s, angular_rad_s=limits.angular_rad_s
+        )
 
     def check(self, situation: Situation) -> Command | Hold:
-        """Decide for one tick; reasons in order: inputs, inference, plan, the command itself."""
+        """Decide for one tick; order: person, inputs, inference, plan, the command itself."""
+        decision = self._decide(situation)
+        if isinstance(decision, Hold):
+            self._limiter.rest()
+        return decision
+
+    def _decide(self, situation: Situation) -> Command | Hold:
         hold = self._check_inputs(situation) or situation.fault
         if hold is not None:
             return hold
@@ -131,31 +151,38 @@ class SafetyGate:
             if situation.plans == 0:
                 return Hold(Reason.PLANNING, "no action planned for this instruction yet")
             return Hold(Reason.CHUNK_EXHAUSTED, "the last planned action is over")
-        return self._check_action(situation.action, situation.position_m)
+        late = _judge_limit(situation.action_age_s, self.timeouts.action_s, "planned action")
+        if late is not None:
+            return Hold(Reason.STALE_ACTION, late)
+        return self._check_action(situation.action, situation)
 
     def _check_inputs(self, situation: Situation) -> Hold | None:
         if not situation.active:
             return Hold(Reason.INACTIVE)
+        if situation.forbidden is not None:
+            return situation.forbidden
         if situation.instruction is None:
             return Hold(Reason.NO_INSTRUCTION)
-        late = _judge_age(situation.image_age_s, self.timeouts.image_s, "image")
+        late = _judge_limit(situation.instruction_age_s, self.timeouts.instruction_s, "instruction")
+        if late is not None:
+            return Hold(Reason.STALE_INSTRUCTION, late)
+        late = _judge_age(situation.image_age_s, self.timeouts.image_s, situation.image)
         if late is not None:
             return Hold(Reason.STALE_IMAGE, late)
-        if situation.state_needed or self.limits.workspace_m is not None:
+        if situation.state_needed or self.limits.needs_position:
             late = _judge_age(situation.state_age_s, self.timeouts.state_s, "robot state")
             if late is not None:
                 return Hold(Reason.STALE_STATE, late)
+        if situation.disorder is not None:
+            return Hold(Reason.UNSYNCHRONISED, situation.disorder)
         return None
 
-    def _check_action(
-        self, scheduled: ScheduledAction, position_m: NDArray[np.float64] | None
-    ) -> Command | Hold:
+    def _check_action(self, scheduled: ScheduledAction, situation: Situation) -> Command | Hold:
         action = scheduled.action
         if not np.isfinite(action).all():
             return Hold(Reason.NON_FINITE, f"action {scheduled.index} is {action.tolist()}")
         with np.errstate(over="ignore"):  # what overflows is far out of limits, below
             twist = twist_from_delta(action, scheduled.period_s)
-        limited = twist.copy()
         for part, limit, unit in (
             (slice(0, 3), self.limits.linear_m_s, "m/s"),
             (slice(3, 6), self.limits.angular_rad_s, "rad/s"),
@@ -166,57 +193,26 @@ class SafetyGate:
                     Reason.OUT_OF_LIMITS,
                     f"{speed:.3g} {unit} asked, {limit * self.limits.hold_factor:.3g} at most",
                 )
-            if speed > limit:
-                limited[part] *= limit / speed
-        if self.limits.workspace_m is not None:
+        since_s = min(max(situation.since_tick_s, 1e-3), LONGEST_TICK_S)
+        asked = min(max(float(action[6]), 0.0), 1.0)
+        limited, gripper = self._limiter.limit(twist, asked, since_s)
+        if self.limits.needs_position:
+            position_m = situation.position_m
             if position_m is None or not np.isfinite(position_m).all():
                 return Hold(Reason.STALE_STATE, "the end effector's position is unknown")
-            limited[:3] = _stay_inside(
-                limited[:3], position_m, scheduled.period_s, self.limits.workspace_m
-            )
-        gripper = min(max(float(action[6]), 0.0), 1.0)
+            limited[:3] = self._confine(limited[:3], position_m, scheduled.period_s)
+        self._limiter.remember(limited, gripper, since_s)
         return Command(limited, gripper, scheduled, clamped=bool((limited != twist).any()))
 
-
-@dataclass(frozen=True, slots=True)
-class Stop:
-    """A moving arm was told to stand still: when (seconds on the caller's clock), and why first."""
-
-    reason: Reason
-    detail: str
-    time_s: float
-
-
-class StopRecord:
-    """Keeps the stops. The first cause stays: what else fails while the arm stands adds nothing."""
-
-    def __init__(self, keep: int = 100) -> None:
-        self.stops: deque[Stop] = deque(maxlen=keep)
-        self.total = 0
-        self._moving = False
-
-    def note_motion(self) -> None:
-        """The arm was sent a command: the next hold is a stop of its own."""
-        self._moving = True
-
-    def note_hold(self, hold: Hold, now_s: float) -> bool:
-        """The arm must stand still; True if it was moving, so that this is a stop."""
-        if not self._moving:
-            return False
-        self._moving = False
-        self.total += 1
-        self.stops.append(Stop(hold.reason, hold.detail, now_s))
-        return True
-
-
-def _stay_inside(
-    velocity: NDArray[np.float64], position_m: NDArray[np.float64], period_s: float, box: Box
-) -> NDArray[np.float64]:
-    """Slow each axis (3,) so that a period of motion ends in the box; outside, only inwards."""
-    low, high = np.asarray(box, float)
-    slowest = np.minimum((low - position_m) / period_s, 0.0)
-    fastest = np.maximum((high - position_m) / period_s, 0.0)
-    return np.clip(velocity, slowest, fastest)
+    def _confine(
+        self, velocity: NDArray[np.float64], position_m: NDArray[np.float64], period_s: float
+    ) -> NDArray[np.float64]:
+        limits = self.limits
+        if limits.workspace_m is not None:
+            velocity = stay_inside(
+                velocity, position_m, period_s, limits.workspace_m, limits.motion.linear_m_s2
+            )
+        return stay_outside(velocity, position_m, period_s, limits.keep_out_m)
 
 
 def _judge_age(age_s: float | None, timeout_s: float, what: str) -> str | None:
@@ -227,6 +223,12 @@ def _judge_age(age_s: float | None, timeout_s: float, what: str) -> str | None:
     if age_s < -timeout_s:
         return f"the {what} is stamped {-age_s:.2f} s ahead of this node's clock"
     return None
+
+
+def _judge_limit(age_s: float, limit_s: float, what: str) -> str | None:
+    if limit_s <= 0 or age_s <= limit_s:
+        return None
+    return f"the {what} is {age_s:.2f} s old, {limit_s:.2f} s at most"
 
 
 def _bad_limit(name: str, value: object, expected: str) -> SafetyError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -14,16 +15,22 @@ from vla_align_ros.errors import ConfigurationError
 T = TypeVar("T")
 POSE_NAMES = ("x", "y", "z", "roll", "pitch", "yaw")
 GRIPPER_NAME = "gripper"
+KEPT_STATES = 512  # half a second of a driver at 1 kHz: longer than a picture is under way
 
 
 @dataclass(slots=True)
 class Source(Generic[T]):
-    """The newest sample of one input; older ones are gone. `stamp_s` is the sender's clock."""
+    """The newest sample of one input. `stamp_s` is the sender's clock.
+
+    Up to `keep` samples are kept to find the one nearest to another stamp.
+    """
 
     value: T | None = None
     stamp_s: float = 0.0
     arrived_s: float = 0.0
     received: int = 0
+    keep: int = 0
+    _recent: deque[tuple[float, T]] = field(default_factory=deque)
 
     def put(self, value: T, *, stamp_s: float, steady_s: float) -> None:
         """Replace the sample; `steady_s` is this machine's monotonic clock at its arrival."""
@@ -31,10 +38,23 @@ class Source(Generic[T]):
         self.stamp_s = stamp_s
         self.arrived_s = steady_s
         self.received += 1
+        if self._recent and stamp_s < self._recent[-1][0]:
+            self._recent.clear()  # the sender's clock went back
+        self._recent.append((stamp_s, value))
+        while len(self._recent) > self.keep:
+            self._recent.popleft()
 
     def clear(self) -> None:
-        """Forget the sample, keep the count."""
+        """Forget the samples, keep the count."""
         self.value = None
+        self._recent.clear()
+
+    def nearest(self, stamp_s: float) -> tuple[T, float] | None:
+        """The kept sample nearest to a stamp, and how many seconds it is off; None without one."""
+        if not self._recent:
+            return None
+        found_s, value = min(self._recent, key=lambda sample: abs(sample[0] - stamp_s))
+        return value, abs(found_s - stamp_s)
 
     def age_s(self, now_s: float, steady_s: float) -> float | None:
         """Age in seconds, None without a sample: by stamp or by arrival, whichever is further off.
@@ -52,8 +72,8 @@ class RobotState:
     """End-effector pose (x, y, z in m, roll, pitch, yaw in rad) and gripper (fraction open)."""
 
     names: tuple[str, ...] = ()
-    pose: Source[NDArray[np.float64]] = field(default_factory=Source)
-    gripper: Source[float] = field(default_factory=Source)
+    pose: Source[NDArray[np.float64]] = field(default_factory=lambda: Source(keep=KEPT_STATES))
+    gripper: Source[float] = field(default_factory=lambda: Source(keep=KEPT_STATES))
 
     @classmethod
     def for_spec(cls, spec: StateSpec | None) -> RobotState:
@@ -98,16 +118,22 @@ class RobotState:
                 oldest = age if oldest is None else max(oldest, age, key=abs)
         return oldest
 
-    def vector(self) -> NDArray[np.float32] | None:
-        """The state (D,) in the order of the StateSpec; None if the policy wants no state.
+    def vector_at(self, stamp_s: float) -> tuple[NDArray[np.float32] | None, float]:
+        """The state (D,) in the order of the StateSpec, of the samples nearest to a stamp.
 
-        Only to be called where `age_s` is not None.
+        Beside it, how many seconds the furthest of them is off; None while a part is missing.
         """
-        if not self.names:
-            return None
-        values = dict(zip(POSE_NAMES, np.zeros(6), strict=True))
-        if self.pose.value is not None:
-            values.update(zip(POSE_NAMES, self.pose.value, strict=True))
-        if self.gripper.value is not None:
-            values[GRIPPER_NAME] = np.float64(self.gripper.value)
-        return np.array([values[name] for name in self.names], np.float32)
+        values: dict[str, np.float64] = {}
+        off_s = 0.0
+        for needed, names, source in (
+            (self.needs_pose, POSE_NAMES, self.pose),
+            (self.needs_gripper, (GRIPPER_NAME,), self.gripper),
+        ):
+            if not needed:
+                continue
+            found = source.nearest(stamp_s)
+            if found is None:
+                return None, 0.0
+            values.update(zip(names, np.ravel(found[0]), strict=True))
+            off_s = max(off_s, found[1])
+        return np.array([values[name] for name in self.names], np.float32), off_s

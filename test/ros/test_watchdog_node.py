@@ -1,0 +1,178 @@
+"""Runs watchdog_node as a process, beside a stand-in for the policy and beside the real node."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import rclpy
+from geometry_msgs.msg import TwistStamped
+from rclpy.executors import SingleThreadedExecutor
+from ros_graph import LATCHED, RELIABLE, WIDOWX, Probe, values_of
+from std_msgs.msg import Bool, Empty, String
+from tiny_policy import CARROT
+
+Start = Callable[..., subprocess.Popen[str]]
+LIMIT_S = 0.12  # two periods of 20 Hz and 20 ms
+LATE_S = 0.1  # what a busy machine may add
+REMAPS = (
+    *("-r", "~/delta_twist_cmds:=/policy_node/delta_twist_cmds"),
+    *("-r", "~/heartbeat:=/policy_node/heartbeat"),
+    *("-r", "~/emergency_stop:=/policy_node/emergency_stop"),
+)
+
+
+class Sender:
+    """Plays the policy: commands and heartbeats at 20 Hz while it drives."""
+
+    def __init__(self) -> None:
+        self.node = rclpy.create_node("sender")
+        self.executor = SingleThreadedExecutor()
+        self.executor.add_node(self.node)
+        make, listen = self.node.create_publisher, self.node.create_subscription
+        self._twist = make(TwistStamped, "/policy_node/delta_twist_cmds", RELIABLE)
+        self._beat = make(Bool, "/policy_node/heartbeat", RELIABLE)
+        self.zeros: list[float] = []
+        self.status: list[dict[str, Any]] = []
+        self.stops: list[Empty] = []
+        listen(TwistStamped, "/policy_node/delta_twist_cmds", self._on_twist, RELIABLE)
+        listen(Empty, "/policy_node/emergency_stop", self.stops.append, RELIABLE)
+        listen(
+            String,
+            "/watchdog_node/status",
+            lambda message: self.status.append(json.loads(message.data)),
+            LATCHED,
+        )
+
+    def _on_twist(self, message: TwistStamped) -> None:
+        if not any(values_of(message)):
+            self.zeros.append(time.monotonic())
+
+    def spin(self, seconds: float) -> None:
+        self.wait_for(lambda: False, seconds)
+
+    def wait_for(self, happened: Callable[[], bool], timeout_s: float = 10.0) -> bool:
+        end_s = time.monotonic() + timeout_s
+        while time.monotonic() < end_s and not happened():
+            self.executor.spin_once(timeout_sec=0.005)
+        return happened()
+
+    def drive(self, times: int = 10, *, speed: float = 0.1, beat: bool | None = True) -> float:
+        """Send commands at 20 Hz; returns when the last one left, in monotonic seconds."""
+        for _ in range(times):
+            message = TwistStamped()
+            message.header.frame_id = "base_link"
+            message.twist.linear.x = speed
+            self._twist.publish(message)
+            if beat is not None:
+                self._beat.publish(Bool(data=beat))
+            sent_s = time.monotonic()
+            self.spin(0.05)
+        return sent_s
+
+    def close(self) -> None:
+        self.executor.shutdown()
+        self.node.destroy_node()
+
+
+@pytest.fixture
+def sender(ros: None) -> Iterator[Sender]:
+    sender = Sender()
+    yield sender
+    sender.close()
+
+
+@pytest.fixture
+def start_watchdog(start_node: Start, sender: Sender) -> Start:
+    def start(*extra: str) -> subprocess.Popen[str]:
+        process = start_node("watchdog_node", "--params-file", str(WIDOWX), *REMAPS, *extra)
+        assert sender.wait_for(lambda: bool(sender.status), 60.0)
+        assert sender.wait_for(lambda: sender._twist.get_subscription_count() == 2)
+        assert sender.wait_for(lambda: sender._beat.get_subscription_count() == 1)
+        return process
+
+    return start
+
+
+def test_sends_one_zero_when_a_moving_node_falls_silent(
+    sender: Sender, start_watchdog: Start
+) -> None:
+    start_watchdog()
+    sender.drive(20)
+    assert not sender.zeros, "stopped an arm that was commanded in time"
+    last_s = sender.drive(5)
+    assert sender.wait_for(lambda: bool(sender.zeros), 2.0)
+    assert LIMIT_S - 0.005 <= sender.zeros[0] - last_s <= LIMIT_S + LATE_S
+    sender.spin(0.5)
+    assert len(sender.zeros) == 1, "one zero, then silence"
+    assert sender.status[-1]["reason"] == "policy_silent"
+    assert sender.status[-1]["tripped"] is True
+    assert not sender.stops, "latches the policy's stop only if told to"
+
+
+def test_leaves_an_arm_alone_that_was_sent_its_zero(sender: Sender, start_watchdog: Start) -> None:
+    start_watchdog()
+    sender.drive(5)
+    sender.drive(1, speed=0.0, beat=False)
+    sender.zeros.clear()
+    sender.spin(0.5)
+    assert not sender.zeros
+    assert sender.status[-1]["tripped"] is False
+
+
+def test_sends_the_zero_that_a_living_node_forgot_and_can_latch_its_stop(
+    sender: Sender, start_watchdog: Start
+) -> None:
+    start_watchdog("-p", "stop_policy:=true")
+    sender.drive(5)
+    for _ in range(6):
+        sender._beat.publish(Bool(data=False))
+        sender.spin(0.05)
+    assert len(sender.zeros) == 1
+    assert sender.wait_for(lambda: bool(sender.stops), 1.0)
+    assert sender.status[-1]["reason"] == "commands_ceased"
+
+
+def test_refuses_to_watch_without_the_robots_file(start_node: Start) -> None:
+    process = start_node("watchdog_node")
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 1
+    assert "arm.command_frame is not set" in output
+    assert "Traceback" not in output
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_stops_the_arm_of_a_policy_that_dies_or_hangs(
+    ros: None, start_node: Start, tiny_bundle: Path, number: signal.Signals
+) -> None:
+    probe = Probe()
+    start_node("watchdog_node", "--params-file", str(WIDOWX), *REMAPS)
+    policy = start_node(
+        "policy_node",
+        *("--params-file", str(WIDOWX), "-p", f"bundle:={tiny_bundle}"),
+        *("-p", "start_armed:=true", "-p", "autostart:=true"),
+    )
+    try:
+        probe.wait_for_state("active")
+        assert probe.wait_for(
+            lambda: probe.node.count_publishers("/policy_node/delta_twist_cmds") == 2, 60.0
+        )
+        probe.grey = 128
+        probe.say(CARROT)
+        probe.wait_for_motion()
+        policy.send_signal(number)
+        killed_s = probe.now_s()
+        assert probe.wait_for(lambda: not any(values_of(probe.twists[-1][1])), 2.0)
+        assert probe.twists[-1][0] - killed_s <= LIMIT_S + LATE_S
+        count = len(probe.twists)
+        probe.spin(0.5)
+        assert len(probe.twists) == count, "one zero, then silence"
+    finally:
+        policy.send_signal(signal.SIGKILL)
+        probe.close()

@@ -1,0 +1,82 @@
+"""What a person decides outranks the policy, in whatever order it is decided."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vla_align_ros.errors import SafetyError
+from vla_align_ros.runtime.interlock import Interlock, InterlockConfig
+from vla_align_ros.runtime.stops import Hold, Reason
+
+STEPS = ("arm", "disarm", "stop", "reset", "take", "give", "press", "release")
+
+
+@given(steps=st.lists(st.sampled_from(STEPS)), start=st.booleans())
+def test_after_any_sequence_the_arm_moves_only_if_everybody_agrees(
+    steps: list[str], start: bool
+) -> None:
+    lock = Interlock(InterlockConfig(start_armed=start, dead_man_s=1.0))
+    armed, stopped, taken, held = start, False, False, False
+    for step in steps:
+        if step == "arm":
+            if stopped:
+                with pytest.raises(SafetyError):
+                    lock.arm()
+            else:
+                lock.arm()
+                armed = True
+        elif step == "disarm":
+            lock.disarm()
+            armed = False
+        elif step == "stop":
+            assert lock.stop(Hold(Reason.STOPPED, "button")) is not stopped
+            armed, stopped = False, True
+        elif step == "reset":
+            assert lock.reset() is stopped
+            stopped = False
+        elif step in ("take", "give"):
+            assert lock.take_over("joystick" if step == "take" else None) is (
+                taken != (step == "take")
+            )
+            taken = step == "take"
+        else:
+            held = step == "press"
+            lock.press_dead_man(held, 10.0)
+    hold = lock.check(10.5)
+    expected = (
+        Reason.STOPPED
+        if stopped
+        else Reason.DISARMED
+        if not armed
+        else Reason.TAKEOVER
+        if taken
+        else None
+        if held
+        else Reason.DEAD_MAN
+    )
+    assert (None if hold is None else hold.reason) == expected
+
+
+def test_the_first_cause_of_a_stop_is_kept() -> None:
+    lock = Interlock(InterlockConfig(start_armed=True))
+    assert lock.stop(Hold(Reason.STOPPED, "first"))
+    assert not lock.stop(Hold(Reason.STOPPED, "second"))
+    assert lock.stopped == Hold(Reason.STOPPED, "first")
+
+
+@given(age=st.floats(-10, 10))
+def test_a_dead_man_switch_is_believed_for_its_time_alone(age: float) -> None:
+    lock = Interlock(InterlockConfig(start_armed=True, dead_man_s=0.5))
+    lock.press_dead_man(True, 100.0)
+    hold = lock.check(100.0 + age)
+    assert (hold is None) == (0 <= 100.0 + age - 100.0 <= 0.5)
+
+
+@pytest.mark.parametrize("wrong", [-1.0, math.nan, math.inf])
+def test_a_useless_time_is_refused(wrong: float) -> None:
+    with pytest.raises(SafetyError, match="dead_man_s"):
+        InterlockConfig(dead_man_s=wrong)

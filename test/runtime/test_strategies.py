@@ -1,0 +1,177 @@
+"""The strategies of chunk execution: what each executes where plans overlap, and how smoothly."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vla_align_ros.contract.observation import ActionChunk
+from vla_align_ros.errors import ConfigurationError
+from vla_align_ros.runtime.chunks import ChunkBuffer
+from vla_align_ros.runtime.strategies import STRATEGIES, Ensemble, find_strategy
+
+PERIOD_S = 0.2
+HORIZON = 8
+SAY = "put the carrot on the plate"
+
+
+def make_chunk(stamp_s: float, seed: int, instruction: str = SAY) -> ActionChunk:
+    actions = np.random.default_rng(seed).normal(size=(HORIZON, 7))
+    actions[:, 6] = seed % 2
+    return ActionChunk(actions, PERIOD_S, stamp_s, instruction)
+
+
+def make_buffer(name: str, **settings: float) -> ChunkBuffer:
+    buffer = ChunkBuffer(PERIOD_S, HORIZON, find_strategy(name, **settings))
+    buffer.set_instruction(SAY)
+    return buffer
+
+
+def measure_jumps(name: str, *, delay_s: float = 0.08, seed: int = 0) -> np.ndarray:
+    """Largest changes of the executed velocity from tick to tick, where plans disagree."""
+    buffer, tick_s = make_buffer(name), 0.02
+    rng = np.random.default_rng(seed)
+    speeds = []
+    for tick in range(300):
+        now_s = tick * tick_s
+        if tick % 10 == 4:  # a plan every 0.2 s, made of a picture that is 0.08 s old
+            actions = np.zeros((HORIZON, 7))
+            actions[:, 0] = 0.02 + 0.01 * rng.normal()  # one speed a plan: only hand-overs jump
+            buffer.add(ActionChunk(actions, PERIOD_S, now_s - delay_s, SAY), now_s)
+        action = buffer.action_at(now_s)
+        if action is not None:
+            speeds.append(action.action[0] / PERIOD_S)
+    return np.abs(np.diff(speeds))
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_one_plan_alone_is_executed_as_it_is(name: str) -> None:
+    buffer, chunk = make_buffer(name), make_chunk(10.0, seed=1)
+    buffer.add(chunk, 10.0)
+    for index in range(HORIZON):
+        scheduled = buffer.action_at(10.0 + (index + 0.5) * PERIOD_S)
+        if name == "queue" and index == 0:  # it starts its clock when it is first asked
+            continue
+        assert scheduled is not None
+        assert scheduled.observation_stamp_s == 10.0 and scheduled.plan == 1
+        if name != "queue":
+            assert np.allclose(scheduled.action, chunk.actions[index])
+            assert scheduled.index == index
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_nothing_is_executed_past_the_end_of_the_newest_plan(name: str) -> None:
+    buffer = make_buffer(name)
+    assert buffer.action_at(0.0) is None
+    for number in range(3):
+        buffer.add(make_chunk(0.1 * number, seed=number), 0.1 * number)
+        buffer.action_at(0.1 * number)
+    buffer.action_at(0.2 + HORIZON * PERIOD_S)  # the queue goes on to its last chunk here
+    assert buffer.action_at(0.2 + 2 * HORIZON * PERIOD_S + 0.01) is None
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_a_new_instruction_leaves_nothing_of_the_old_plans(name: str) -> None:
+    buffer = make_buffer(name)
+    buffer.add(make_chunk(0.0, seed=1), 0.0)
+    assert buffer.action_at(0.1) is not None
+    buffer.set_instruction("lift the cup")
+    assert buffer.action_at(0.1) is None
+    fresh = make_chunk(0.1, seed=2, instruction="lift the cup")
+    buffer.add(fresh, 0.15)
+    scheduled = buffer.action_at(0.15)
+    assert scheduled is not None and scheduled.instruction == "lift the cup"
+    assert np.array_equal(scheduled.action, fresh.actions[0])
+
+
+@given(
+    delays=st.lists(st.integers(0, 6), min_size=1, max_size=6),
+    now=st.floats(0.0, 3.0),
+    decay=st.floats(0.0, 1.0),
+)
+def test_the_ensemble_is_the_weighted_mean_of_the_literature(
+    delays: list[int], now: float, decay: float
+) -> None:
+    buffer = ChunkBuffer(PERIOD_S, HORIZON, Ensemble(decay))
+    buffer.set_instruction(SAY)
+    stamps = np.cumsum(delays) * 0.07
+    chunks = [make_chunk(float(stamp), seed=n) for n, stamp in enumerate(stamps)]
+    for chunk in chunks:
+        buffer.add(chunk, chunk.stamp_s)
+    scheduled = buffer.action_at(now)
+    rows = []
+    for chunk in chunks:  # written after ACT's pseudo-code, on a table of (plan, time)
+        index = max(math.floor((now - chunk.stamp_s) / PERIOD_S), -1)
+        index = 0 if index == -1 and now >= chunk.stamp_s - PERIOD_S else index
+        rows.append(chunk.actions[index] if 0 <= index < HORIZON else None)
+    if rows[-1] is None:
+        assert scheduled is None
+        return
+    covering = [row for row in rows if row is not None]
+    weights = np.array([math.exp(-decay * i) for i in range(len(covering))])
+    expected = (weights / weights.sum()) @ np.stack(covering)
+    assert scheduled is not None
+    assert np.allclose(scheduled.action[:6], expected[:6])
+    assert scheduled.action[6] == covering[-1][6]
+
+
+@given(now=st.floats(0.6, 1.2), seeds=st.tuples(st.integers(0, 9), st.integers(0, 9)))
+def test_a_blend_ends_where_the_newest_plan_is(now: float, seeds: tuple[int, int]) -> None:
+    blended, newest = make_buffer("blend", blend_s=0.1), make_buffer("newest")
+    for buffer in (blended, newest):
+        buffer.add(make_chunk(0.0, seeds[0]), 0.0)
+        buffer.add(make_chunk(0.4, seeds[1]), 0.5)
+    one, other = blended.action_at(now), newest.action_at(now)
+    assert one is not None and other is not None
+    assert np.allclose(one.action, other.action)
+
+
+def test_a_blend_starts_where_the_old_plan_was_and_the_gripper_is_never_half() -> None:
+    buffer, old, new = make_buffer("blend"), make_chunk(0.0, seed=2), make_chunk(0.4, seed=3)
+    buffer.add(old, 0.0)
+    buffer.add(new, 0.5)
+    start, middle = buffer.action_at(0.5), buffer.action_at(0.55)
+    assert start is not None and middle is not None
+    assert np.allclose(start.action[:6], old.actions[2, :6])
+    expected = 0.75 * old.actions[2, :6] + 0.25 * new.actions[0, :6]
+    assert np.allclose(middle.action[:6], expected)
+    assert start.action[6] == middle.action[6] == new.actions[0, 6]
+
+
+def test_the_queue_plays_every_action_of_a_chunk_in_turn() -> None:
+    buffer, first, second = make_buffer("queue"), make_chunk(0.0, seed=1), make_chunk(0.3, seed=2)
+    buffer.add(first, 0.1)
+    played = []
+    for step in range(2 * HORIZON):
+        scheduled = buffer.action_at(0.1 + step * PERIOD_S)
+        assert scheduled is not None
+        played.append(scheduled.action)
+        if step == 1:
+            buffer.add(second, 0.4)
+    assert np.array_equal(played, np.concatenate([first.actions, second.actions]))
+    assert buffer.action_at(0.1 + 2 * HORIZON * PERIOD_S) is None
+
+
+def test_smooth_strategies_hand_over_with_smaller_steps_than_abrupt_ones() -> None:
+    worst = {name: measure_jumps(name).max() for name in STRATEGIES}
+    assert worst["blend"] < 0.35 * worst["newest"]
+    assert worst["ensemble"] < 0.8 * worst["newest"]
+
+
+@pytest.mark.parametrize("name", ["rtc", "fastest", ""])
+def test_an_unknown_strategy_lists_the_valid_ones(name: str) -> None:
+    with pytest.raises(ConfigurationError, match="newest, queue, ensemble, blend"):
+        find_strategy(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("ensemble", {"decay": -1.0}), ("ensemble", {"decay": math.nan}), ("blend", {"blend_s": 0.0})],
+)
+def test_settings_that_make_no_sense_are_refused(name: str, settings: dict[str, float]) -> None:
+    with pytest.raises(ConfigurationError, match="cannot be used"):
+        find_strategy(name, **settings)

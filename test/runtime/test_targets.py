@@ -1,0 +1,92 @@
+"""Target poses follow the twists, and stay on their leash to the arm that is measured."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from vla_align_ros.contract.actions import Pose, matrix_from_rotvec, rotvec_from_matrix
+from vla_align_ros.errors import SafetyError
+from vla_align_ros.runtime.targets import TargetIntegrator
+
+DT_S = 0.05
+LEASH_M, LEASH_RAD = 0.05, 0.3
+
+
+def pose(position: object = (0.3, 0.0, 0.2), rotvec: object = (0.0, 0.0, 0.0)) -> Pose:
+    return Pose(np.array(position, float), matrix_from_rotvec(rotvec), 1.0)  # type: ignore[arg-type]
+
+
+def lead(target: Pose, measured: Pose) -> tuple[float, float]:
+    turn = rotvec_from_matrix(target.rotation @ measured.rotation.T)
+    return (
+        float(np.linalg.norm(target.position - measured.position)),
+        float(np.linalg.norm(turn)),
+    )
+
+
+def test_begins_at_the_measured_pose_and_moves_with_the_twist() -> None:
+    integrator, arm = TargetIntegrator(LEASH_M, LEASH_RAD), pose()
+    twist = np.array([0.1, 0, 0, 0, 0, 0.4])
+    for k in (1, 2, 3):
+        target = integrator.advance(arm, twist, DT_S)
+        np.testing.assert_allclose(target.position, [0.3 + 0.005 * k, 0, 0.2])
+        np.testing.assert_allclose(rotvec_from_matrix(target.rotation), [0, 0, 0.02 * k])
+
+
+def test_an_arm_that_follows_is_led_at_the_commanded_speed() -> None:
+    integrator, arm = TargetIntegrator(LEASH_M, LEASH_RAD), pose()
+    for _ in range(100):
+        arm = integrator.advance(arm, np.array([0.1, 0, 0, 0, 0, 0]), DT_S)
+    np.testing.assert_allclose(arm.position, [0.3 + 100 * 0.005, 0, 0.2])
+
+
+def test_an_arm_that_is_held_back_finds_its_target_near() -> None:
+    integrator, arm = TargetIntegrator(LEASH_M, LEASH_RAD), pose()
+    for _ in range(1000):
+        target = integrator.advance(arm, np.array([0.2, 0.2, 0, 0, 1.0, 0]), DT_S)
+    assert lead(target, arm) == pytest.approx((LEASH_M, LEASH_RAD))
+    back = integrator.advance(arm, np.array([-0.2, -0.2, 0, 0, -1.0, 0]), DT_S)
+    assert lead(back, arm)[0] < LEASH_M, "the way back begins at the leash, not far beyond it"
+
+
+def test_after_a_rest_the_target_begins_at_the_arm_again() -> None:
+    integrator = TargetIntegrator(LEASH_M, LEASH_RAD)
+    integrator.advance(pose(), np.array([0.1, 0, 0, 0, 0, 0]), DT_S)
+    integrator.rest()
+    elsewhere = pose((0.5, 0.1, 0.3), (0.1, 0.2, 0.3))
+    target = integrator.advance(elsewhere, np.zeros(6), DT_S)
+    np.testing.assert_allclose(target.position, elsewhere.position)
+    np.testing.assert_allclose(target.rotation, elsewhere.rotation, atol=1e-12)
+
+
+numbers = st.floats(-2.0, 2.0)
+
+
+@given(
+    twists=st.lists(st.tuples(*[numbers] * 6), min_size=1, max_size=20),
+    moves=st.lists(st.tuples(*[st.floats(-0.5, 0.5)] * 6), min_size=20, max_size=20),
+    dt_s=st.floats(1e-3, 0.2),
+)
+def test_no_twist_and_no_arm_stretches_the_leash(
+    twists: list[tuple[float, ...]], moves: list[tuple[float, ...]], dt_s: float
+) -> None:
+    integrator = TargetIntegrator(LEASH_M, LEASH_RAD)
+    for twist, move in zip(twists, moves, strict=False):
+        arm = pose(move[:3], move[3:])
+        target = integrator.advance(arm, np.array(twist), dt_s)
+        far_m, far_rad = lead(target, arm)
+        assert far_m <= LEASH_M * (1 + 1e-9)
+        assert far_rad <= LEASH_RAD + 1e-6
+        assert np.isfinite(target.position).all()
+        error: NDArray[np.float64] = target.rotation @ target.rotation.T - np.eye(3)
+        assert np.abs(error).max() < 1e-9
+
+
+@pytest.mark.parametrize("wrong", [(0.0, 0.3), (np.nan, 0.3), (0.05, -1.0), (0.05, np.inf)])
+def test_a_leash_that_is_none_is_refused(wrong: tuple[float, float]) -> None:
+    with pytest.raises(SafetyError, match="leash"):
+        TargetIntegrator(*wrong)

@@ -1,0 +1,1 @@
+"""Measurements of the runtime on real processes: injected faults, real time, endurance."""

@@ -1,0 +1,91 @@
+"""Endurance: the policy node at full rate, its memory and latency sampled from outside."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vla_align_ros.bench.scene import Scene, Setup
+from vla_align_ros.errors import SimulationError
+
+SAMPLE_S = 5.0
+WARM_S = 60.0  # buffers of percentiles fill and the allocator settles within
+GROWTH_MIB = 5.0
+SLOWER = 1.25  # latency of the last third over that of the first
+PAGE_MIB = 4096 / 2**20
+
+
+def read_rss_mib(pid: int) -> float:
+    """Resident memory of a process in MiB, from /proc."""
+    fields = Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()
+    return int(fields[1]) * PAGE_MIB
+
+
+def soak(
+    bundle: Path, out: Path, seconds: float, tell: Callable[[str], None] = lambda text: None
+) -> dict[str, Any]:
+    """Run for `seconds`; {"ok", "samples", "rss_growth_mib", "latency_ratio", counts}.
+
+    640x480 at 30 Hz, planning on every picture. `ok` if from a warm start memory grows by less
+    than `GROWTH_MIB` (by a straight line through the samples), the median latency of the last
+    third is within `SLOWER` of the first third's, and nothing died or stopped the arm.
+    """
+    setup = Setup(width=640, height=480, executable="policy_node", parameters={})
+    samples: list[dict[str, Any]] = []
+    with Scene(bundle, out / "scene", setup) as scene:
+        start_s = time.monotonic()
+        frames = scene.stage.frames_sent
+        while (elapsed_s := time.monotonic() - start_s) < seconds:
+            scene.stage.spin(min(SAMPLE_S, max(0.05, seconds - elapsed_s)))
+            samples.append(_sample(scene, time.monotonic() - start_s))
+            if len(samples) % 12 == 0:
+                tell(str(samples[-1]))
+        sent, status = scene.stage.frames_sent - frames, scene.stage.status
+        for child in scene.children.values():
+            if child.process.poll() is not None:
+                raise child.blame("died", got="an end", expected="a process that goes on")
+    return {**_judge(samples), "frames_sent": sent, "stops": status["stop_count"]}
+
+
+def _sample(scene: Scene, time_s: float) -> dict[str, Any]:
+    figures = scene.stage.diagnostics
+    return {
+        "time_s": round(time_s, 1),
+        "rss_mib": round(read_rss_mib(scene.children["policy"].process.pid), 2),
+        "total_ms_p50": float(figures.get("latency_total_p50_ms", 0.0)),
+        "total_ms_p99": float(figures.get("latency_total_p99_ms", 0.0)),
+        "commands_sent": int(figures.get("commands_sent", 0)),
+        "frames_received": int(figures.get("frames_received", 0)),
+    }
+
+
+def _judge(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    warm_s = min(WARM_S, samples[-1]["time_s"] / 3.0) if samples else 0.0
+    warm = [sample for sample in samples if sample["time_s"] >= warm_s]
+    if len(warm) < 3:
+        raise SimulationError(
+            "The soak is too short",
+            got=f"{len(warm)} samples",
+            expected="at least 3 after the warm start",
+            fix="run it for longer: --minutes",
+        )
+    times = np.array([sample["time_s"] for sample in warm])
+    memory = np.array([sample["rss_mib"] for sample in warm])
+    slope = float(np.polyfit(times, memory, 1)[0])
+    growth = slope * float(times[-1] - times[0])
+    latency = np.array([sample["total_ms_p50"] for sample in warm])
+    third = max(1, len(latency) // 3)
+    first, last = float(np.median(latency[:third])), float(np.median(latency[-third:]))
+    ratio = last / first if first > 0 else float("inf")
+    return {
+        "ok": growth < GROWTH_MIB and ratio < SLOWER,
+        "rss_growth_mib": round(growth, 3),
+        "rss_slope_mib_per_hour": round(3600.0 * slope, 2),
+        "latency_ratio": round(ratio, 3),
+        "limits": {"rss_growth_mib": GROWTH_MIB, "latency_ratio": SLOWER},
+        "samples": list(samples),
+    }

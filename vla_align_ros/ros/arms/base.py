@@ -1,0 +1,106 @@
+"""What every arm and gripper offers the node, and what they share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+from builtin_interfaces.msg import Time
+from numpy.typing import NDArray
+from rclpy.lifecycle import LifecycleNode
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.qos_overriding_options import QoSOverridingOptions
+
+from vla_align_ros.errors import ConfigurationError
+from vla_align_ros.runtime.safety import Command
+
+COMMAND_QOS_DEPTH = 1
+WATCHDOG = "watchdog_node"  # publishes one zero twist, and only when this node cannot
+
+Measure = Callable[[], "NDArray[np.float64] | None"]
+"""Gives the end effector's pose (6,) x, y, z, roll, pitch, yaw; None where none is fresh."""
+
+
+class Arm(Protocol):
+    """Commands one arm and its gripper; inactive lifecycle publishers send nothing."""
+
+    def send(self, command: Command, stamp: Time) -> None:
+        """Publish a command under a fresh stamp."""
+        ...
+
+    def stop(self, stamp: Time) -> None:
+        """Publish once what makes the arm stand still; the gripper keeps what it holds."""
+        ...
+
+    def flush(self, timeout_s: float) -> bool:
+        """Wait until the controller has acknowledged the last command; False if it has not."""
+        ...
+
+    def rivals(self) -> list[str]:
+        """Topics of ours on which somebody else publishes too: two masters move one arm."""
+        ...
+
+    @property
+    def exclusive(self) -> bool:
+        """Whether the controller refuses to listen where two publish: then we must not either."""
+        ...
+
+    def destroy(self) -> None:
+        """Leave the graph."""
+        ...
+
+
+class Gripper(Protocol):
+    """Commands a gripper by its opening."""
+
+    def send(self, fraction_open: float, stamp: Time) -> None:
+        """Ask for an opening, 0 closed .. 1 open."""
+        ...
+
+    def rivals(self) -> list[str]:
+        """Topics of ours on which somebody else publishes too."""
+        ...
+
+    def destroy(self) -> None:
+        """Leave the graph."""
+        ...
+
+
+class CommandTopic:
+    """A lifecycle publisher of commands: reliable, depth 1, its QoS open to overrides."""
+
+    def __init__(self, node: LifecycleNode, kind: type[Any], topic: str) -> None:
+        self._node = node
+        self.publisher = node.create_lifecycle_publisher(
+            kind,
+            topic,
+            QoSProfile(depth=COMMAND_QOS_DEPTH, reliability=ReliabilityPolicy.RELIABLE),
+            qos_overriding_options=QoSOverridingOptions.with_default_policies(),
+        )
+        self.name: str = self.publisher.topic_name
+
+    def publish(self, message: Any) -> None:
+        """Send, if the node is active."""
+        self.publisher.publish(message)
+
+    def has_rival(self) -> bool:
+        """Whether somebody else publishes here, other than our watchdog."""
+        infos = self._node.get_publishers_info_by_topic(self.name)
+        return len([info for info in infos if info.node_name != WATCHDOG]) > 1
+
+    def destroy(self) -> None:
+        """Take the publisher off the graph."""
+        self._node.destroy_lifecycle_publisher(self.publisher)
+
+
+def check_alone(arm: Arm) -> None:
+    """ConfigurationError if the arm's controller would ignore us beside another publisher."""
+    rivals = arm.rivals() if arm.exclusive else []
+    if rivals:
+        raise ConfigurationError(
+            "another node commands this arm",
+            got=f"a second publisher on {', '.join(rivals)}",
+            expected="this node alone: the controller ignores a topic with several publishers",
+            fix="end the other publisher (a teleoperation, a recorder that replays)",
+        )

@@ -1,0 +1,203 @@
+"""Grippers behind a forward controller, a trajectory controller or an action of control_msgs."""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+from builtin_interfaces.msg import Time
+from rclpy.action import ActionClient
+from rclpy.duration import Duration
+from rclpy.lifecycle import LifecycleNode
+from sensor_msgs.msg import JointState
+from std_msgs.msg import Float64MultiArray
+from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
+
+from vla_align_ros.contract.actions import gripper_from_fraction
+from vla_align_ros.errors import ConfigurationError
+from vla_align_ros.ros.arms.base import CommandTopic, Gripper
+from vla_align_ros.ros.arms.config import ArmConfig
+
+TOPIC = "~/gripper_commands"
+TRAJECTORY_PERIODS = 2.0  # of the command timer: the next point comes before this one is reached
+GOAL_STEP = 0.02  # of the gripper's range: a smaller change is no new goal
+GOAL_PERIOD_S = 0.2  # every goal cancels the one before: a stream of them would never arrive
+
+
+class ForwardGripper:
+    """`~/gripper_commands` of a forward command controller: Float64MultiArray, one value."""
+
+    def __init__(self, node: LifecycleNode, config: ArmConfig) -> None:
+        self._config = config
+        self._topic = CommandTopic(node, Float64MultiArray, TOPIC)
+
+    def send(self, fraction_open: float, stamp: Time) -> None:
+        """Publish the opening in the controller's convention."""
+        value = gripper_from_fraction(fraction_open, self._config.gripper_command)
+        self._topic.publish(Float64MultiArray(data=[float(value)]))
+
+    def rivals(self) -> list[str]:
+        """The topic, if somebody else publishes on it."""
+        return [self._topic.name] if self._topic.has_rival() else []
+
+    def destroy(self) -> None:
+        """Take the publisher off the graph."""
+        self._topic.destroy()
+
+
+class TrajectoryGripper:
+    """`~/gripper_commands` of a joint trajectory controller: one joint, one point ahead."""
+
+    def __init__(self, node: LifecycleNode, config: ArmConfig) -> None:
+        _require(config.gripper_joint, "arm.gripper.joint", "a joint of the controller")
+        self._config = config
+        self._ahead = Duration(seconds=TRAJECTORY_PERIODS * config.command_period_s).to_msg()
+        self._topic = CommandTopic(node, JointTrajectory, TOPIC)
+
+    def send(self, fraction_open: float, stamp: Time) -> None:
+        """Publish a trajectory that starts at once (a stamp of zero) and ends two periods ahead."""
+        value = float(gripper_from_fraction(fraction_open, self._config.gripper_command))
+        point = JointTrajectoryPoint(positions=[value], time_from_start=self._ahead)
+        self._topic.publish(
+            JointTrajectory(joint_names=[self._config.gripper_joint], points=[point])
+        )
+
+    def rivals(self) -> list[str]:
+        """The topic, if somebody else publishes on it."""
+        return [self._topic.name] if self._topic.has_rival() else []
+
+    def destroy(self) -> None:
+        """Take the publisher off the graph."""
+        self._topic.destroy()
+
+
+class GoalFilter:
+    """Says when an opening is worth a new goal: changed by a step, and not too soon."""
+
+    def __init__(self, step: float = GOAL_STEP, period_s: float = GOAL_PERIOD_S) -> None:
+        self._step = step
+        self._period_s = period_s
+        self._last: float | None = None
+        self._sent_s = 0.0
+
+    def wants(self, fraction_open: float, now_s: float) -> bool:
+        """Whether to send it now; if so it counts as sent."""
+        if self._last is not None:
+            end = fraction_open in (0.0, 1.0) and fraction_open != self._last
+            changed = end or abs(fraction_open - self._last) >= self._step
+            if not changed or now_s - self._sent_s < self._period_s:
+                return False
+        self._last, self._sent_s = fraction_open, now_s
+        return True
+
+
+class ActionGripper:
+    """An action server of control_msgs, GripperCommand or ParallelGripperCommand.
+
+    The package is imported here and only now: the robot's core installs without it.
+    """
+
+    def __init__(
+        self, node: LifecycleNode, config: ArmConfig, action: str, fill: Callable[..., None]
+    ) -> None:
+        _require(config.gripper_action, "arm.gripper.action", "the action's name")
+        self._config = config
+        self._fill = fill
+        self._kind = import_action(action)
+        self._filter = GoalFilter()
+        self._client = ActionClient(node, self._kind, config.gripper_action)
+
+    def send(self, fraction_open: float, stamp: Time) -> None:
+        """Send a goal where the opening changed; without a server nothing is sent."""
+        if not self._client.server_is_ready():
+            return
+        if self._filter.wants(fraction_open, time.monotonic()):
+            goal = self._kind.Goal()
+            value = float(gripper_from_fraction(fraction_open, self._config.gripper_command))
+            self._fill(goal, value, self._config)
+            self._client.send_goal_async(goal)
+
+    def rivals(self) -> list[str]:
+        """None: an action has no publisher of commands to count."""
+        return []
+
+    def destroy(self) -> None:
+        """Take the client off the graph."""
+        self._client.destroy()
+
+
+class NoGripper:
+    """An arm without a gripper, or with one that nobody here commands."""
+
+    def send(self, fraction_open: float, stamp: Time) -> None:
+        """Do nothing."""
+
+    def rivals(self) -> list[str]:
+        """None."""
+        return []
+
+    def destroy(self) -> None:
+        """Nothing to leave."""
+
+
+def fill_gripper_command(goal: Any, value: float, config: ArmConfig) -> None:
+    """Fill a goal of control_msgs/GripperCommand: a position, and the effort that may be used."""
+    goal.command.position = value
+    goal.command.max_effort = config.gripper_max_effort
+
+
+def fill_parallel_gripper_command(goal: Any, value: float, config: ArmConfig) -> None:
+    """Fill a goal of control_msgs/ParallelGripperCommand, whose command is a JointState."""
+    effort = [config.gripper_max_effort] if config.gripper_max_effort else []
+    goal.command = JointState(name=[config.gripper_joint], position=[value], effort=effort)
+
+
+ACTIONS: dict[str, tuple[str, Callable[..., None]]] = {
+    "gripper_command": ("GripperCommand", fill_gripper_command),
+    "parallel_gripper_command": ("ParallelGripperCommand", fill_parallel_gripper_command),
+}
+TOPICS: dict[str, Callable[[LifecycleNode, ArmConfig], Gripper]] = {
+    "forward": ForwardGripper,
+    "trajectory": TrajectoryGripper,
+    "none": lambda node, config: NoGripper(),
+}
+
+
+def make_gripper(node: LifecycleNode, config: ArmConfig) -> Gripper:
+    """Make the gripper that `arm.gripper.interface` names; ConfigurationError if it cannot be."""
+    if config.gripper_interface in ACTIONS:
+        return ActionGripper(node, config, *ACTIONS[config.gripper_interface])
+    if config.gripper_interface not in TOPICS:
+        raise ConfigurationError(
+            "no such gripper interface",
+            got=repr(config.gripper_interface),
+            expected=" or ".join((*TOPICS, *ACTIONS)),
+            fix="correct arm.gripper.interface in the robot's file (config/robots)",
+        )
+    return TOPICS[config.gripper_interface](node, config)
+
+
+def import_action(name: str) -> Any:
+    """Import an action type of control_msgs; ConfigurationError where the package lacks it."""
+    try:
+        return getattr(importlib.import_module("control_msgs.action"), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigurationError(
+            f"the gripper's action type control_msgs/{name} is not there",
+            got=str(error),
+            expected="a ROS 2 with control_msgs (5.3 or later for ParallelGripperCommand)",
+            fix="install ros-<distro>-control-msgs and source it, or take another "
+            "arm.gripper.interface (" + ", ".join(TOPICS) + ")",
+        ) from error
+
+
+def _require(value: str, parameter: str, what: str) -> None:
+    if not value:
+        raise ConfigurationError(
+            "the gripper cannot be commanded",
+            got=f"an empty {parameter}",
+            expected=what,
+            fix="name it in the robot's file (config/robots)",
+        )

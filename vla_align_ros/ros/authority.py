@@ -1,0 +1,98 @@
+"""The operator's hand on the arm: arming, stopping, taking over, the dead-man switch, as topics."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rclpy.node import Node
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from std_msgs.msg import Bool, Empty
+from std_srvs.srv import SetBool, Trigger
+
+from vla_align_ros.errors import SafetyError
+from vla_align_ros.runtime.runner import PolicyRunner
+
+RELIABLE = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
+NOT_CONFIGURED = "the node is not configured; nothing moves"
+
+
+class Authority:
+    """What a person may decide, over services and topics that are there in every state.
+
+    Services: `~/arm` (SetBool: arm or disarm), `~/stop` (Trigger: latch a stop), `~/reset_stop`
+    (Trigger: release it; the arm stays disarmed). Topics: `~/emergency_stop` (Empty: the same as
+    `~/stop`), `~/takeover` (Bool: true suspends the policy, false gives back), `~/dead_man` (Bool,
+    to be repeated while it is held). A decision takes effect on the next tick of the command
+    timer; `now` is called after each one that stops the arm, so that it need not wait.
+    """
+
+    def __init__(self, node: Node, now: Any) -> None:
+        self._node = node
+        self._now = now
+        self.runner: PolicyRunner | None = None
+        node.create_service(SetBool, "~/arm", self._on_arm)
+        node.create_service(Trigger, "~/stop", self._on_stop)
+        node.create_service(Trigger, "~/reset_stop", self._on_reset)
+        node.create_subscription(Empty, "~/emergency_stop", self._on_emergency_stop, RELIABLE)
+        node.create_subscription(Bool, "~/takeover", self._on_takeover, RELIABLE)
+        node.create_subscription(Bool, "~/dead_man", self._on_dead_man, RELIABLE)
+
+    def _on_arm(self, request: Any, response: Any) -> Any:
+        if self.runner is None:
+            return _answer(response, False, NOT_CONFIGURED)
+        if not request.data:
+            self.runner.interlock.disarm()
+            self._now()
+            return self._tell(response, "disarmed")
+        try:
+            self.runner.interlock.arm()
+        except SafetyError as error:
+            return _answer(response, False, str(error))
+        return self._tell(response, "armed")
+
+    def _on_stop(self, request: Any, response: Any) -> Any:
+        if self.runner is None:
+            return _answer(response, False, NOT_CONFIGURED)
+        self.stop("by ~/stop")
+        return _answer(response, True, f"stopped: {self.runner.interlock.stopped}")
+
+    def _on_reset(self, request: Any, response: Any) -> Any:
+        if self.runner is None:
+            return _answer(response, False, NOT_CONFIGURED)
+        if not self.runner.interlock.reset():
+            return _answer(response, False, "no stop is latched")
+        return self._tell(response, "the stop is released; the arm is disarmed")
+
+    def _on_emergency_stop(self, message: Empty) -> None:
+        self.stop("by ~/emergency_stop")
+
+    def stop(self, detail: str) -> None:
+        """Latch a stop, send zero now and log it; the first one counts."""
+        if self.runner is None:
+            self._node.get_logger().warning(f"stop {detail} has no effect: {NOT_CONFIGURED}")
+        elif self.runner.stop(detail):
+            self._now()
+            self._node.get_logger().warning(f"stopped {detail}; ~/reset_stop, then ~/arm")
+
+    def _on_takeover(self, message: Bool) -> None:
+        if self.runner is None:
+            return
+        if self.runner.take_over("by ~/takeover" if message.data else None):
+            self._now()
+            self._node.get_logger().info(
+                "a person drives; the policy is suspended" if message.data else "the policy drives"
+            )
+
+    def _on_dead_man(self, message: Bool) -> None:
+        if self.runner is not None:
+            self.runner.interlock.press_dead_man(message.data, time.monotonic())
+
+    def _tell(self, response: Any, text: str) -> Any:
+        self._node.get_logger().info(text)
+        return _answer(response, True, text)
+
+
+def _answer(response: Any, success: bool, message: str) -> Any:
+    response.success, response.message = success, message
+    return response

@@ -1,0 +1,205 @@
+"""A process of its own that sends the stop when the policy node, while it moves an arm, does not.
+
+It shares nothing with the policy but the topics: no lock, no interpreter, no model.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import numpy as np
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from geometry_msgs.msg import TwistStamped
+from rclpy.clock import Clock, ClockType
+from rclpy.node import Node
+from rclpy.parameter import Parameter
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from std_msgs.msg import Bool, Empty, String
+from std_srvs.srv import Trigger
+
+from vla_align_ros.errors import ConfigurationError
+from vla_align_ros.ros.declarations import Declaration
+from vla_align_ros.ros.messages import make_diagnostics, make_twist
+from vla_align_ros.ros.params import declare_parameters
+from vla_align_ros.ros.running import run_node
+from vla_align_ros.runtime.watchdog import Trip, Watchdog
+
+NODE_NAME = "watchdog_node"
+RELIABLE = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
+LATCHED = QoSProfile(
+    depth=1,
+    reliability=ReliabilityPolicy.RELIABLE,
+    durability=DurabilityPolicy.TRANSIENT_LOCAL,
+)
+DIAGNOSTICS_PERIOD_S = 1.0
+OWN_DELAY_S = 0.005  # later than this the watchdog itself was starved: it reads its mail first
+NEVER_S = 3600.0
+
+WATCHDOG_DECLARATIONS = (
+    Declaration(
+        "command_rate_hz", 20.0, "rate of the policy's command timer", 5.0, 200.0, read_only=True
+    ),
+    Declaration(
+        "tolerance_s",
+        0.02,
+        "what is added to two command periods before silence is a fault",
+        0.0,
+        1.0,
+        read_only=True,
+    ),
+    Declaration(
+        "stop_policy",
+        False,
+        "whether the watchdog also latches the policy's own stop, should the policy come back",
+        read_only=True,
+    ),
+    Declaration(
+        "arm.command_frame",
+        Parameter.Type.STRING,
+        "frame of the zero twist, as in the robot's file; mandatory",
+        read_only=True,
+    ),
+    Declaration(
+        "arm.interface", "twist", "a zero is sent to twist arms alone; the others only report it"
+    ),
+)
+
+
+class WatchdogNode(Node):
+    """Node `watchdog_node`.
+
+    Subscribes to the policy's `~/delta_twist_cmds` (TwistStamped) and `~/heartbeat` (Bool, whether
+    the arm moves). When both were about motion and then cease for two command periods and
+    `tolerance_s`, it publishes one zero on `~/delta_twist_cmds` and, if `stop_policy`, an Empty on
+    `~/emergency_stop`. `~/status` (String, latched, JSON: tripped, reason, silence_s, trips,
+    moving, limit_s) and `/diagnostics` keep the first reason until `~/reset` (Trigger).
+    """
+
+    def __init__(self) -> None:
+        super().__init__(NODE_NAME)
+        declare_parameters(self, WATCHDOG_DECLARATIONS)
+        self._frame = self._read_frame()
+        self._sends_zero = self.get_parameter("arm.interface").value == "twist"
+        self._stops_policy = bool(self.get_parameter("stop_policy").value)
+        self._watchdog = Watchdog(
+            self.get_parameter("command_rate_hz").value, self.get_parameter("tolerance_s").value
+        )
+        self._twist: Any = None
+        if self._sends_zero:
+            self._twist = self.create_publisher(TwistStamped, "~/delta_twist_cmds", RELIABLE)
+        self._stop = self.create_publisher(Empty, "~/emergency_stop", RELIABLE)
+        self._status = self.create_publisher(String, "~/status", LATCHED)
+        self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
+        self.create_subscription(TwistStamped, "~/delta_twist_cmds", self._on_twist, RELIABLE)
+        self.create_subscription(Bool, "~/heartbeat", self._on_heartbeat, RELIABLE)
+        self.create_service(Trigger, "~/reset", self._on_reset)
+        # Not ROS time: the arm must be stopped whatever a simulated clock does.
+        steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self._alarm = self.create_timer(NEVER_S, self._on_alarm, clock=steady)
+        self._alarm.cancel()
+        self._late = False  # whether an alarm was already put off because this process was late
+        self.create_timer(DIAGNOSTICS_PERIOD_S, self._diagnose, clock=steady)
+        self._report()
+
+    def _read_frame(self) -> str:
+        frame = self.get_parameter_or("arm.command_frame", Parameter("arm.command_frame")).value
+        if not frame:
+            raise ConfigurationError(
+                "parameter arm.command_frame is not set",
+                got="no value",
+                expected="the frame that the arm's controller takes twists in",
+                fix="give the watchdog the robot's file, as policy_node",
+            )
+        return str(frame)
+
+    def _on_twist(self, message: TwistStamped) -> None:
+        v, w = message.twist.linear, message.twist.angular
+        # NaN is not zero: it counts as motion.
+        moving = any(value != 0.0 for value in (v.x, v.y, v.z, w.x, w.y, w.z))
+        self._watchdog.take_command(moving=moving, now_s=time.monotonic())
+        self._set_alarm()
+
+    def _on_heartbeat(self, message: Bool) -> None:
+        self._watchdog.take_heartbeat(moving=message.data, now_s=time.monotonic())
+        self._set_alarm()
+
+    def _set_alarm(self, least_s: float = 0.0) -> None:
+        """Wake at the deadline, and not at all while the arm stands."""
+        deadline_s = self._watchdog.deadline_s()
+        if deadline_s is None:
+            self._alarm.cancel()
+            return
+        wait_s = max(deadline_s - time.monotonic(), least_s, 1e-4)
+        self._alarm.timer_period_ns = int(1e9 * wait_s)
+        self._alarm.reset()
+
+    def _on_alarm(self) -> None:
+        now_s = time.monotonic()
+        deadline_s = self._watchdog.deadline_s()
+        if deadline_s is None or now_s < deadline_s:
+            self._late = False
+            self._set_alarm()
+            return
+        if now_s - deadline_s > OWN_DELAY_S and not self._late:
+            self._late = True  # what waits in the queue is read before the next alarm
+            self._set_alarm(least_s=1e-3)
+            return
+        self._late = False
+        trip = self._watchdog.check(now_s)
+        self._alarm.cancel()
+        if trip is not None:
+            self._stop_arm(trip)
+
+    def _stop_arm(self, trip: Trip) -> None:
+        if self._twist is not None:
+            stamp = self.get_clock().now().to_msg()
+            self._twist.publish(make_twist(np.zeros(6), stamp, self._frame))
+        if self._stops_policy:
+            self._stop.publish(Empty())
+        what = "sent zero" if self._sends_zero else "cannot send a zero to this arm"
+        self.get_logger().error(
+            f"{trip.reason}: nothing for {1e3 * trip.silence_s:.0f} ms while the arm moved; {what}"
+        )
+        self._report()
+        self._diagnose()
+
+    def _on_reset(self, request: Any, response: Any) -> Any:
+        response.success = self._watchdog.first is not None
+        response.message = "reset" if response.success else "nothing to reset"
+        self._watchdog.reset()
+        self._report()
+        return response
+
+    def _summary(self) -> dict[str, Any]:
+        first, last = self._watchdog.first, self._watchdog.last
+        return {
+            "tripped": first is not None,
+            "reason": None if first is None else first.reason,
+            "silence_s": None if first is None else round(first.silence_s, 4),
+            "last_reason": None if last is None else last.reason,
+            "trips": self._watchdog.trips,
+            "limit_s": round(self._watchdog.limit_s, 4),
+        }
+
+    def _report(self) -> None:
+        self._status.publish(String(data=json.dumps(self._summary())))
+
+    def _diagnose(self) -> None:
+        first = self._watchdog.first
+        level = DiagnosticStatus.OK if first is None else DiagnosticStatus.ERROR
+        text = "watching" if first is None else f"stopped the arm: {first.reason}"
+        name = f"{self.get_fully_qualified_name().lstrip('/')}: watchdog"
+        values = {**self._summary(), "moving": self._watchdog.moving}
+        stamp = self.get_clock().now().to_msg()
+        self._diagnostics.publish(make_diagnostics(name, "", level, text, values, stamp))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the node until it is told to stop."""
+    run_node(WatchdogNode, arguments=arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""Notices a source that is published and does not arrive, and says what to set."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rclpy.node import Node
+from rclpy.qos import ReliabilityPolicy
+from rclpy.utilities import get_rmw_implementation_identifier
+
+from vla_align_ros.runtime.arrivals import Arrivals, Trouble
+
+CHECK_PERIOD_S = 0.25
+REPEAT_LOG_S = 30.0
+SEGMENT_BYTES = 512 * 1024  # Fast DDS's default shared-memory segment, which is the writer's
+PROFILE = "config/fastdds_shm.xml"
+
+
+@dataclass(slots=True)
+class WatchedSource:
+    """A subscription of the node: what it is called, its topic and type, and what arrives.
+
+    `likely_bytes` is the size that a message should have before one has been seen.
+    """
+
+    name: str
+    topic: str
+    kind: Any
+    reliable: bool = False
+    likely_bytes: int = 0
+    arrivals: Arrivals = field(default_factory=Arrivals)
+
+
+class SourceWatch:
+    """Judges every source of one configuration; `check` it four times a second."""
+
+    def __init__(self, node: Node, sources: list[WatchedSource]) -> None:
+        self._node = node
+        self._sources = sources
+        self._logged_s: dict[tuple[str, Trouble], float] = {}
+        self.troubles: dict[str, str] = {}
+        """By source, what is wrong and what to do about it."""
+
+    def check(self) -> bool:
+        """Look at all sources now; True if their troubles changed."""
+        now_s = time.monotonic()
+        before = set(self.troubles)
+        self.troubles = {}
+        for source in self._sources:
+            infos = self._node.get_publishers_info_by_topic(source.topic)
+            source.arrivals.note_publishers(len(infos), now_s)
+            trouble = source.arrivals.find_trouble(now_s)
+            if trouble is None:
+                continue
+            text = f"{_describe(source, trouble)}: {_advise(source, infos)}"
+            self.troubles[source.name] = text
+            if now_s - self._logged_s.get((source.name, trouble), -REPEAT_LOG_S) >= REPEAT_LOG_S:
+                self._logged_s[source.name, trouble] = now_s
+                self._node.get_logger().warning(text)
+        return set(self.troubles) != before
+
+    def summarise(self) -> dict[str, dict[str, float | int]]:
+        """By source: rate_hz (of two seconds), received, lost, publishers."""
+        now_s = time.monotonic()
+        return {
+            source.name: {
+                "rate_hz": round(source.arrivals.rate_hz(now_s), 2),
+                "received": source.arrivals.received,
+                "lost": source.arrivals.lost,
+                "publishers": source.arrivals.publishers,
+            }
+            for source in self._sources
+        }
+
+
+def find_profile() -> str:
+    """Path of the shipped Fast DDS profile, as a user would write it."""
+    for folder in _share_folders():
+        if (folder / PROFILE).is_file():
+            return str(folder / PROFILE)
+    return f"<share of vla_align_ros>/{PROFILE}"
+
+
+def _share_folders() -> Iterator[Path]:
+    yield Path(__file__).resolve().parents[2]
+    try:
+        from ament_index_python.packages import get_package_share_directory
+
+        yield Path(get_package_share_directory("vla_align_ros"))
+    except (ImportError, LookupError):
+        pass
+    yield Path(sys.prefix) / "share" / "vla_align_ros"
+
+
+def _describe(source: WatchedSource, trouble: Trouble) -> str:
+    arrivals = source.arrivals
+    if trouble is Trouble.SILENT:
+        return f"{source.name} is published on {source.topic}, and nothing arrives"
+    return (
+        f"{source.name} loses messages on {source.topic} "
+        f"({arrivals.received} arrived, {arrivals.lost} lost)"
+    )
+
+
+def _advise(source: WatchedSource, publishers: list[Any]) -> str:
+    wanted = f"{source.kind.__module__.split('.')[0]}/msg/{source.kind.__name__}"
+    other = sorted({info.topic_type for info in publishers} - {wanted})
+    if other:
+        return (
+            f"its type is {', '.join(other)}, expected {wanted}; "
+            "remap the right topic, or change image_transport"
+        )
+    best_effort = any(
+        info.qos_profile.reliability == ReliabilityPolicy.BEST_EFFORT for info in publishers
+    )
+    if source.reliable and best_effort:
+        return "it is published as best effort; take the reliable qos_override off this node"
+    size = source.arrivals.largest_bytes or source.likely_bytes
+    if "fastrtps" in get_rmw_implementation_identifier():
+        profile = (
+            f"start the CAMERA's process with FASTRTPS_DEFAULT_PROFILES_FILE={find_profile()} "
+            "(FASTDDS_DEFAULT_PROFILES_FILE from Kilted on), or use image_transport:=compressed"
+        )
+        if size > SEGMENT_BYTES:
+            fit = f"its messages of {size // 1024} KiB do not fit Fast DDS's shared memory"
+            return f"{fit} of 512 KiB; {profile}"
+        if source.arrivals.received == 0 and source.kind.__name__ == "Image":
+            return f"see that its driver runs; if its messages are larger than 512 KiB, {profile}"
+    return "see that its driver runs, and that network and processors keep up with its rate"

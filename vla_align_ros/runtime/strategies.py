@@ -1,0 +1,211 @@
+"""How plans that overlap in time become one action: the named strategies of chunk execution."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vla_align_ros.contract.observation import ActionChunk
+from vla_align_ros.errors import ConfigurationError
+
+ENSEMBLE_DECAY = 0.01  # of "Learning Fine-Grained Bimanual Manipulation" (ACT), section IV
+GRIPPER = 6
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Plan:
+    """A chunk that the buffer accepted: its count from 1, and when it arrived in seconds."""
+
+    chunk: ActionChunk
+    number: int
+    arrived_s: float
+
+    def index_at(self, now_s: float) -> int | None:
+        """Which action belongs to `now_s`, by the observation's stamp; None outside the chunk.
+
+        An observation stamped ahead of `now_s` by less than a period counts as taken now (two
+        processes read the clock at different instants); one further ahead is not executed.
+        """
+        index = math.floor((now_s - self.chunk.stamp_s) / self.chunk.period_s)
+        index = 0 if index == -1 else index
+        return index if 0 <= index < self.chunk.horizon else None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Choice:
+    """The action (7,) for now, and the newest plan and its index that it rests on."""
+
+    action: NDArray[np.float64]
+    plan: Plan
+    index: int
+
+
+class Strategy(Protocol):
+    """Chooses from plans of one instruction, oldest first; called by one thread."""
+
+    name: str
+
+    def choose(self, plans: Sequence[Plan], now_s: float) -> Choice | None:
+        """The action for `now_s`, None where nothing is planned."""
+        ...
+
+    def reset(self) -> None:
+        """Forget what was being executed: the instruction or the clock changed."""
+        ...
+
+
+class Newest:
+    """The newest plan takes over as soon as it is there. Quick to react, abrupt at hand-over."""
+
+    name = "newest"
+
+    def choose(self, plans: Sequence[Plan], now_s: float) -> Choice | None:
+        """Read the newest plan at its own place in time."""
+        return _read(plans[-1], now_s) if plans else None
+
+    def reset(self) -> None:
+        """Nothing is kept."""
+
+
+class Queue:
+    """Play a chunk to its end, then the newest one, each from its first action on.
+
+    What most deployments do, and the baseline to compare with: actions are late by the delay of
+    inference, and nothing new is seen for a whole chunk.
+    """
+
+    name = "queue"
+
+    def __init__(self) -> None:
+        self._playing: Plan | None = None
+        self._started_s = 0.0
+
+    def choose(self, plans: Sequence[Plan], now_s: float) -> Choice | None:
+        """Read the chunk that is being played; take the next one when it is over."""
+        choice = self._read(now_s)
+        if choice is None and plans and plans[-1] is not self._playing:
+            self._playing, self._started_s = plans[-1], now_s
+            choice = self._read(now_s)
+        return choice
+
+    def reset(self) -> None:
+        """Drop the chunk that is being played."""
+        self._playing = None
+
+    def _read(self, now_s: float) -> Choice | None:
+        if self._playing is None:
+            return None
+        chunk = self._playing.chunk
+        # Half a nanosecond: the first moment of an action belongs to it, whatever rounding says.
+        index = math.floor((now_s - self._started_s) / chunk.period_s + 1e-9)
+        if not 0 <= index < chunk.horizon:
+            return None
+        return Choice(chunk.actions[index], self._playing, index)
+
+
+class Ensemble:
+    """The mean of every plan's action for now, older plans weighted exp(-decay * i) from i = 0.
+
+    Temporal ensembling of ACT (Zhao et al. 2023), section IV: the oldest has the largest weight.
+    Smooth, and slow to react. Rotation vectors are averaged as they are, which is right for the
+    small rotations of one step. The gripper is the newest plan's: half open is no compromise
+    between open and closed.
+    """
+
+    name = "ensemble"
+
+    def __init__(self, decay: float = ENSEMBLE_DECAY) -> None:
+        if not (math.isfinite(decay) and decay >= 0):
+            raise _bad_setting("decay", decay, "a finite number of at least 0")
+        self._decay = decay
+
+    def choose(self, plans: Sequence[Plan], now_s: float) -> Choice | None:
+        """Average what all plans say about `now_s`."""
+        if not plans or (newest := _read(plans[-1], now_s)) is None:
+            return None
+        choices = [choice for plan in plans if (choice := _read(plan, now_s)) is not None]
+        weights = np.exp(-self._decay * np.arange(len(choices)))
+        mean = np.average([choice.action for choice in choices], axis=0, weights=weights)
+        return _with_gripper(mean, newest)
+
+    def reset(self) -> None:
+        """Nothing is kept."""
+
+
+class Blend:
+    """The newest plan takes over within `blend_s`, linearly from what was executed until then.
+
+    As quick as "newest" but for the hand-over, whose step in velocity is spread over `blend_s`.
+    The gripper changes over at once.
+    """
+
+    name = "blend"
+
+    def __init__(self, blend_s: float = 0.2) -> None:
+        if not (math.isfinite(blend_s) and blend_s > 0):
+            raise _bad_setting("blend_s", blend_s, "a finite number of seconds above 0")
+        self._blend_s = blend_s
+
+    def choose(self, plans: Sequence[Plan], now_s: float) -> Choice | None:
+        """Fold the plans from the oldest on, each faded in since its arrival."""
+        if not plans or (newest := _read(plans[-1], now_s)) is None:
+            return None
+        action: NDArray[np.float64] | None = None
+        for plan in plans:
+            choice = _read(plan, now_s)
+            if choice is None:
+                continue
+            share = min(max((now_s - plan.arrived_s) / self._blend_s, 0.0), 1.0)
+            action = choice.action if action is None else action + share * (choice.action - action)
+        return None if action is None else _with_gripper(action, newest)
+
+    def reset(self) -> None:
+        """Nothing is kept."""
+
+
+STRATEGIES: dict[str, Callable[..., Strategy]] = {
+    strategy.name: strategy for strategy in (Newest, Queue, Ensemble, Blend)
+}
+
+
+def find_strategy(name: str, **settings: float) -> Strategy:
+    """Make the strategy called `name`; ConfigurationError lists the valid names.
+
+    `settings` are the strategy's own (`decay`, `blend_s`). Real-time chunking ("rtc") needs an
+    action head that is conditioned on the actions already committed, which none here is.
+    """
+    if name not in STRATEGIES:
+        needs = " (rtc needs a head that takes the committed actions as input)"
+        raise ConfigurationError(
+            "no such strategy of chunk execution",
+            got=repr(name),
+            expected="one of " + ", ".join(STRATEGIES) + (needs if name == "rtc" else ""),
+            fix="correct the parameter chunk_strategy",
+        )
+    return STRATEGIES[name](**settings)
+
+
+def _read(plan: Plan, now_s: float) -> Choice | None:
+    index = plan.index_at(now_s)
+    return None if index is None else Choice(plan.chunk.actions[index], plan, index)
+
+
+def _with_gripper(action: NDArray[np.float64], newest: Choice) -> Choice:
+    mixed = np.array(action)
+    mixed[GRIPPER] = newest.action[GRIPPER]
+    mixed.flags.writeable = False
+    return Choice(mixed, newest.plan, newest.index)
+
+
+def _bad_setting(name: str, value: object, expected: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"{name} of a chunk strategy cannot be used",
+        got=repr(value),
+        expected=expected,
+        fix="correct the node's parameters",
+    )
