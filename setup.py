@@ -134,6 +134,9 @@ setup(
             "train = training.commands.train",
             "verify = vla_align_ros.commands.verify",
         ],
+        "vla_align_ros.gates": [
+            "behaviour = training.export.behaviour:prove_behaviour",
+        ],
         "vla_align_ros.benches": [
             "faults = vla_align_ros.bench.cli_faults",
             "runtime = vla_align_ros.bench.cli_runtime",

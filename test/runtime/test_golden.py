@@ -65,7 +65,7 @@ def test_the_gripper_of_a_reference_is_clipped_as_the_robot_does():
 
 @pytest.mark.parametrize(("name", "value"), [("dx", 2.0), ("drz", 3.0), ("gripper", 0.5)])
 def test_one_dimension_beyond_its_limit_is_enough_to_fail(name, value):
-    limits = GoldenLimits(translation_mm=1.0, rotation_deg=2.0, gripper=0.1)
+    limits = GoldenLimits(1.0, 2.0, 0.1, noise=1.0, agreement=1.0)
     errors = compare_actions(np.zeros((1, 1, 7)), np.zeros((1, 1, 7)))
     assert judge_errors(errors, limits)["ok"]
     errors[name]["max"] = value
@@ -83,7 +83,7 @@ def test_an_error_that_is_no_number_fails():
 def test_the_replay_goes_through_the_given_backend(tmp_path):
     bundle = make_bundle(tmp_path)
     backend = FakeBackend(np.zeros((4, 7)))
-    errors = replay_golden(bundle, backend)
+    errors = compare_actions(replay_golden(bundle, backend), bundle.golden()["reference_actions"])
     assert len(backend.calls) == 3 and not backend.closed
     assert errors["dx"]["max"] > 1.0
 

@@ -15,68 +15,22 @@ import torch
 pytest.importorskip("transformers", reason="needs the extra [train]")
 pytest.importorskip("onnxscript", reason="needs the extra [export]")
 
-from tiny_models import IMAGE_PX, STATE_DIM, build, tiny_config, tokens_config
+from tiny_export import HORIZON, make_model, make_processor, make_run
+from tiny_models import STATE_DIM
 
 from training.commands import export as command
 from training.export.bundle import export_run
-from training.export.graph import check_parity, example_inputs, export_onnx, run_onnx
-from training.export.quantize import KEPT_IN_FLOAT, find_nodes, quantize_int8
-from training.model import GroundingConfig
+from training.export.trace import load_graph
 from vla_align_ros.contract.bundle import Bundle
-from vla_align_ros.contract.images import ImageTransform
-from vla_align_ros.contract.normalize import Normalizer, compute_statistics
 from vla_align_ros.contract.observation import Observation
-from vla_align_ros.contract.processor import Processor
-from vla_align_ros.contract.prompt import PromptTokenizer
-from vla_align_ros.contract.spec import ActionSpec, CameraSpec, PolicySpec, StateSpec
-from vla_align_ros.errors import ExportError, TrainingError
+from vla_align_ros.errors import ConfigurationError, ExportError, TrainingError
+from vla_align_ros.runtime.limits import GoldenLimits
 from vla_align_ros.runtime.policy import Policy
-
-HORIZON = 4
-WORDS = ["<pad>", "<s>", "<unk>", "put", "the", "carrot", "plate", "on"]
-
-
-def make_processor() -> Processor:
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
-    words = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    words.add_special_tokens(WORDS[:3])
-    rng = np.random.default_rng(0)
-    state_names = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
-    values = rng.normal(0, 0.02, (400, STATE_DIM))
-    values[:, -1] = rng.random(400)
-    return Processor(
-        PolicySpec(
-            (CameraSpec("front", 48, 64),),
-            StateSpec(state_names),
-            ActionSpec("base_link", 5.0, HORIZON),
-        ),
-        ImageTransform(size=IMAGE_PX),
-        {key: Normalizer("quantile", compute_statistics(values)) for key in ("action", "state")},
-        PromptTokenizer(words.to_str().encode(), max_length=24),
-    )
-
-
-def make_model(**overrides):
-    return build(tiny_config(grounding=GroundingConfig(layer=1), **overrides))
 
 
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run")
-    make_model().save(folder)
-    make_processor().save(folder / "processor")
-    (folder / "config.json").write_text(json.dumps({"recipe": "debug", "seed": 3}))
-    (folder / "run.json").write_text(json.dumps({"steps": 7, "out": "/home/someone/run"}))
-    rng = np.random.default_rng(1)
-    np.savez(
-        folder / "golden_inputs.npz",
-        image_front=rng.integers(0, 256, (3, 48, 64, 3), dtype=np.uint8),
-        state=rng.normal(0, 0.02, (3, STATE_DIM)).astype(np.float32),
-        instruction=np.array(["put the carrot on the plate", "put the plate", "carrot"]),
-    )
-    return folder
+    return make_run(tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture(scope="module")
@@ -94,18 +48,14 @@ def bundle(exported):
     return exported[0], Bundle.open(exported[2])
 
 
-@pytest.fixture(scope="module")
-def graph(tmp_path_factory):
-    """The fp32 graph of the run's model, as the exporter leaves it."""
-    path = tmp_path_factory.mktemp("graph") / "policy.onnx"
-    export_onnx(make_model(), make_processor(), path)
-    return path
-
-
 def parse(*arguments):
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
     return parser.parse_args(arguments)
+
+
+def quietly(_line):
+    pass
 
 
 def test_the_bundle_says_where_it_comes_from_and_names_no_local_path(bundle):
@@ -114,7 +64,8 @@ def test_the_bundle_says_where_it_comes_from_and_names_no_local_path(bundle):
     assert provenance["precision"] == "fp32" and provenance["recipe"] == "debug"
     assert provenance["run"] == {"steps": 7} and provenance["config"]["seed"] == 3
     assert result["bundle_id"] == opened.id and result["parity"] < 1e-4
-    assert opened.report()["verify"]["ok"] is True
+    assert 0.0 < provenance["export"]["noise_floor"] < 0.1
+    assert opened.report()["proofs"]["onnx"]["ok"] is True
     graph = opened.graph_path("policy").read_bytes()
     assert b"prismatic.py" not in graph and os.getcwd().encode() not in graph
 
@@ -147,56 +98,35 @@ def test_golden_samples_hold_the_models_own_actions(bundle, run_dir):
     assert np.ptp(actions, axis=0).max() > 1e-4
 
 
-def test_int8_stays_close_and_keeps_the_head_in_float(graph, tmp_path):
-    exact, small = graph, tmp_path / "b.onnx"
-    assert quantize_int8(exact, small) > 10
-    samples = [example_inputs(make_processor())]
-    difference = np.abs(run_onnx(exact, samples)[0] - run_onnx(small, samples)[0]).max()
-    assert 0 < difference < 0.2
-    onnx = pytest.importorskip("onnx")
-    kept = set(find_nodes(onnx.load(exact), KEPT_IN_FLOAT))
-    nodes = onnx.load(small).graph.node
-    products = {n.name: n.input[1] for n in nodes if n.op_type in ("MatMul", "Gemm")}
-    restored = {n.output[0] for n in nodes if n.op_type == "DequantizeLinear"}
-    # The head: two linear maps and two residual ones. The state's encoder: two.
-    assert len({name for name in kept if products.get(name) not in restored} & set(products)) == 6
-    everything = tmp_path / "c.onnx"
-    assert quantize_int8(exact, everything, keep=()) == quantize_int8(exact, small) + 6
+def test_int8_stores_weights_in_8_bits_and_is_proved(run_dir, tmp_path):
+    result = export_run(run_dir, tmp_path / "b", "int8", say=quietly)
+    assert result["ok"] and result["proof"]["precision"] == "int8"
+    assert result["proof"]["numbers"]["outputs"]["policy.actions"]["ratio"] > 0.01
+    opened = Bundle.open(tmp_path / "b")
+    assert opened.manifest["provenance"]["export"]["plan"]["method"] == "int8_weights"
+    held = load_graph(opened.graph_path("policy")).graph.initializers
+    head = [name for name in held if name.startswith("model.action_head.fc")]
+    assert head and not any(name.endswith("_codes") for name in head)
+    assert sum(name.endswith("_codes") for name in held) > 10
 
 
-def test_int8_run_is_exported_and_proved(run_dir, tmp_path):
-    result = export_run(run_dir, tmp_path / "b", "int8")
-    assert result["proof"]["precision"] == "int8" and result["ok"]
-    facts = Bundle.open(tmp_path / "b").manifest["provenance"]["export"]
-    assert facts["quantized_matrices"] > 10
-
-
-def test_a_graph_of_other_weights_fails_parity(graph):
-    samples = [example_inputs(make_processor())]
-    assert check_parity(graph, make_model(), samples) < 1e-5
-    with pytest.raises(ExportError, match="something else"):
-        check_parity(graph, build(tiny_config(), seed=5), samples)
-
-
-def test_padding_is_masked_and_pointing_is_kept_in_the_graph(tmp_path):
-    grounding = GroundingConfig(layer=1, to_actions=True)
-    model = build(tiny_config(attention="bidirectional", grounding=grounding))
-    processor = make_processor()
-    export_onnx(model, processor, tmp_path / "a.onnx")
-    full, short = example_inputs(processor), example_inputs(processor)
-    short["attention_mask"][:, 3:] = 0
-    assert check_parity(tmp_path / "a.onnx", model, [full, short]) < 1e-4
-    a, b = run_onnx(tmp_path / "a.onnx", [full, short])
-    assert np.abs(a - b).max() > 1e-6
+def test_a_token_policy_is_exported_proved_and_runs_as_the_node_runs_it(tmp_path):
+    run = make_run(tmp_path / "run", tokens=True)
+    result = export_run(run, tmp_path / "b", "int8_dynamic", say=quietly)
+    assert result["proof"]["agreement"]["ok"]
+    assert "decode.next_token" in result["proof"]["numbers"]["outputs"]
+    opened = Bundle.open(tmp_path / "b")
+    assert [spec.name for spec in opened.acting_graphs] == ["vision", "prefill", "decode"]
+    with Policy.open(opened) as policy:
+        policy.warm_up()
+        assert policy.last_timings_ms["infer"] > 0.0
 
 
 def test_a_failed_proof_leaves_nothing(run_dir, tmp_path, monkeypatch):
-    from vla_align_ros.runtime import golden
-
-    strict = {"fp32": golden.GoldenLimits(0.0, 0.0, 0.0)}
+    strict = {"fp32": GoldenLimits(0.0, 0.0, 0.0, noise=0.0, agreement=1.0)}
     monkeypatch.setattr("vla_align_ros.runtime.limits.GOLDEN_LIMITS", strict)
     with pytest.raises(ExportError, match="fails its proof"):
-        export_run(run_dir, tmp_path / "b", "fp32")
+        export_run(run_dir, tmp_path / "b", "fp32", say=quietly)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -222,19 +152,31 @@ def test_an_existing_bundle_is_never_overwritten(run_dir, tmp_path):
     assert (tmp_path / "keep").read_text() == "mine"
 
 
-def test_what_one_graph_cannot_hold_is_refused(tmp_path):
-    with pytest.raises(ExportError, match="tokens head"):
-        export_onnx(build(tokens_config()), make_processor(), tmp_path / "a.onnx")
-    with pytest.raises(ExportError, match="fp4"):
-        export_run(tmp_path, tmp_path / "b", "fp4")
+@pytest.mark.parametrize(
+    ("precision", "message"), [("fp4", "got 'fp4'"), ("fp8", "fp8 is made with --trt")]
+)
+def test_an_unknown_precision_is_refused_with_those_there_are(
+    run_dir, tmp_path, precision, message
+):
+    with pytest.raises(ExportError, match=message):
+        export_run(run_dir, tmp_path / "b", precision)
 
 
 def test_the_command_prints_and_returns_the_proof(exported):
     result, printed, _ = exported
     assert json.loads(json.dumps(result))["ok"] is True
-    assert "gripper" in printed and result["bundle_id"][:12] in printed
+    assert "gripper" in printed and "proved" in printed and result["bundle_id"][:12] in printed
 
 
-def test_tensorrt_is_refused_clearly(run_dir, tmp_path):
-    with pytest.raises(ExportError, match="TensorRT export is not in this version"):
-        command.run(parse(str(run_dir), "--out", str(tmp_path / "b"), "--trt"))
+@pytest.mark.parametrize(
+    ("arguments", "fix"),
+    [
+        ((), "a run, or"),
+        (("run",), "--out is needed"),
+        (("--bundle", "b"), "goes with --trt"),
+        (("run", "--out", "o", "--trt", "--bundle", "b"), "without a run"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_refused_with_what_would(arguments, fix):
+    with pytest.raises(ConfigurationError, match=fix):
+        command.run(parse(*arguments))

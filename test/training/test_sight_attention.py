@@ -27,10 +27,8 @@ def attention_of_transformers(
     model: PrismaticVLA, inputs: dict[str, Any]
 ) -> tuple[tuple[torch.Tensor, ...], Any]:
     """What transformers itself reports on the very sequence that the network builds."""
-    features = model.encode_images(inputs["pixel_values"])
-    seq = model._build_sequence(
-        features, inputs["input_ids"], inputs["attention_mask"], inputs.get("state"), None
-    )
+    visual = model.project(model.encode_images(inputs["pixel_values"]))
+    seq = model.lay_out(visual, inputs["input_ids"], inputs["attention_mask"], inputs.get("state"))
     with torch.no_grad():
         out = model.llm.base_model(
             inputs_embeds=seq.embeds,

@@ -1,40 +1,142 @@
-"""`vla-align export`: a finished run becomes a proven bundle."""
+"""`vla-align export`: a finished run becomes a proven bundle, and a bundle gets engines."""
 
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Mapping
 from typing import Any
 
-from vla_align_ros.errors import ExportError
+from vla_align_ros.errors import ConfigurationError
 
-SUMMARY = "export a training run to a bundle and prove it"
+SUMMARY = "export a training run to a bundle, or a bundle to TensorRT engines, and prove it"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("run", help="folder that `vla-align train --out` filled")
-    parser.add_argument("--out", required=True, help="folder of the new bundle; must not exist")
-    parser.add_argument("--precision", default="fp32", help="fp32 (default) or int8")
-    parser.add_argument("--trt", action="store_true", help="also build a TensorRT engine")
+    parser.add_argument("run", nargs="?", help="folder that `vla-align train --out` filled")
+    parser.add_argument("--out", help="folder of the new bundle; must not exist")
+    parser.add_argument("--bundle", help="with --trt: a bundle that exists, instead of a run")
+    parser.add_argument(
+        "--precision", help="fp32 (default), bf16, fp16, int8, int8_dynamic, fp8, int4 or auto"
+    )
+    parser.add_argument("--block", type=int, default=128, help="of int4: 128 (default), 64 or 32")
+    parser.add_argument(
+        "--split-vision", action="store_true", help="a chunk policy's vision as its own graph"
+    )
+    parser.add_argument(
+        "--episodes",
+        type=int,
+        default=0,
+        help="pairs of simulated episodes for the gate of behaviour (default 0: left out)",
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="trace without weights; say what it would need"
+    )
+    parser.add_argument("--trt", action="store_true", help="build TensorRT engines")
+    parser.add_argument(
+        "--target", default="device", help="device (default), or for TensorRT-RTX sm86,sm89,..."
+    )
+    parser.add_argument(
+        "--trt-option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="an option of the builder as trtexec names it, such as builderOptimizationLevel=5",
+    )
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Export, prove, say how far the bundle strays from the model; return the same."""
-    if args.trt:
-        raise ExportError(
-            "TensorRT export is not in this version",
-            got="--trt",
-            expected="an ONNX bundle",
-            fix="leave --trt out; the bundle runs on ONNX Runtime",
+    """Export, prove, say how far the result strays from the model; return the same."""
+    _check(args)
+    if args.dry_run:
+        from training.export.preview import preview_export
+
+        result = preview_export(args.run, split_vision=args.split_vision)
+        for name, graph in result["graphs"].items():
+            print(f"{name:8} {graph['nodes']:6} nodes {graph['weight_bytes'] / 1e9:8.2f} GB")
+        print(f"traced in {result['peak_rss_gb']:.1f} GB of memory")
+        return result
+    bundle: dict[str, Any] | None = None
+    if args.run is not None:
+        bundle = _export_run(args)
+        if not args.trt:
+            return bundle
+    from training.export.engines import export_engines
+
+    result = export_engines(
+        args.bundle or args.out,
+        args.target,
+        args.precision or "bf16",
+        options=args.trt_option,
+        block=args.block,
+        say=_say,
+    )
+    print(f"{result['bundle']}: {result['scheme']}")
+    _print_sensitivity(result["sensitivity"])
+    print_gates(result["proof"])
+    for target, made in result["engines"].items():
+        library = f"{made['library']} {made['library_version']}"
+        print(f"{target}: {made['bytes'] / 1e6:.1f} MB, {library}, unproven until it ran there:")
+        print(f"  vla-align verify {result['bundle']} --backend {made['library']}")
+    return result if bundle is None else {**result, "export": bundle}
+
+
+def _check(args: argparse.Namespace) -> None:
+    wrong = None
+    if args.bundle is not None and (args.run is not None or args.out or not args.trt):
+        wrong = "--bundle goes with --trt, and without a run and --out"
+    elif args.bundle is None and args.run is None:
+        wrong = "a run, or --trt --bundle DIR, is needed"
+    elif args.run is not None and not args.out and not args.dry_run:
+        wrong = "--out is needed: the folder of the new bundle"
+    if wrong is not None:
+        raise ConfigurationError(
+            "export does not know what to do",
+            got=" ".join(sys.argv[1:]),
+            expected="`export RUN --out DIR` or `export --trt --bundle DIR`",
+            fix=wrong,
         )
+
+
+def _export_run(args: argparse.Namespace) -> dict[str, Any]:
     from training.export.bundle import export_run
 
-    result = export_run(args.run, args.out, args.precision)
+    result = export_run(
+        args.run,
+        args.out,
+        "fp32" if args.trt else args.precision or "fp32",
+        block=args.block,
+        split_vision=args.split_vision,
+        episodes=args.episodes,
+        say=_say,
+    )
     print(
         f"{result['bundle']}: {result['precision']}, {result['bytes'] / 1e6:.1f} MB, "
         f"id {result['bundle_id'][:12]}"
     )
     print(f"graph against torch: {result['parity']:.1e} (normalised actions)")
-    for name, entry in result["proof"]["dimensions"].items():
-        print(f"  {name:8s} max {entry['max']:8.4f} {entry['unit']:8s} limit {entry['limit']:g}")
+    _print_sensitivity(result["sensitivity"])
+    print_gates(result["proof"])
     return result
+
+
+def print_gates(proof: Mapping[str, Any]) -> None:
+    """Print what each gate measured beside its limit."""
+    from vla_align_ros.runtime.table import describe_proof
+
+    for line in describe_proof(proof):
+        print(line)
+
+
+def _print_sensitivity(table: list[dict[str, Any]]) -> None:
+    if not table:
+        return
+    print("part of the network, error that it makes alone, whether it stays higher:")
+    for row in table:
+        verdict = "kept: the gates fail without" if row["kept"] else ""
+        print(f"  {row['part']:52} {row['error_alone']:9.2e}  {verdict}".rstrip())
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)

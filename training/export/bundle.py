@@ -1,70 +1,82 @@
-"""One step from a finished run to a proven bundle, or to an error and nothing on disk."""
+"""One step from a finished run to a proven bundle, or to an error and no bundle on disk."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
-import tempfile
-from collections.abc import Mapping
-from importlib.metadata import version
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from training.export.golden import add_reference_actions, observations
-from training.export.graph import OPSET, check_parity, export_onnx, strip_metadata
-from training.export.quantize import KEPT_IN_FLOAT, quantize_int8
-from training.golden_inputs import GOLDEN_INPUTS, read_golden_inputs
-from training.model import PrismaticVLA
-from training.model.checkpoint import read_json
+import numpy as np
+
+from training.export.behaviour import prove_behaviour
+from training.export.precision import find_plan
+from training.export.products import DELICATE
+from training.export.proof import check_parity, require_proof, run_graphs
+from training.export.reduce import Exact, measure_floors, reduce_graphs
+from training.export.source import RunSource, add_reference, read_reference, reference_outputs
+from training.export.stages import Stages, digest, open_stages
+from training.export.trace import OPSET
 from vla_align_ros.contract.bundle import Bundle, write_bundle
-from vla_align_ros.contract.processor import Processor
+from vla_align_ros.contract.files import read_json_object, readable_json, write_durably
+from vla_align_ros.contract.graphs import GraphSpec, find_layout
 from vla_align_ros.errors import ExportError
-from vla_align_ros.inference.base import open_backend
+from vla_align_ros.inference.pipeline import open_graphs
 from vla_align_ros.runtime.golden import prove_bundle
+from vla_align_ros.runtime.proofs import keep_proof
 
-PRECISIONS = ("fp32", "int8")
-CONFIG = "config.json"
-RUN_SUMMARY = "run.json"
-DATASET = "dataset.json"
-PROCESSOR = "processor"
+FIX = "export with --precision fp32, or auto, which keeps in float what does not bear fewer bits"
 
 
-def export_run(run_dir: str | Path, out: str | Path, precision: str = "fp32") -> dict[str, Any]:
+def export_run(
+    run_dir: str | Path,
+    out: str | Path,
+    precision: str = "fp32",
+    *,
+    block: int = 128,
+    split_vision: bool = False,
+    episodes: int = 0,
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
     """Export a finished run to a bundle at `out`, and prove it through the runtime's own path.
 
     Needs in `run_dir`: model.json, model.safetensors, config.json, processor/ and
-    golden_inputs.npz.
+    golden_inputs.npz. An interrupted export goes on where it was.
+
+    Args:
+        run_dir: of the run. out: the bundle, which must not exist. precision: of `CPU_PLANS`.
+        block: of int4. split_vision: whether vision is a graph of its own (a token policy's always
+            is). episodes: pairs of closed-loop episodes for the third gate; 0 leaves it out.
+        say: what to do with lines of progress.
 
     Returns:
-        {"ok", "bundle", "bundle_id", "precision", "bytes", "parity", "proof"}.
+        {"ok", "bundle", "bundle_id", "precision", "bytes", "parity", "proof", "sensitivity"}.
 
     Raises:
-        ExportError: if the run is unfinished, the graph strays from the model, or the proof fails;
+        ExportError: if the run is unfinished, the graphs stray from the model, or a gate fails;
             TrainingError: if the run lacks golden inputs; `out` is then absent, as it was.
             BundleError: if `out` exists.
     """
     run_dir, out = Path(run_dir), Path(out).absolute()
-    _check_request(run_dir, out, precision)
-    model = PrismaticVLA.load(run_dir)
-    processor = Processor.load(run_dir / PROCESSOR)
-    inputs = read_golden_inputs(run_dir / GOLDEN_INPUTS, processor)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
-        graph, facts = _build_graph(model, processor, inputs, precision, staging)
-        golden = add_reference_actions(inputs, model, processor)
-        provenance = {"precision": precision, **_describe_run(run_dir), "export": facts}
-        bundle = write_bundle(
-            staging / "bundle",
-            processor=processor,
-            graphs={"policy": graph},
-            golden=golden,
-            provenance=provenance,
+    find_plan(precision, engine=False, block=block)
+    source = RunSource.open(run_dir)
+    if out.exists() or out.is_symlink():
+        raise ExportError(
+            "the bundle exists already",
+            got=str(out),
+            expected="a new path",
+            fix="remove it or choose another name",
         )
-        proof = _prove(bundle)
+    with open_stages(out, say) as stages:
+        bundle, facts, proof = _export(stages, source, precision, block, split_vision)
+        if episodes:
+            exact = Bundle.open(stages.root / "bundle-fp32")
+            proof["behaviour"] = prove_behaviour(exact, bundle, episodes)
+            require_proof(proof, FIX)
+        keep_proof(bundle, proof)
         os.rename(bundle.path, out)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     return {
         "ok": True,
@@ -74,97 +86,85 @@ def export_run(run_dir: str | Path, out: str | Path, precision: str = "fp32") ->
         "bytes": size,
         "parity": facts["parity"],
         "proof": proof,
+        "sensitivity": facts.get("sensitivity", []),
     }
 
 
-def _check_request(run_dir: Path, out: Path, precision: str) -> None:
-    if precision not in PRECISIONS:
-        raise ExportError(
-            "unknown precision",
-            got=repr(precision),
-            expected=" or ".join(PRECISIONS),
-            fix="correct --precision",
-        )
-    if not (run_dir / CONFIG).is_file():
-        raise ExportError(
-            "this is no finished run",
-            got=f"no {CONFIG} in {run_dir}",
-            expected="a folder that `vla-align train --out` filled",
-            fix="check the path",
-        )
-    if out.exists() or out.is_symlink():
-        raise ExportError(
-            "the bundle exists already",
-            got=str(out),
-            expected="a new path",
-            fix="remove it or choose another name",
-        )
+def _export(
+    stages: Stages, source: RunSource, precision: str, block: int, split_vision: bool
+) -> tuple[Bundle, dict[str, Any], dict[str, Any]]:
+    """Return the bundle, beside the stages, with what it records of its export, and its proof."""
+    traced, facts = _trace(stages, source, split_vision)
+    exact = _write(stages, source, "fp32", traced.specs, traced.folder, facts)
+    if precision == "fp32":
+        proof = _prove(exact)
+        require_proof(proof, FIX)
+        return exact, facts, proof
+    start = dataclasses.replace(traced, bundle=exact)
+    reduced = reduce_graphs(stages, start, precision, engine=False, block=block)
+    require_proof(reduced.proof, FIX)
+    facts |= {"plan": reduced.plan.to_dict(), "sensitivity": reduced.table}
+    bundle = _write(stages, source, precision, traced.specs, reduced.folder, facts)
+    proof = {**_prove(bundle), "numbers": reduced.proof["numbers"]}
+    require_proof(proof, FIX)
+    return bundle, facts, proof
 
 
-def _build_graph(
-    model: PrismaticVLA,
-    processor: Processor,
-    inputs: Mapping[str, Any],
-    precision: str,
-    folder: Path,
-) -> tuple[Path, dict[str, Any]]:
-    """Export, prove the fp32 graph against torch, quantise if asked; return what to record."""
-    exact = folder / "fp32.onnx"
-    export_onnx(model, processor, exact)
-    samples = [
-        processor.prepare(observation) for observation in observations(dict(inputs), processor)
-    ]
-    facts: dict[str, Any] = {
+def _trace(stages: Stages, source: RunSource, split_vision: bool) -> tuple[Exact, dict[str, Any]]:
+    """Trace the graphs, compare them with torch, and measure the noise of bfloat16."""
+    known = source.facts()
+
+    def compute(folder: Path) -> None:
+        np.savez(folder / "reference.npz", **reference_outputs(source))
+
+    def trace(folder: Path) -> None:
+        specs = source.write_graphs(folder, split_vision=split_vision)
+        described = {spec.name: spec.to_dict() for spec in specs}
+        write_durably(folder / "specs.json", readable_json(described))
+
+    reference = stages.run("reference", known, compute)
+    graphs = stages.run("graphs", {**known, "split_vision": split_vision}, trace)
+    described = read_json_object(graphs / "specs.json")
+    specs = tuple(GraphSpec.from_dict(n, described[n]) for n in find_layout(tuple(described)))
+    samples = source.samples()
+    parity = check_parity(run_graphs(specs, graphs, samples), read_reference(reference))
+    exact = Exact(specs, graphs, digest(graphs))
+    floors = measure_floors(stages, exact, samples, source.processor)
+    return exact, {
         "opset": OPSET,
-        "parity": check_parity(exact, model, samples),
-        "versions": {
-            name: version(name) for name in ("torch", "transformers", "onnx", "onnxruntime")
-        },
+        "parity": parity,
+        "noise_floor": floors.actions,
+        "kept_in_float": list(DELICATE),
+        "versions": source.versions(),
     }
-    graph = exact
-    if precision == "int8":
-        graph = folder / "int8.onnx"
-        facts["quantized_matrices"] = quantize_int8(exact, graph)
-        facts["kept_in_float"] = list(KEPT_IN_FLOAT)
-    strip_metadata(graph)
-    return graph, facts
 
 
-def _describe_run(run_dir: Path) -> dict[str, Any]:
-    """Return what the run says of itself, without paths of this machine."""
-    config = read_json(run_dir / CONFIG)
-    summary = read_json(run_dir / RUN_SUMMARY) if (run_dir / RUN_SUMMARY).is_file() else {}
-    for repeated in ("out", "dataset"):
-        summary.pop(repeated, None)
-    dataset = read_json(run_dir / DATASET) if (run_dir / DATASET).is_file() else None
-    return {
-        "recipe": config.get("recipe"),
-        "dataset": dataset,
-        "config": config,
-        "run": summary,
-    }
+def _write(
+    stages: Stages,
+    source: RunSource,
+    precision: str,
+    specs: Sequence[GraphSpec],
+    graphs: Path,
+    facts: Mapping[str, Any],
+) -> Bundle:
+    """Write a bundle of graphs beside the stages, with the fp32 model's golden actions."""
+    target = stages.root / f"bundle-{precision}"
+    shutil.rmtree(target, ignore_errors=True)
+    reference = next(stages.root.glob("reference-*"))
+    return write_bundle(
+        target,
+        processor=source.processor,
+        graphs={spec.name: graphs / f"{spec.name}.onnx" for spec in specs},
+        specs=specs,
+        golden=add_reference(source, read_reference(reference)),
+        provenance={"precision": precision, **source.describe(), "export": dict(facts)},
+        link=True,
+    )
 
 
 def _prove(bundle: Bundle) -> dict[str, Any]:
-    backend = open_backend("onnx", bundle.graph_path("policy"), threads=1)
+    engine = open_graphs(bundle, "onnx")
     try:
-        proof = prove_bundle(bundle, backend)
+        return prove_bundle(bundle, engine)
     finally:
-        backend.close()
-    if not proof["ok"]:
-        raise ExportError(
-            "the bundle fails its proof, and was not written",
-            got=", ".join(
-                f"{name} off by {entry['max']:.3g} {entry['unit']}"
-                for name, entry in proof["dimensions"].items()
-                if not entry["ok"]
-            ),
-            expected=", ".join(
-                f"{name} within {entry['limit']:g} {entry['unit']}"
-                for name, entry in proof["dimensions"].items()
-                if not entry["ok"]
-            ),
-            fix="export with --precision fp32",
-        )
-    bundle.add_report({"verify": proof})
-    return proof
+        engine.close()

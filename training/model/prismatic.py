@@ -117,39 +117,31 @@ class PrismaticVLA(nn.Module):
         features = torch.cat(parts, dim=-1)
         return features.unflatten(0, (-1, cameras)).flatten(1, 2) if cameras > 1 else features
 
-    def forward(
-        self,
-        pixel_values: Tensor,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        state: Tensor | None = None,
-        *,
-        action_tokens: Tensor | None = None,
-        answer_tokens: Tensor | None = None,
-        output_hidden_states: bool = True,
-    ) -> VlaOutput:
+    def forward(self, pixel_values: Tensor, *inputs: Tensor | None, **options: Any) -> VlaOutput:
         """Run the network on `Processor.prepare`'s inputs, batched.
 
-        pixel_values as `encode_images`; input_ids, attention_mask (B, T) int64, BOS first; state
-        (B, D) normalised; action_tokens (B, A) int64 for teacher forcing (a tokens head, or an
-        insulated one whose LLM learns them, too). With answer_tokens (B, A) int64 the network only
-        speaks: no state, no actions, logits that predict those tokens after the prompt.
-        Grounding needs output_hidden_states.
+        pixel_values as `encode_images`; the others as `forward_from_visual`.
         """
-        features = self.encode_images(pixel_values)
-        return self.forward_from_features(
-            features,
-            input_ids,
-            attention_mask,
-            state,
-            action_tokens=action_tokens,
-            answer_tokens=answer_tokens,
-            output_hidden_states=output_hidden_states,
-        )
+        return self.forward_from_features(self.encode_images(pixel_values), *inputs, **options)
 
     def forward_from_features(
+        self, vision_features: Tensor, *inputs: Tensor | None, **options: Any
+    ) -> VlaOutput:
+        """Run all but the towers, on features that `encode_images` gave (frozen towers)."""
+        output = self.forward_from_visual(self.project(vision_features), *inputs, **options)
+        return dataclasses.replace(output, vision_features=vision_features)
+
+    def project(self, features: Tensor) -> Tensor:
+        """Map (B, cameras * N, vision width) to visual tokens (B, cameras * N, LLM width)."""
+        visual: Tensor = self.projector(features)
+        if self.visual_positions is None:
+            return visual
+        repeats = visual.shape[1] // self.visual_positions.shape[1]
+        return visual + self.visual_positions.repeat(1, repeats, 1)
+
+    def forward_from_visual(
         self,
-        vision_features: Tensor,
+        visual: Tensor,
         input_ids: Tensor,
         attention_mask: Tensor,
         state: Tensor | None = None,
@@ -158,11 +150,17 @@ class PrismaticVLA(nn.Module):
         answer_tokens: Tensor | None = None,
         output_hidden_states: bool = True,
     ) -> VlaOutput:
-        """Run all but the towers, on features that `encode_images` gave (frozen towers)."""
+        """Run all behind the projector, on visual tokens (B, N, D) that `project` gave.
+
+        input_ids, attention_mask (B, T) int64, BOS first; state (B, D) normalised; action_tokens
+        (B, A) int64 for teacher forcing (a tokens head, or an insulated one whose LLM learns them,
+        too). With answer_tokens (B, A) int64 the network only speaks: no state, no actions, logits
+        that predict those tokens after the prompt. Grounding needs output_hidden_states.
+        """
         speaks = answer_tokens is not None
         tokens = action_tokens if self.action_queries is None and not speaks else answer_tokens
         texts = (input_ids, attention_mask, None if speaks else state, tokens)
-        seq = self._build_sequence(vision_features, *texts, speaks=speaks)
+        seq = self.lay_out(visual, *texts, speaks=speaks)
         outputs = run_trunk(self.llm, seq, hidden_states=output_hidden_states or self._points)
         hidden = outputs.hidden_states
         grounding = self._ground(hidden, seq)
@@ -173,7 +171,6 @@ class PrismaticVLA(nn.Module):
             logits=action_logits(self.llm, last, seq) if spoken else None,
             hidden_states=tuple(hidden) if output_hidden_states else None,
             visual=seq.visual,
-            vision_features=vision_features,
             grounding=grounding,
         )
 
@@ -192,21 +189,18 @@ class PrismaticVLA(nn.Module):
         actions: Tensor = self.action_head(queries)
         return actions
 
-    def _build_sequence(
+    def lay_out(
         self,
-        features: Tensor,
+        visual: Tensor,
         input_ids: Tensor,
         attention_mask: Tensor,
         state: Tensor | None,
-        tokens: Tensor | None,
+        tokens: Tensor | None = None,
         *,
         speaks: bool = False,
     ) -> Sequence:
+        """Lay visual tokens, state, prompt and action queries (or given tokens) out as a batch."""
         embed = self.llm.get_input_embeddings()
-        visual = self.projector(features)
-        if self.visual_positions is not None:
-            repeats = visual.shape[1] // self.visual_positions.shape[1]
-            visual = visual + self.visual_positions.repeat(1, repeats, 1)
         if not speaks and (state is None) != (self.state_encoder is None):
             raise ConfigurationError(
                 got=f"state {'absent' if state is None else 'given'}",
@@ -255,8 +249,8 @@ class PrismaticVLA(nn.Module):
         state: Tensor | None = None,
     ) -> Tensor:
         """Decode action tokens greedily over the whole vocabulary; returns (B, A) int64."""
-        features = self.encode_images(pixel_values)
-        seq = self._build_sequence(features, input_ids, attention_mask, state, None)
+        visual = self.project(self.encode_images(pixel_values))
+        seq = self.lay_out(visual, input_ids, attention_mask, state)
         return decode_greedily(self.llm, seq, self.config.head.action_dim)
 
     def parameter_groups(self) -> dict[str, list[tuple[str, nn.Parameter]]]:

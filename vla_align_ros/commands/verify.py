@@ -3,48 +3,66 @@
 from __future__ import annotations
 
 import argparse
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 from vla_align_ros.contract.bundle import Bundle
-from vla_align_ros.inference.base import BACKENDS, open_backend
+from vla_align_ros.errors import ConfigurationError
+from vla_align_ros.inference.base import BACKENDS
 from vla_align_ros.runtime.golden import prove_bundle
+from vla_align_ros.runtime.policy import Policy
+from vla_align_ros.runtime.proofs import keep_proof
+from vla_align_ros.runtime.table import describe_proof, is_proved
 
 SUMMARY = "replay a bundle's golden samples on this machine and hold the errors against limits"
+GATES = "vla_align_ros.gates"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the bundle, the backend and its threads."""
+    """Declare the bundle, the backend, and the episodes of the third gate."""
     parser.add_argument("bundle", type=Path, help="folder of the bundle")
     parser.add_argument("--backend", choices=sorted(BACKENDS), default="onnx")
     parser.add_argument("--threads", type=int, default=1, help="for inference (default: 1)")
+    parser.add_argument(
+        "--episodes",
+        type=int,
+        default=0,
+        help="pairs of simulated episodes for the gate of behaviour (default 0: left out)",
+    )
+    parser.add_argument(
+        "--reference", type=Path, help="with --episodes: the same policy in fp32, as a bundle"
+    )
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Prove the bundle, print a table, keep the result in its report.json; `ok` is the verdict.
+    """Prove the bundle, print a table, keep the result beside it; `ok` is the verdict.
 
     Raises:
         VlaAlignError: if the bundle or the backend cannot be used at all.
     """
     bundle = Bundle.open(args.bundle)
-    backend = open_backend(args.backend, bundle.graph_path("policy"), threads=args.threads)
-    try:
-        proof = prove_bundle(bundle, backend)
-    finally:
-        backend.close()
-    print_proof(bundle, proof)
-    bundle.add_report({"verify": proof})
-    return {"bundle_id": bundle.id, **proof}
+    with Policy.open(bundle, args.backend, args.threads) as policy:
+        proof = prove_bundle(bundle, policy.backend, policy.precision)
+    if args.episodes:
+        proof["behaviour"] = _prove_behaviour(bundle, args)
+    print(f"bundle {bundle.short_id}")
+    proof = keep_proof(bundle, proof)
+    for line in describe_proof(proof):
+        print(line)
+    return {**proof, "bundle_id": bundle.id, "ok": is_proved(proof)}
 
 
-def print_proof(bundle: Bundle, proof: dict[str, Any]) -> None:
-    """Print the table of errors against limits, and the verdict."""
-    print(
-        f"bundle {bundle.short_id}: {proof['samples']} golden samples, "
-        f"{proof['precision']}, backend {proof['backend']}"
-    )
-    print(f"  {'':8} {'largest':>10} {'p99':>10} {'limit':>10}")
-    for name, entry in proof["dimensions"].items():
-        numbers = " ".join(f"{entry[key]:10.4g}" for key in ("max", "p99", "limit"))
-        print(f"  {name:8} {numbers} {entry['unit']:9} {'' if entry['ok'] else 'TOO FAR'}".rstrip())
-    print("proved" if proof["ok"] else "REFUSED: export the policy again, or in higher precision")
+def _prove_behaviour(bundle: Bundle, args: argparse.Namespace) -> dict[str, Any]:
+    gates = {point.name: point for point in entry_points(group=GATES)}
+    if args.reference is None or "behaviour" not in gates:
+        raise ConfigurationError(
+            "behaviour cannot be compared",
+            got="no --reference" if args.reference is None else "no simulator's gate installed",
+            expected="the policy in fp32 to compare with, and the whole package",
+            fix="export the run with --precision fp32, and give that bundle as --reference",
+        )
+    prove = gates["behaviour"].load()
+    reference = Bundle.open(args.reference)
+    result: dict[str, Any] = prove(reference, bundle, args.episodes, backend=args.backend)
+    return result

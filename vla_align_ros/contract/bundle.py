@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from vla_align_ros.contract import golden as golden_samples
 from vla_align_ros.contract.files import read_json_object, readable_json, sync_path, write_durably
+from vla_align_ros.contract.graphs import GraphSpec, check_graphs, chunk_graphs
 from vla_align_ros.contract.manifest import (
     MANIFEST_NAME,
     REFETCH,
@@ -107,6 +108,11 @@ class Bundle:
             )
         return self.path / str(self.manifest["graphs"][name]["path"])
 
+    @property
+    def acting_graphs(self) -> tuple[GraphSpec, ...]:
+        """The graphs that act, in the order in which they run."""
+        return check_graphs(self.manifest["graphs"], self.processor)
+
     def golden(self) -> dict[str, npt.NDArray[Any]]:
         """Read the golden samples (see ``golden.check_golden_layout`` for names and shapes)."""
         return golden_samples.read_golden(self.path / GOLDEN_NAME)
@@ -147,21 +153,25 @@ def write_bundle(
     *,
     processor: Processor,
     graphs: Mapping[str, Path | str],
+    specs: Sequence[GraphSpec] | None = None,
     golden: Mapping[str, npt.ArrayLike],
     provenance: Mapping[str, Any],
     report: Mapping[str, Any] | None = None,
     limits: Mapping[str, float] | None = None,
+    link: bool = False,
 ) -> Bundle:
     """Write a bundle beside ``dest``, open it as a robot would, and only then move it to ``dest``.
 
     Args:
         dest: folder that must not exist yet.
-        processor: of the policy. graphs: ONNX files by name, "policy" among them; weights in a file
-            beside one, named ``<file>.data``, are taken along.
+        processor: of the policy. graphs: ONNX files by name; weights in a file beside one, named
+            ``<file>.data``, are taken along. specs: of the graphs that act, in order; by default
+            those of a chunk policy in one graph.
         golden: raw observations and reference actions (see ``golden.check_golden_layout``).
         provenance: where the policy comes from: JSON, with "precision" (such as "fp32") in it.
         report: sections for report.json, if any.
         limits: of motion, that a robot shall keep beside its own (see ``check_motion_limits``).
+        link: whether the graphs' files are linked rather than copied; nothing may change them then.
 
     Raises:
         BundleError: if ``dest`` exists, or the result would not open; then nothing is left behind.
@@ -176,11 +186,13 @@ def write_bundle(
             expected="a new path",
             fix="remove it or choose another name",
         )
-    if "policy" not in graphs or not all(_GRAPH_NAME.fullmatch(name) for name in graphs):
+    acting = chunk_graphs(processor) if specs is None else tuple(specs)
+    wanted = {spec.name for spec in acting}
+    if not wanted <= set(graphs) or not all(_GRAPH_NAME.fullmatch(name) for name in graphs):
         raise BundleError(
             "bundle has the wrong graphs",
             got=sorted(graphs),
-            expected="'policy' among lower-case names",
+            expected=f"{sorted(wanted)} among lower-case names",
         )
     if not isinstance(provenance.get("precision"), str):
         raise BundleError(
@@ -191,7 +203,11 @@ def write_bundle(
     try:
         processor.save(temporary)
         write_durably(temporary / GOLDEN_NAME, golden_samples.pack_golden(golden, processor.spec))
-        entries = {name: _copy_graph(temporary, name, Path(path)) for name, path in graphs.items()}
+        entries = {
+            name: _copy_graph(temporary, name, Path(path), link) for name, path in graphs.items()
+        }
+        for spec in acting:
+            entries[spec.name] |= spec.to_dict()
         write_manifest(temporary, processor, entries, provenance, limits)
         written = Bundle.open(temporary)
         if report is not None:
@@ -208,7 +224,7 @@ def write_bundle(
     return Bundle(target.resolve(), written.manifest, written.processor)
 
 
-def _copy_graph(root: Path, name: str, source: Path) -> dict[str, Any]:
+def _copy_graph(root: Path, name: str, source: Path, link: bool) -> dict[str, Any]:
     folder = root / "model"
     folder.mkdir(exist_ok=True)
     copies = [(source, folder / f"{name}.onnx")]
@@ -220,6 +236,9 @@ def _copy_graph(root: Path, name: str, source: Path) -> dict[str, Any]:
             raise BundleError(
                 "two graphs share a file name", got=copy.name, fix="give their weights other names"
             )
-        shutil.copyfile(origin, copy)
+        if link:
+            os.link(origin, copy)
+        else:
+            shutil.copyfile(origin, copy)
         sync_path(copy)
     return {"path": f"model/{name}.onnx"}

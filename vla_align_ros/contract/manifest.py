@@ -16,6 +16,7 @@ from vla_align_ros.contract.files import (
     readable_json,
     write_durably,
 )
+from vla_align_ros.contract.graphs import check_graphs
 from vla_align_ros.contract.motion_limits import check_motion_limits
 from vla_align_ros.contract.processor import Processor
 from vla_align_ros.errors import BundleError, ContractError
@@ -48,7 +49,6 @@ def write_manifest(
     limits: Mapping[str, float] | None = None,
 ) -> None:
     """Hash all files that lie in ``root``, and write the manifest beside them."""
-    graphs["policy"].update(_describe_tensors(processor))
     files = {}
     for name in sorted(list_files(root)):
         sha256, size = hash_file(root / name)
@@ -157,10 +157,8 @@ def check_consistency(manifest: Mapping[str, Any], processor: Processor) -> None
                 fix=REFETCH,
             )
     graphs = manifest["graphs"]
-    if not isinstance(graphs, dict) or "policy" not in graphs:
-        raise BundleError(
-            "manifest names no policy graph", got=graphs, expected="graphs with 'policy'"
-        )
+    if not isinstance(graphs, dict):
+        raise BundleError("manifest names no graphs", got=graphs, expected="an object")
     for name, entry in graphs.items():
         path = entry.get("path") if isinstance(entry, dict) else None
         if not isinstance(path, str) or path not in manifest["files"]:
@@ -169,11 +167,7 @@ def check_consistency(manifest: Mapping[str, Any], processor: Processor) -> None
                 got=entry,
                 expected=sorted(manifest["files"]),
             )
-    tensors = _describe_tensors(processor)
-    if any(graphs["policy"].get(key) != value for key, value in tensors.items()):
-        raise BundleError(
-            "manifest's graph does not fit its processor", got=graphs["policy"], expected=tensors
-        )
+    check_graphs(graphs, processor)
     try:
         check_motion_limits(manifest.get("limits", {}))
     except ContractError as cause:
@@ -186,13 +180,6 @@ def check_consistency(manifest: Mapping[str, Any], processor: Processor) -> None
             got=manifest["provenance"],
             expected="an object with the key 'precision'",
         )
-
-
-def _describe_tensors(processor: Processor) -> dict[str, list[dict[str, Any]]]:
-    return {
-        "inputs": [tensor.to_dict() for tensor in processor.input_tensors()],
-        "outputs": [tensor.to_dict() for tensor in processor.output_tensors()],
-    }
 
 
 def list_files(root: Path) -> set[str]:

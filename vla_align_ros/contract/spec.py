@@ -32,6 +32,20 @@ class TensorSpec:
         """Return the JSON form."""
         return {"name": self.name, "dtype": self.dtype, "shape": list(self.shape)}
 
+    @classmethod
+    def from_dict(cls, data: object) -> TensorSpec:
+        """Read the JSON form; ContractError if it is none."""
+        fields = require_keys(data, ("name", "dtype", "shape"), "tensor")
+        name, dtype, shape = fields["name"], fields["dtype"], fields["shape"]
+        extents = shape if isinstance(shape, list) else [False]
+        if not (isinstance(name, str) and isinstance(dtype, str)) or not all(
+            extent is None or (type(extent) is int and extent >= 0) for extent in extents
+        ):
+            raise ContractError(
+                "tensor cannot be read", got=dict(fields), expected="name, dtype and extents"
+            )
+        return cls(name, dtype, tuple(extents))
+
 
 @dataclass(frozen=True, slots=True)
 class CameraSpec:

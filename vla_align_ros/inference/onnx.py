@@ -27,6 +27,10 @@ _DTYPES = {
     "tensor(bool)": "bool",
 }
 _ERRORS_ONLY = 3
+_OPTIMIZATIONS = {
+    "all": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
+    "basic": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+}
 
 
 class OnnxBackend:
@@ -35,6 +39,7 @@ class OnnxBackend:
     Args:
         path: the .onnx file. threads: for one operator; operators run one after another.
         providers: execution providers, in order of preference; each must really be used.
+        optimization: "all", or "basic" to compute rounded products as the graph has them.
 
     Raises:
         BackendError: if the file is no graph that runs here, or a provider is not available or
@@ -44,7 +49,12 @@ class OnnxBackend:
     name = "onnx"
 
     def __init__(
-        self, path: Path | str, *, threads: int = 1, providers: Sequence[str] = (CPU,)
+        self,
+        path: Path | str,
+        *,
+        threads: int = 1,
+        providers: Sequence[str] = (CPU,),
+        optimization: str = "all",
     ) -> None:
         if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
             raise BackendError("thread count is wrong", got=repr(threads), expected="1 or more")
@@ -52,6 +62,7 @@ class OnnxBackend:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
+        options.graph_optimization_level = _OPTIMIZATIONS[optimization]
         options.log_severity_level = _ERRORS_ONLY
         try:
             session = onnxruntime.InferenceSession(str(path), options, providers=list(providers))

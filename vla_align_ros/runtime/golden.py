@@ -9,42 +9,42 @@ import numpy.typing as npt
 
 from vla_align_ros.contract.bundle import Bundle
 from vla_align_ros.contract.golden import iterate_observations
+from vla_align_ros.contract.processor import Processor
 from vla_align_ros.contract.spec import ACTION_NAMES
 from vla_align_ros.inference.base import Backend
 from vla_align_ros.runtime.limits import GoldenLimits, find_golden_limits
+from vla_align_ros.runtime.numbers import judge_numbers, relative_rms
 from vla_align_ros.runtime.policy import Policy
 
 UNITS = ("mm", "mm", "mm", "deg", "deg", "deg", "fraction")
 """Of each dimension's error, in the order of ``ACTION_NAMES``."""
 
+_SAME = 1e-6  # metres, radians, fractions: far less than a bin of any token policy
 _FACTORS = np.array([1e3, 1e3, 1e3, *([180.0 / np.pi] * 3), 1.0])
 
 
-def replay_golden(bundle: Bundle, backend: Backend) -> dict[str, dict[str, Any]]:
-    """Measure how far a backend's actions are from the golden ones, over all samples and steps.
+def replay_golden(bundle: Bundle, backend: Backend) -> npt.NDArray[np.float64]:
+    """Run a backend on the golden samples, through the path that moves the arm.
 
     Args:
-        bundle: with golden samples. backend: open for its "policy" graph; it stays open.
+        bundle: with golden samples. backend: open for its acting graphs; it stays open.
 
     Returns:
-        By action name: {"unit": "mm", "deg" or "fraction", "max": float, "p99": float}.
+        Actions (N, H, 7) in metres, radians and fractions.
 
     Raises:
         ContractError, BackendError: as ``Policy.infer`` does.
     """
     policy = Policy(bundle, backend)
-    golden = bundle.golden()
-    actions = [policy.infer(seen).actions for seen in iterate_observations(golden, bundle.spec)]
-    return compare_actions(np.stack(actions), golden["reference_actions"])
+    seen = iterate_observations(bundle.golden(), bundle.spec)
+    return np.stack([policy.infer(observation).actions for observation in seen])
 
 
 def compare_actions(
     actions: npt.NDArray[np.float64], reference: npt.NDArray[np.float64]
 ) -> dict[str, dict[str, Any]]:
     """Compare actions (..., 7) with reference ones, whose gripper is clipped as a robot would."""
-    wanted = np.array(reference, dtype=np.float64)
-    wanted[..., -1] = np.clip(wanted[..., -1], 0.0, 1.0)
-    errors = np.abs(actions - wanted).reshape(-1, len(ACTION_NAMES)) * _FACTORS
+    errors = np.abs(actions - clip_gripper(reference)).reshape(-1, len(ACTION_NAMES)) * _FACTORS
     return {
         name: {
             "unit": unit,
@@ -73,14 +73,72 @@ def judge_errors(errors: dict[str, dict[str, Any]], limits: GoldenLimits) -> dic
     return {"ok": all(entry["ok"] for entry in dimensions.values()), "dimensions": dimensions}
 
 
-def prove_bundle(bundle: Bundle, backend: Backend) -> dict[str, Any]:
-    """Replay and judge a bundle by the limits of its own precision, as its report keeps it.
+def prove_bundle(bundle: Bundle, backend: Backend, precision: str | None = None) -> dict[str, Any]:
+    """Replay the golden samples and judge them by the limits of a precision.
+
+    Args:
+        bundle: with golden samples. backend: open for its acting graphs. precision: what the
+            backend computes in; by default the bundle's own.
+
+    Returns:
+        {"ok", "dimensions" (see `judge_errors`), "numbers" (see `judge_actions`; None for a bundle
+        without a noise floor), "agreement" (of tokens; None for a chunk policy), "backend",
+        "precision", "samples"}, as a report keeps it.
 
     Raises:
-        BundleError: if its precision has no limits; else as ``replay_golden``.
+        BundleError: if the precision has no limits; else as ``replay_golden``.
     """
-    precision = str(bundle.manifest["provenance"]["precision"])
+    precision = precision or str(bundle.manifest["provenance"]["precision"])
     limits = find_golden_limits(precision)
-    verdict = judge_errors(replay_golden(bundle, backend), limits)
-    samples = int(bundle.golden()["reference_actions"].shape[0])
-    return {**verdict, "backend": backend.name, "precision": precision, "samples": samples}
+    reference = bundle.golden()["reference_actions"]
+    actions = replay_golden(bundle, backend)
+    verdict = judge_errors(compare_actions(actions, reference), limits)
+    numbers = judge_actions(bundle, actions, reference, limits)
+    agreement = None
+    if any(spec.name == "decode" for spec in bundle.acting_graphs):
+        same = np.isclose(actions, clip_gripper(reference), rtol=0.0, atol=_SAME)
+        agreement = {"share": float(same.mean()), "limit": limits.agreement}
+        agreement["ok"] = agreement["share"] >= limits.agreement
+    parts = [part["ok"] for part in (verdict, numbers, agreement) if part is not None]
+    return {
+        "ok": all(parts),
+        "dimensions": verdict["dimensions"],
+        "numbers": numbers,
+        "agreement": agreement,
+        "backend": backend.name,
+        "precision": precision,
+        "samples": int(reference.shape[0]),
+    }
+
+
+def judge_actions(
+    bundle: Bundle,
+    actions: npt.NDArray[np.float64],
+    reference: npt.NDArray[np.float64],
+    limits: GoldenLimits,
+) -> dict[str, Any] | None:
+    """Hold the error of all actions against the noise of bfloat16; None if it is not known.
+
+    The error is the root mean square of the normalised difference, as a share of the reference's.
+    """
+    floor = bundle.manifest["provenance"].get("export", {}).get("noise_floor")
+    if floor is None:
+        return None
+    error = {"policy": {"actions": {"error": action_error(bundle.processor, actions, reference)}}}
+    floors = {"policy": {"actions": {"error": float(floor)}}}
+    return judge_numbers(error, floors, limits.noise, limits.agreement)
+
+
+def action_error(
+    processor: Processor, actions: npt.NDArray[np.float64], reference: npt.NDArray[np.float64]
+) -> float:
+    """Relative root mean square error of actions (N, H, 7), normalised as the network has them."""
+    encode = processor.encode_actions
+    return relative_rms(encode(clip_gripper(actions)), encode(clip_gripper(reference)))
+
+
+def clip_gripper(actions: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return actions whose gripper is clipped to 0 to 1, as a robot would."""
+    clipped = np.array(actions, dtype=np.float64)
+    clipped[..., -1] = np.clip(clipped[..., -1], 0.0, 1.0)
+    return clipped

@@ -12,7 +12,8 @@ from vla_align_ros.contract.golden import iterate_observations
 from vla_align_ros.contract.processor import ActionChunk, Observation, Processor
 from vla_align_ros.contract.spec import PolicySpec
 from vla_align_ros.errors import BackendError
-from vla_align_ros.inference.base import Backend, check_graph, open_backend
+from vla_align_ros.inference.base import Backend, check_graph
+from vla_align_ros.inference.pipeline import open_graphs
 
 STAGES = ("prepare", "infer", "decode")
 
@@ -55,7 +56,7 @@ class Policy:
             BundleError: if the bundle is refused. BackendError: if the backend is.
         """
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle)
-        engine = open_backend(backend, opened.graph_path("policy"), threads=threads)
+        engine = open_graphs(opened, backend, threads=threads)
         try:
             return cls(opened, engine)
         except BackendError:
@@ -66,6 +67,11 @@ class Policy:
     def spec(self) -> PolicySpec:
         """Cameras, state and actions of the policy."""
         return self.processor.spec
+
+    @property
+    def precision(self) -> str:
+        """What the policy is computed in, as the table of limits names it."""
+        return str(self.bundle.manifest["provenance"]["precision"])
 
     @property
     def processor(self) -> Processor:

@@ -1,0 +1,131 @@
+"""From a bundle to TensorRT engines beside it: fewer bits, the first two gates, then the compiler."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from training.export.compile import build_engine
+from training.export.compile_bundle import add_engine_set
+from training.export.compile_options import parse_options
+from training.export.compile_target import parse_targets, resolve_target
+from training.export.precision import find_plan
+from training.export.proof import require_proof
+from training.export.reduce import Exact, reduce_graphs
+from training.export.source import KEPT, write_restored
+from training.export.stages import Stages, digest, open_stages
+from vla_align_ros.contract.bundle import Bundle
+from vla_align_ros.contract.engines import build_command
+from vla_align_ros.contract.files import read_json_object, readable_json, write_durably
+from vla_align_ros.errors import ExportError
+
+SOURCES = ("fp32", "int8", "int4")
+"""Precisions of bundles that engines can be made of: float32, or weights alone in fewer bits."""
+
+FIX = "build in a higher precision, or with --precision auto"
+
+
+def export_engines(
+    path: str | Path,
+    targets: str,
+    precision: str,
+    *,
+    options: Sequence[str] = (),
+    block: int = 128,
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Add engines to a bundle, which stays as it is; needs neither the run nor torch.
+
+    The graphs are proved on this machine by what they mean (their rounding is computed in float32);
+    the engines' own gates are `vla-align verify` on the machine that will run them.
+
+    Args:
+        path: of the bundle. targets: comma-separated, "sm89" and the like, or "device".
+        precision: of `ENGINE_PLANS`. options: of the builder, as trtexec names them. block: of
+            int4. say: what to do with lines of progress.
+
+    Returns:
+        {"ok", "bundle", "bundle_id", "precision", "engines" (by target: library, version, bytes,
+        path), "proof", "sensitivity"}.
+
+    Raises:
+        ExportError: if a gate fails or the graphs do not compile; the bundle is then as it was.
+    """
+    bundle = Bundle.open(path)
+    find_plan(precision, engine=True, block=block)
+    wanted = [resolve_target(name) for name in parse_targets(targets)]
+    builder = parse_options(options)
+    with open_stages(bundle.path, say) as stages:
+        exact = _restore(stages, bundle)
+        reduced = reduce_graphs(stages, exact, precision, engine=True, block=block)
+        require_proof(reduced.proof, FIX)
+        made = {}
+        for target in wanted:
+            say(f"{target.name} ...")
+            engines = {
+                spec.name: build_engine(
+                    reduced.folder / f"{spec.name}.onnx",
+                    stages.root / f"{target.name}-{spec.name}.engine",
+                    target,
+                    builder,
+                    cache=stages.root / "built",
+                )
+                for spec in exact.specs
+            }
+            facts = {
+                "precision": precision,
+                "scheme": reduced.plan.describe(),
+                "command": build_command(bundle.path, target.name, precision),
+                "versions": _versions(),
+            }
+            engine_set = add_engine_set(bundle, target.name, engines, facts)
+            engine_set.add_gates({"graphs": reduced.proof})
+            made[target.name] = _describe(engine_set.path, engines)
+    return {
+        "ok": True,
+        "bundle": str(bundle.path),
+        "bundle_id": bundle.id,
+        "precision": precision,
+        "scheme": reduced.plan.describe(),
+        "engines": made,
+        "proof": reduced.proof,
+        "sensitivity": reduced.table,
+    }
+
+
+def _restore(stages: Stages, bundle: Bundle) -> Exact:
+    """Return the bundle's graphs in float32: its own, or with their weights restored."""
+    specs = bundle.acting_graphs
+    precision = str(bundle.manifest["provenance"]["precision"])
+    if precision not in SOURCES:
+        raise ExportError(
+            "engines cannot be made of this bundle",
+            got=f"a bundle in {precision}",
+            expected="one in " + " or ".join(SOURCES),
+            fix="export the run with --precision fp32",
+        )
+    if precision == "fp32":
+        return Exact(specs, bundle.graph_path(specs[0].name).parent, bundle.id, bundle=bundle)
+
+    def make(folder: Path) -> None:
+        kept = write_restored({spec.name: bundle.graph_path(spec.name) for spec in specs}, folder)
+        write_durably(folder / KEPT, readable_json(kept))
+
+    folder = stages.run("restored", {"bundle": bundle.id}, make)
+    return Exact(specs, folder, digest(folder), read_json_object(folder / KEPT), bundle)
+
+
+def _describe(path: Path, engines: Mapping[str, Any]) -> dict[str, Any]:
+    first = next(iter(engines.values()))
+    return {
+        "path": str(path),
+        "library": first.library,
+        "library_version": first.library_version,
+        "bytes": sum(file.stat().st_size for file in path.glob("*.engine")),
+    }
+
+
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in ("onnx", "onnx-ir", "onnxruntime")}

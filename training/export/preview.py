@@ -1,0 +1,51 @@
+"""A look at an export before its weights are touched: graphs, sizes, and the memory it takes."""
+
+from __future__ import annotations
+
+import resource
+from pathlib import Path
+from typing import Any
+
+from vla_align_ros.contract.processor import Processor
+
+
+def preview_export(run: str | Path, *, split_vision: bool = False) -> dict[str, Any]:
+    """Trace every graph of a run's network without its weights.
+
+    Args:
+        run: folder with model.json and processor/; the weights need not be there.
+        split_vision: as `export_run` has it.
+
+    Returns:
+        {"graphs": {name: {"nodes", "weight_bytes" (float32), "inputs", "outputs"}},
+        "peak_rss_gb": of this process so far}.
+    """
+    import torch
+
+    from training.export.graphs import plan_graphs
+    from training.export.source import PROCESSOR
+    from training.export.trace import trace_graph
+    from training.model import VlaConfig
+    from training.model.checkpoint import DESCRIPTION, read_json
+    from training.model.openvla.load import build_empty, compute_buffers
+
+    folder = Path(run)
+    model = build_empty(VlaConfig.from_dict(read_json(folder / DESCRIPTION)))
+    compute_buffers(model, "cpu")
+    shapes = {f"model.{name}": tensor.shape for name, tensor in model.state_dict().items()}
+    graphs = {}
+    for graph in plan_graphs(model, Processor.load(folder / PROCESSOR), split_vision=split_vision):
+        traced = trace_graph(
+            graph.module,
+            graph.spec.inputs,
+            graph.spec.outputs,
+            lambda name: torch.rand(shapes[name]),  # only small ones are folded, and so looked at
+        )
+        held = (value.const_value for value in traced.graph.initializers.values())
+        graphs[graph.spec.name] = {
+            "nodes": len(traced.graph),
+            "weight_bytes": sum(tensor.nbytes for tensor in held),
+            **graph.spec.to_dict(),
+        }
+    peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"ok": True, "graphs": graphs, "peak_rss_gb": peak_kib * 1024 / 1e9}

@@ -1,0 +1,178 @@
+"""What is exported: a finished run, or the graphs of a bundle that was exported before."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from training.export.precision import restore_weights
+from training.export.trace import OPSET, load_graph, save_graph, share_weights, trace_graph
+from training.golden_inputs import GOLDEN_INPUTS, read_golden_inputs
+from training.model.checkpoint import DESCRIPTION, WEIGHTS, read_json
+from vla_align_ros.contract.files import hash_file
+from vla_align_ros.contract.golden import iterate_observations
+from vla_align_ros.contract.graphs import GraphSpec
+from vla_align_ros.contract.observation import Observation
+from vla_align_ros.contract.processor import Processor
+from vla_align_ros.errors import ExportError
+
+CONFIG = "config.json"
+RUN_SUMMARY = "run.json"
+DATASET = "dataset.json"
+PROCESSOR = "processor"
+KEPT = "kept.json"
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RunSource:
+    """A finished run: its folder, processor and golden inputs; weights are read when needed."""
+
+    folder: Path
+    processor: Processor
+    inputs: Arrays
+
+    @classmethod
+    def open(cls, folder: Path) -> RunSource:
+        """Open a run's folder.
+
+        Raises:
+            ExportError: if the run is unfinished. TrainingError: if it lacks golden inputs.
+        """
+        if not (folder / CONFIG).is_file():
+            raise ExportError(
+                "this is no finished run",
+                got=f"no {CONFIG} in {folder}",
+                expected="a folder that `vla-align train --out` filled",
+                fix="check the path",
+            )
+        processor = Processor.load(folder / PROCESSOR)
+        return cls(folder, processor, read_golden_inputs(folder / GOLDEN_INPUTS, processor))
+
+    def facts(self) -> dict[str, Any]:
+        """Return JSON of all that the graphs and golden samples depend on."""
+        names = (DESCRIPTION, WEIGHTS, GOLDEN_INPUTS, *_files(self.folder / PROCESSOR, PROCESSOR))
+        return {
+            "files": {name: hash_file((self.folder / name).resolve())[0] for name in names},
+            "opset": OPSET,
+            "versions": self.versions(),
+        }
+
+    @staticmethod
+    def versions() -> dict[str, str]:
+        """Return the versions of the libraries that make the graphs."""
+        names = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime")
+        return {name: version(name) for name in names}
+
+    def samples(self) -> list[Arrays]:
+        """Return the golden inputs as the first graphs take them."""
+        return prepare_samples(self.inputs, self.processor)
+
+    def write_graphs(self, folder: Path, *, split_vision: bool) -> tuple[GraphSpec, ...]:
+        """Trace and save the graphs in float32, without ever holding all weights in memory."""
+        from safetensors import safe_open
+
+        from training.export.graphs import plan_graphs
+        from training.model import VlaConfig
+        from training.model.openvla.load import build_empty, compute_buffers
+
+        model = build_empty(VlaConfig.from_dict(read_json(self.folder / DESCRIPTION)))
+        compute_buffers(model, "cpu")
+        with safe_open(self.folder / WEIGHTS, framework="pt") as stored:
+            aliases = dict(stored.metadata() or {})
+
+            def read(name: str) -> Any:
+                name = name.removeprefix("model.")
+                return stored.get_tensor(aliases.get(name, name))
+
+            specs, saved = [], Path()
+            for graph in plan_graphs(model, self.processor, split_vision=split_vision):
+                traced = trace_graph(graph.module, graph.spec.inputs, graph.spec.outputs, read)
+                if graph.spec.name == "decode":
+                    share_weights(traced, saved)  # with the prefill, which is the same network
+                saved = folder / f"{graph.spec.name}.onnx"
+                save_graph(traced, saved)
+                specs.append(graph.spec)
+        return tuple(specs)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what the run says of itself, without paths of this machine."""
+        config = read_json(self.folder / CONFIG)
+        summary: dict[str, Any] = {}
+        if (self.folder / RUN_SUMMARY).is_file():
+            summary = read_json(self.folder / RUN_SUMMARY)
+        for repeated in ("out", "dataset"):
+            summary.pop(repeated, None)
+        named = self.folder / DATASET
+        return {
+            "recipe": config.get("recipe"),
+            "dataset": read_json(named) if named.is_file() else None,
+            "config": config,
+            "run": summary,
+        }
+
+
+def prepare_samples(golden: Mapping[str, npt.NDArray[Any]], processor: Processor) -> list[Arrays]:
+    """Return golden observations as the graphs take them."""
+    return [processor.prepare(seen) for seen in iterate_observations(golden, processor.spec)]
+
+
+def write_restored(graphs: Mapping[str, Path], folder: Path) -> dict[str, list[str]]:
+    """Save a bundle's graphs in float32; return by graph the products that its export spared."""
+    kept = {}
+    for name, path in graphs.items():
+        model = load_graph(path)
+        kept[name] = list(restore_weights(model))
+        save_graph(model, folder / f"{name}.onnx")
+    return kept
+
+
+def reference_outputs(source: RunSource) -> Arrays:
+    """Run the fp32 model in torch on the golden inputs; return "actions" (N, H, A) normalised."""
+    import torch
+
+    from training.model import PrismaticVLA
+
+    model = PrismaticVLA.load(source.folder)
+    outputs = []
+    with torch.no_grad():
+        for sample in source.samples():
+            tensors = {name: torch.from_numpy(value) for name, value in sample.items()}
+            outputs.append(model.predict(**tensors).float().numpy()[0])
+    return {"actions": np.stack(outputs)}
+
+
+def read_reference(folder: Path) -> npt.NDArray[np.float32]:
+    """Read the actions (N, H, A), normalised, that `reference_outputs` gave."""
+    with np.load(folder / "reference.npz", allow_pickle=False) as arrays:
+        actions: npt.NDArray[np.float32] = arrays["actions"]
+    return actions
+
+
+def add_reference(source: RunSource, outputs: npt.NDArray[np.float32]) -> Arrays:
+    """Return golden arrays: the inputs and reference_actions (N, H, 7) float64, un-normalised."""
+    return {**source.inputs, "reference_actions": denormalize(source.processor, outputs)}
+
+
+def denormalize(processor: Processor, outputs: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Turn normalised actions (N, H, A) into metres, radians and fractions, as the robot does."""
+    unseen = np.zeros((1, 1, 3), dtype=np.uint8)  # decoding looks at an observation's stamp alone
+    nothing = Observation({"none": unseen}, None, "", 0.0)
+    return np.stack(
+        [
+            processor.decode({"actions": np.asarray(output)[None]}, nothing).actions
+            for output in np.asarray(outputs)
+        ]
+    )
+
+
+def _files(folder: Path, prefix: str) -> list[str]:
+    found = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return [f"{prefix}/{path.relative_to(folder).as_posix()}" for path in found]
