@@ -60,7 +60,13 @@ EXTRAS = {
         "ros-std-srvs>=5.3,<6",
         "ros-trajectory-msgs>=5.3,<6",
     ],
-    "trt-rtx": ["tensorrt-rtx-cu13-bindings>=1.7,<2", "tensorrt-rtx-cu13-libs>=1.7,<2"],
+    # A Jetson has TensorRT from JetPack; a wheel beside it would be another version.
+    "trt": ["cuda-bindings>=12.9,<14", "tensorrt>=10.3,<12; platform_machine == 'x86_64'"],
+    "trt-rtx": [
+        "cuda-bindings>=12.9,<14",
+        "tensorrt-rtx-cu13-bindings>=1.7,<2",
+        "tensorrt-rtx-cu13-libs>=1.7,<2",
+    ],
     "dev": [
         "colcon-common-extensions>=0.3,<1",
         "flake8>=7,<8",

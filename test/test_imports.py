@@ -38,6 +38,7 @@ ALLOWED: dict[str, set[str]] = {
 
 # A library -> the only places in vla_align_ros that may import it.
 LAZY: dict[str, tuple[str, ...]] = {
+    "cuda": ("vla_align_ros.inference.tensorrt",),
     "mujoco": ("vla_align_ros.sim",),
     "onnxruntime": ("vla_align_ros.inference.onnx", "vla_align_ros.commands.doctor"),
     "tensorrt": ("vla_align_ros.inference.tensorrt",),

@@ -16,6 +16,7 @@ from typing import Any
 import numpy.typing as npt
 
 from vla_align_ros.contract import golden as golden_samples
+from vla_align_ros.contract.engines import EngineSet, engine_folder, list_targets
 from vla_align_ros.contract.files import read_json_object, readable_json, sync_path, write_durably
 from vla_align_ros.contract.graphs import GraphSpec, check_graphs, chunk_graphs
 from vla_align_ros.contract.manifest import (
@@ -112,6 +113,19 @@ class Bundle:
     def acting_graphs(self) -> tuple[GraphSpec, ...]:
         """The graphs that act, in the order in which they run."""
         return check_graphs(self.manifest["graphs"], self.processor)
+
+    def engine_targets(self) -> list[str]:
+        """Return the GPU architectures that there are engines for, such as ["sm86", "sm89"]."""
+        return list_targets(self.path)
+
+    def engine(self, target: str) -> EngineSet:
+        """Open the engines for a target, checking every hash and that they are this bundle's.
+
+        Raises:
+            BundleError: if there are none, or they are damaged, linked or another bundle's; it
+                names the command that builds them.
+        """
+        return EngineSet.open(engine_folder(self.path, target), self.id)
 
     def golden(self) -> dict[str, npt.NDArray[Any]]:
         """Read the golden samples (see ``golden.check_golden_layout`` for names and shapes)."""

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vla_align_ros.contract.engines import ENGINES
 from vla_align_ros.contract.files import (
     canonical_json,
     hash_file,
@@ -183,7 +184,10 @@ def check_consistency(manifest: Mapping[str, Any], processor: Processor) -> None
 
 
 def list_files(root: Path) -> set[str]:
-    """Return the relative paths of all files; BundleError if a link or a device lies there."""
+    """Return the relative paths of all files; BundleError if a link or a device lies there.
+
+    Engines are looked through for links, and left out: they are made from the bundle.
+    """
     found: set[str] = set()
     for folder, folders, files in os.walk(root, followlinks=False, onerror=_raise):
         for name in (*folders, *files):
@@ -196,7 +200,7 @@ def list_files(root: Path) -> set[str]:
                     fix="copy the bundle with its links resolved",
                 )
         found.update(Path(folder, name).relative_to(root).as_posix() for name in files)
-    return found
+    return {name for name in found if not name.startswith(f"{ENGINES}/")}
 
 
 def _raise(cause: OSError) -> None:

@@ -87,7 +87,8 @@ def _critical(count: int, alpha: float) -> int | None:
 
 def _tail(least: int, count: int) -> float:
     """P(X >= least) for X of Binomial(count, 1/2), exactly."""
-    return sum(math.comb(count, k) for k in range(least, count + 1)) / 2**count
+    ways = sum(math.comb(count, k) for k in range(least, count + 1))
+    return float(ways / 2**count)
 
 
 def _binomial(successes: int, trials: int, share: float) -> float:

@@ -27,7 +27,8 @@ def describe_proof(proof: Mapping[str, Any]) -> Iterator[str]:
                 )
                 yield f"  {name:24} {figures} {_mark(row)}".rstrip()
             else:
-                yield f"  {name:24} {row['agreement']:10.4g} equal, at least {row['limit']:g} {_mark(row)}"
+                share = f"{row['agreement']:10.4g} equal, at least {row['limit']:g}"
+                yield f"  {name:24} {share} {_mark(row)}".rstrip()
     agreement = proof.get("agreement")
     if agreement is not None:
         share = f"{agreement['share']:10.4g} equal, at least {agreement['limit']:g}"
