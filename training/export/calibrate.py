@@ -48,7 +48,7 @@ def measure_ranges(
 
 
 def choose_range(values: npt.NDArray[np.float32], largest_code: int = 127) -> float:
-    """Return the range, among a few quantiles of |values|, whose rounding loses least in squares."""
+    """Return the range, among quantiles of |values|, whose rounding loses least in squares."""
     magnitudes = np.abs(values)
     candidates = np.unique(np.quantile(magnitudes, _TAILS))
     best, least = float(candidates[-1]), np.inf

@@ -7,6 +7,7 @@ nothing left to choose.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from training.export.products import DELICATE, belongs, drop_unused, insert_node
@@ -24,18 +25,23 @@ NOT_IN_BFLOAT16 = frozenset({"Conv"})
 _LARGEST_HALF = 65504.0
 
 
-def lower_precision(model: Any, dtype: str, *, simulate: bool = False) -> int:
+def lower_precision(
+    model: Any, dtype: str, *, delicate: Sequence[str] = DELICATE, simulate: bool = False
+) -> int:
     """Compute a float32 graph in "bfloat16" or "float16", in place; return the nodes that do.
 
     Args:
         model: `onnx_ir.Model`; its inputs and outputs keep their types. dtype: to compute in.
+        delicate: modules, or weights by name, that stay in float32.
         simulate: round every result to `dtype` and keep the float32 types, for a machine that
             cannot compute in it: what a kernel that sums in float32 would give.
     """
     import onnx_ir as ir
 
     low = ir.DataType[dtype.upper()]
-    wide = _find_wide(model, NOT_IN_BFLOAT16 if low == ir.DataType.BFLOAT16 else frozenset())
+    wide = _find_wide(
+        model, delicate, NOT_IN_BFLOAT16 if low == ir.DataType.BFLOAT16 else frozenset()
+    )
     lowered = [node for node in model.graph if node not in wide]
     if simulate:
         _round_results(model, lowered, low)
@@ -73,8 +79,8 @@ def lower_precision(model: Any, dtype: str, *, simulate: bool = False) -> int:
     return len(lowered)
 
 
-def _find_wide(model: Any, further: frozenset[str]) -> set[Any]:
-    """The nodes that stay in float32: by operator, by module, and what only they feed."""
+def _find_wide(model: Any, modules: Sequence[str], further: frozenset[str]) -> set[Any]:
+    """The nodes that stay in float32: by operator, by module, what only they feed, and angles."""
     import onnx_ir as ir
 
     wide: set[Any] = set()
@@ -84,13 +90,25 @@ def _find_wide(model: Any, further: frozenset[str]) -> set[Any]:
         values = [value for value in node.inputs if value is not None]
         made = [v.producer() for v in values if v.producer() is not None]
         sources = {str(v.name) for v in values if v.name in weights or _is_restored(v)}
-        within = any(belongs(name, DELICATE) for name in sources)
+        within = any(belongs(name, modules) for name in sources)
         if within or (made and all(producer in delicate for producer in made)):
             delicate.add(node)
         floats = any(value.dtype == ir.DataType.FLOAT for value in (*values, *node.outputs))
         if node in delicate or node.op_type in WIDE | further or not floats:
             wide.add(node)
-    return wide
+    return wide | _find_angles(model)
+
+
+def _find_angles(model: Any) -> set[Any]:
+    """All that leads to an angle: bfloat16 does not tell position 255 from 256."""
+    found: set[Any] = set()
+    waiting = [node for node in model.graph if node.op_type in ("Cos", "Sin")]
+    while waiting:
+        node = waiting.pop()
+        found.add(node)
+        makers = (value.producer() for value in node.inputs if value is not None)
+        waiting += [maker for maker in makers if maker is not None and maker not in found]
+    return found
 
 
 def _is_restored(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""From a bundle to TensorRT engines beside it: fewer bits, the first two gates, then the compiler."""
+"""From a bundle to TensorRT engines beside it: fewer bits, two gates, then the compiler."""
 
 from __future__ import annotations
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from training.export.casts import lower_precision
-from training.export.products import add_constant, drop_unused, find_products
+from training.export.products import DELICATE, add_constant, drop_unused, find_products
 from training.export.quantize import BLOCKS, quantize
-from training.export.trace import load_graph, save_graph
+from training.export.trace import OPSET, load_graph, save_graph
 from vla_align_ros.errors import ExportError
 
 AUTO = "auto"
@@ -23,13 +23,15 @@ class Plan:
     """How a graph is computed.
 
     method: of the products (see `quantize`), or None. base: "float32", "bfloat16" or "float16",
-    for all that is not delicate. kept: products that stay in the base. block: for int4.
+    for all that is not delicate. kept: products that stay in the base. block: for int4. spared:
+    further products that stay in float32, as delicate ones do.
     """
 
     method: str | None = None
     base: str = "float32"
     kept: tuple[str, ...] = ()
     block: int = BLOCKS[0]
+    spared: tuple[str, ...] = ()
 
     @property
     def rounds_activations(self) -> bool:
@@ -38,7 +40,13 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form."""
-        return {**asdict(self), "kept": list(self.kept)}
+        return {**asdict(self), "kept": list(self.kept), "spared": list(self.spared)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Plan:
+        """Read what `to_dict` gives."""
+        lists = {name: tuple(data[name]) for name in ("kept", "spared")}
+        return cls(**{**data, **lists})
 
     def describe(self) -> str:
         """Say it in a few words."""
@@ -122,19 +130,21 @@ def apply_plan(
 
     done: list[str] = []
     if plan.method is not None:
-        chosen = {product.name for product in find_products(model)} - set(plan.kept)
+        left = {*plan.kept, *plan.spared}
+        chosen = {product.name for product in find_products(model)} - left
         low = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16, "float32": np.float32}
         done = quantize(
             model,
             plan.method,
-            only=chosen if plan.kept else None,
+            only=chosen if left else None,
             ranges=ranges,
             block=plan.block,
             scale_dtype=low[plan.base],
             typed=not simulate,
         )
     if plan.base != "float32":
-        lower_precision(model, plan.base, simulate=simulate)
+        delicate = (*DELICATE, *plan.spared)
+        lower_precision(model, plan.base, delicate=delicate, simulate=simulate)
     return done
 
 
@@ -155,17 +165,17 @@ def restore_weights(model: Any) -> tuple[str, ...]:
             expected="a bundle in fp32, or with weights alone in 8 bits",
             fix="export the run with --precision fp32, and build from that bundle",
         )
-    restored = [node for node in model.graph if node.op_type == "DequantizeLinear"]
-    for node in restored:
-        _restore(model, node)
+    packed = [node for node in model.graph if node.op_type == "DequantizeLinear"]
+    names = {_restore(model, node) for node in packed}
+    model.opset_imports[""] = max(OPSET, model.opset_imports[""])  # only types were added since 20
     drop_unused(model)
-    if not restored:
+    if not packed:
         return ()
-    names = {node.outputs[0].name for node in restored}
     return tuple(p.name for p in find_products(model, keep=()) if p.name not in names)
 
 
-def _restore(model: Any, node: Any) -> None:
+def _restore(model: Any, node: Any) -> str:
+    """Put a float32 weight in the place of codes and scales; return its name."""
     import onnx_ir as ir
 
     codes, scales = (value.const_value.numpy() for value in node.inputs[:2])
@@ -180,3 +190,4 @@ def _restore(model: Any, node: Any) -> None:
     value = add_constant(model, name, (values * wide).astype(np.float32))
     ir.convenience.replace_all_uses_with(node.outputs[0], value)
     model.graph.remove(node, safe=True)
+    return str(name)

@@ -37,14 +37,14 @@ Samples = Sequence[Mapping[str, npt.NDArray[Any]]]
 class Exact:
     """Float32 graphs to start from: in order, and where they lie as `<graph>.onnx`.
 
-    key: what stands for their content. kept: by graph, products that are never quantised. bundle:
+    key: what stands for their content. spared: by graph, products that stay in float32. bundle:
     whose golden samples and processor judge what follows.
     """
 
     specs: Sequence[GraphSpec]
     folder: Path
     key: str
-    kept: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    spared: Mapping[str, Sequence[str]] = field(default_factory=dict)
     bundle: Bundle | None = None
 
 
@@ -134,8 +134,7 @@ def reduce_graphs(
     name = f"{'engine' if engine else 'graphs'}-{precision}"
     folder = stages.run(name, {**facts, "plan": plan.to_dict()}, make)
     found = read_json_object(folder / "reduced.json")
-    chosen = Plan(**{**found["plan"], "kept": tuple(found["plan"]["kept"])})
-    return Reduced(folder, chosen, found["proof"], found["table"])
+    return Reduced(folder, Plan.from_dict(found["plan"]), found["proof"], found["table"])
 
 
 def _find_ranges(
@@ -165,8 +164,7 @@ def _write(
     simulate: bool,
 ) -> None:
     for spec in exact.specs:
-        spared = tuple(exact.kept.get(spec.name, ()))
-        own = dataclasses.replace(plan, kept=(*plan.kept, *spared))
+        own = dataclasses.replace(plan, spared=tuple(exact.spared.get(spec.name, ())))
         target = folder / f"{spec.name}.onnx"
         write_plan(
             exact.folder / target.name, target, own, ranges.get(spec.name), simulate=simulate
@@ -236,7 +234,7 @@ def group_products(exact: Exact) -> dict[str, list[str]]:
     """Group a policy's products by the block of the network that they lie in."""
     groups: dict[str, list[str]] = {}
     for spec in exact.specs:
-        spared = set(exact.kept.get(spec.name, ()))
+        spared = set(exact.spared.get(spec.name, ()))
         for product in find_products(load_graph(exact.folder / f"{spec.name}.onnx")):
             if product.name in spared:
                 continue
