@@ -184,12 +184,22 @@ def test_every_layout_computes_what_its_graphs_say(
     backend.close()
 
 
-def test_a_policy_runs_on_engines_by_name(tmp_path, monkeypatch):
+def test_a_policy_opens_the_engines_of_this_gpu_by_the_name_of_the_library(tmp_path, monkeypatch):
     machine = Machine(tmp_path, monkeypatch)
-    backend = open_backend("tensorrt_rtx", machine.bundle.graph_path(), kernels=machine.kernels)
-    with Policy(machine.bundle, backend) as policy:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with Policy.open(machine.bundle, backend="tensorrt_rtx") as policy:
         observation = next(iterate_observations(machine.bundle.golden(), policy.spec))
         assert policy.infer(observation).actions.shape == (HORIZON, 7)
+        assert policy.backend.engines.target == "sm89"
+    assert list((tmp_path / "cache/vla_align_ros/kernels").iterdir())
+
+
+def test_any_path_in_a_bundle_leads_to_its_engines(tmp_path, monkeypatch):
+    machine = Machine(tmp_path, monkeypatch)
+    for path in (machine.bundle.path, machine.bundle.graph_path(), machine.folder):
+        backend = open_backend("tensorrt_rtx", path, kernels=machine.kernels)
+        assert backend.engines.path == machine.folder
+        backend.close()
     with pytest.raises(BackendError, match="expected a path in a bundle"):
         open_backend("tensorrt_rtx", tmp_path / "elsewhere")
     with pytest.raises(BackendError, match=r"got \['speed'\]; expected some of \['device'"):

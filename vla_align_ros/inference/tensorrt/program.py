@@ -16,6 +16,7 @@ import numpy.typing as npt
 from vla_align_ros.contract.spec import ACTION_DIM, TensorSpec
 from vla_align_ros.errors import BackendError
 
+_NEW = ("new_keys", "new_values")
 STEPS = "steps"
 """Constant buffer of the decoding steps' numbers, int64."""
 
@@ -100,7 +101,7 @@ def count_bytes(tensor: TensorSpec) -> int:
 
 def _plan_tokens(graphs: Graphs, buffers: dict[str, TensorSpec]) -> Program:
     """Prefill gives the first token, decode each further one from the cache that it adds to."""
-    for name in ("token", "next_token", "action", "step", "keys", "values", "new_keys"):
+    for name in ("token", "next_token", "action", "step", "keys", "values", *_NEW):
         if name not in buffers:
             raise BackendError(
                 "engines of a token policy lack a tensor", got=sorted(buffers), expected=name
