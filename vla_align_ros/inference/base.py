@@ -15,7 +15,11 @@ from vla_align_ros.contract.spec import TensorSpec
 from vla_align_ros.errors import BackendError
 from vla_align_ros.extras import install_hint
 
-BACKENDS = {"onnx": "vla_align_ros.inference.onnx:OnnxBackend"}
+BACKENDS = {
+    "onnx": "vla_align_ros.inference.onnx:OnnxBackend",
+    "tensorrt": "vla_align_ros.inference.tensorrt.backend:open_tensorrt",
+    "tensorrt_rtx": "vla_align_ros.inference.tensorrt.backend:open_tensorrt_rtx",
+}
 """Where each engine lives; its module, and so its library, is imported only when it is opened."""
 
 

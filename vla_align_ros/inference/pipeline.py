@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vla_align_ros.contract.bundle import Bundle
+from vla_align_ros.contract.engines import LIBRARIES
 from vla_align_ros.contract.graphs import GraphSpec
 from vla_align_ros.contract.spec import ACTION_DIM, TensorSpec
 from vla_align_ros.errors import BackendError
@@ -104,9 +105,15 @@ class GraphPipeline:
 def open_graphs(bundle: Bundle, name: str, **options: Any) -> Backend:
     """Open a bundle's acting graphs on one engine by name, as one backend.
 
+    TensorRT runs what was compiled for this machine's GPU, all graphs on the device.
+
     Raises:
-        BackendError: as ``open_backend`` does.
+        BackendError: as ``open_backend`` does. BundleError: if there are no engines for this GPU.
     """
+    if name in LIBRARIES:
+        from vla_align_ros.inference.tensorrt.backend import open_engines
+
+        return open_engines(bundle, name, **options)
     specs = bundle.acting_graphs
     opened: dict[str, Backend] = {}
     try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,6 @@ import numpy.typing as npt
 
 from vla_align_ros.errors import BackendError
 from vla_align_ros.extras import install_hint
-
-ALIGNMENT_BYTES = 256
 
 
 def load_driver() -> Any:
@@ -112,13 +111,18 @@ class Cuda:
         """Wait for all that is queued; what failed on the device is raised here."""
         self._call("cuStreamSynchronize", self._stream)
 
-    def begin_capture(self) -> None:
-        """Record what is queued from now on, instead of running it."""
+    def capture(self, queue: Callable[[], None]) -> Any:
+        """Return what ``queue`` queues, recorded instead of run; see ``destroy_graph``.
+
+        The recording is ended whatever happens: a stream that records for ever is lost.
+        """
         mode = self._driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
         self._call("cuStreamBeginCapture", self._stream, mode)
-
-    def end_capture(self) -> Any:
-        """Return what was recorded, ready to be launched; destroy it with ``destroy_graph``."""
+        try:
+            queue()
+        except BaseException:
+            self._driver.cuStreamEndCapture(self._stream)
+            raise
         graph = self._call("cuStreamEndCapture", self._stream)
         try:
             return self._call("cuGraphInstantiate", graph, 0)
@@ -131,7 +135,7 @@ class Cuda:
 
     def destroy_graph(self, graph: Any) -> None:
         """Free what was recorded; before the execution contexts that it calls."""
-        self._call("cuGraphExecDestroy", graph)
+        self._driver.cuGraphExecDestroy(graph)
 
     def read_memory(self) -> tuple[int, int]:
         """Return the device's (free, total) memory in bytes."""
@@ -143,13 +147,15 @@ class Cuda:
         if self._closed:
             return
         self._closed = True
-        self.make_current()
+        driver = self._driver  # unchecked: after a fault on the device, every call fails
+        driver.cuCtxSetCurrent(self._context)
+        driver.cuStreamSynchronize(self._stream)
         for address in self._device_memory:
-            self._call("cuMemFree", address)
+            driver.cuMemFree(address)
         for address in self._host_memory:
-            self._call("cuMemFreeHost", address)
-        self._call("cuStreamDestroy", self._stream)
-        self._call("cuDevicePrimaryCtxRelease", self._device)
+            driver.cuMemFreeHost(address)
+        driver.cuStreamDestroy(self._stream)
+        driver.cuDevicePrimaryCtxRelease(self._device)
 
     def _call(self, name: str, *args: Any) -> Any:
         return check(self._driver, name, getattr(self._driver, name)(*args))

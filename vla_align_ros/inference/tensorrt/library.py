@@ -29,14 +29,13 @@ MAJORS = {RTX: (1, 1), TENSORRT: (10, 11)}
 DTYPES = {
     "FLOAT": "float32",
     "HALF": "float16",
-    "BF16": "bfloat16",
     "INT64": "int64",
     "INT32": "int32",
     "INT8": "int8",
     "UINT8": "uint8",
     "BOOL": "bool",
 }
-"""TensorRT's name of a type -> the name in ``TensorSpec``."""
+"""TensorRT's name of a type that a graph may take or give -> the name in ``TensorSpec``."""
 
 _log = logging.getLogger(__name__)
 
@@ -52,7 +51,7 @@ class Library:
 
     name: str
     version: str
-    module: Any = field(repr=False, compare=False)
+    module: Any = field(repr=False)
 
     @property
     def title(self) -> str:
@@ -160,7 +159,7 @@ def read_dtype(kind: Any) -> str:
     name = str(kind).rpartition(".")[2]
     if name not in DTYPES:
         raise BackendError(
-            "engine has a tensor of a type that cannot cross its border",
+            "a graph takes or gives a tensor of an odd type",
             got=name,
             expected=" or ".join(DTYPES.values()),
             fix="export the policy again",

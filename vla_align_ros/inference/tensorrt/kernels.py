@@ -1,0 +1,78 @@
+"""TensorRT-RTX compiles its kernels when an engine first runs; kept on disk, only once a robot."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+_DIGEST_BYTES = 32
+_log = logging.getLogger(__name__)
+
+
+def default_folder() -> Path:
+    """Return the user's own folder for compiled kernels: $XDG_CACHE_HOME/vla_align_ros/kernels."""
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(home).expanduser() / "vla_align_ros" / "kernels"
+
+
+class KernelCache:
+    """One file an engine set: its sha256, then TensorRT-RTX's own content.
+
+    The content is code for the GPU, so it belongs to the user who runs the robot, never to a
+    bundle. TensorRT-RTX refuses what another driver, GPU or version wrote; a file that was damaged
+    is dropped by its hash before. Without a file, or room for one, all is compiled again.
+
+    Args:
+        path: of the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._cache: Any = None
+        self._loaded = b""
+
+    def attach(self, config: Any) -> bool:
+        """Give one engine's IRuntimeConfig the kernels; all engines share one cache."""
+        if self._cache is None:
+            self._cache = config.create_runtime_cache()
+            content = self._read()
+            if content and self._cache.deserialize(content):
+                self._loaded = content
+        return bool(config.set_runtime_cache(self._cache))
+
+    def save(self) -> None:
+        """Write what was compiled since, in one step; a failure is told, and costs time alone."""
+        if self._cache is None:
+            return
+        content = bytes(memoryview(self._cache.serialize()))
+        if content == self._loaded:
+            return
+        temporary = None
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            descriptor, temporary = tempfile.mkstemp(dir=self.path.parent)
+            with os.fdopen(descriptor, "wb") as stream:
+                stream.write(hashlib.sha256(content).digest() + content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(temporary, self.path)
+        except OSError as cause:
+            _log.warning("compiled kernels are not kept in %s: %s", self.path, cause)
+            if temporary is not None:
+                Path(temporary).unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Let go of the library's cache; after every context that uses it."""
+        self._cache = None
+
+    def _read(self) -> bytes:
+        try:
+            content = self.path.read_bytes()
+        except OSError:
+            return b""
+        body = content[_DIGEST_BYTES:]
+        return body if hashlib.sha256(body).digest() == content[:_DIGEST_BYTES] else b""
