@@ -1,1 +1,1 @@
-"""What a person at a terminal or a joystick uses: say, operator_console, stop_arm, joystick_stop."""
+"""What a person at a terminal or a joystick uses beside a running policy."""

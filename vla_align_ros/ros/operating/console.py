@@ -1,8 +1,9 @@
-"""`ros2 run vla_align_ros operator_console`: words with history, a live status, a key that stops."""
+"""`ros2 run vla_align_ros operator_console`: words with history, live status, a key that stops."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 import threading
@@ -113,7 +114,7 @@ class Console:
                 continue
             answered = threading.Event()
             future = call()  # a server is seen before its answers find the way: ask again
-            future.add_done_callback(lambda done: answered.set())
+            future.add_done_callback(lambda _, answered=answered: answered.set())
             if answered.wait(ANSWER_S):
                 self._tell(future.result().message)
                 return
@@ -212,10 +213,8 @@ def _make_session(console: Console) -> Any:
 
 
 def _spin(executor: SingleThreadedExecutor) -> None:
-    try:
+    with contextlib.suppress(ExternalShutdownException):
         executor.spin()
-    except ExternalShutdownException:
-        pass
 
 
 def main(arguments: list[str] | None = None) -> int:

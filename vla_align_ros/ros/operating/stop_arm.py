@@ -10,8 +10,8 @@ import sys
 import termios
 import time
 import tty
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 from rclpy.node import Node
 
@@ -108,7 +108,7 @@ def _stop(clients: dict[str, PolicyClient], patience: Patience, timeout_s: float
 
 
 @contextmanager
-def _listening() -> Iterator[object]:
+def _listening() -> Iterator[Callable[[], bool]]:
     """A function that tells whether a key was pressed, input ended, or the terminal is gone."""
     gone: list[int] = []
     for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT):
@@ -121,10 +121,8 @@ def _listening() -> Iterator[object]:
         yield lambda: bool(gone) or bool(select.select([stream], [], [], 0)[0])
     finally:
         if before is not None:
-            try:
+            with suppress(termios.error):  # the terminal is gone
                 termios.tcsetattr(stream, termios.TCSADRAIN, before)
-            except termios.error:
-                pass  # the terminal is gone
 
 
 def main(arguments: list[str] | None = None) -> int:
