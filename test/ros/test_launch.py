@@ -144,7 +144,9 @@ def test_two_arms_each_in_its_namespace_with_its_own_limits(
         publishers = {info.node_namespace for info in node.get_publishers_info_by_topic(topic)}
         assert publishers == {f"/{side}"}, topic
         assert node.count_subscribers(f"/{side}/front/image") == 1
-        names = {name for name, space in node.get_node_names_and_namespaces() if space == f"/{side}"}
+        names = {
+            name for name, space in node.get_node_names_and_namespaces() if space == f"/{side}"
+        }
         assert names == {"policy_node", "watchdog_node", "joystick_stop"}
 
 

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vla_align_ros.demo.wiring import find_share
+from vla_align_ros.share import find_share
 
 SUMMARY = "run the policy node at full rate for minutes; memory and latency must stay flat"
 
