@@ -58,9 +58,20 @@ class GraphCheck:
         if not (policies or asked):
             found = "none runs here; --camera and --commands look without one"
             rows.append(row("policies", True, found))
+        self._patience.wait(lambda: self._all_connected(cameras, commands), self._seconds)
         rows += self._check_cameras(list(dict.fromkeys(cameras)))
         rows += [self._check_controller(topic) for topic in dict.fromkeys(commands)]
         return rows
+
+    def _all_connected(self, cameras: list[str], commands: list[str]) -> bool:
+        """Whether every topic has its other end: a graph is not seen all at once."""
+        return all(map(self._node.count_publishers, cameras)) and all(
+            self._takers(topic) for topic in commands
+        )
+
+    def _takers(self, topic: str) -> set[str]:
+        infos = self._node.get_subscriptions_info_by_topic(topic)
+        return {info.node_name for info in infos} - {WATCHDOG}
 
     def _check_policy(self, name: str) -> list[Row]:
         client = PolicyClient(self._node, name)
@@ -133,8 +144,7 @@ class GraphCheck:
 
     def _check_controller(self, topic: str) -> Row:
         node = self._node
-        takers = {info.node_name for info in node.get_subscriptions_info_by_topic(topic)}
-        takers -= {WATCHDOG}
+        takers = self._takers(topic)
         givers = {info.node_name for info in node.get_publishers_info_by_topic(topic)}
         rivals = sorted(givers - {WATCHDOG, "policy_node"})
         if not takers:
