@@ -140,6 +140,7 @@ setup(
             "export = training.commands.export",
             "inspect = vla_align_ros.commands.inspect",
             "report = training.commands.report",
+            "sight = training.commands.sight",
             "sweep = training.commands.sweep",
             "teacher = training.commands.teacher",
             "train = training.commands.train",

@@ -35,6 +35,7 @@ ALLOWED: dict[str, set[str]] = {
     "training.closed_loop": {"errors", "contract", "runtime", "sim", "demo"},
     "training.export": {"errors", "contract", "inference", "runtime"},
     "training.sight": {"errors", "extras", "contract", "runtime"},  # Wilson's interval
+    "training.strange_scenes": {"errors", "contract", "runtime", "sim"},
     "training.evaluate": {"errors", "contract", "inference", "runtime", "sim"},
     "training.commands": {"errors", "contract", "inference", "runtime", "sim"},
 }
