@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     fit = parser.add_argument_group("fit")
     fit.add_argument("--data", nargs="+", default=[], help="the dataset(s) that the run saw")
     fit.add_argument("--cache", type=Path, help="folder of the caches; default in the data")
-    fit.add_argument("--place", help="encoder or layer_<k>; default the middle of the LLM")
+    fit.add_argument("--place", default="encoder", help="encoder (default) or layer_<k>")
     fit.add_argument("--scenes", type=int, default=2048, help="frames of each split, at most")
     fit.add_argument(
         "--quantile", type=float, default=0.99, help="share of held-out scenes that is familiar"

@@ -21,12 +21,12 @@ from training.export.stages import Stages
 from training.export.trace import OPSET
 from training.model import PrismaticVLA
 from training.sight.config import WatchConfig, choose_blocks
+from training.sight.features import ENCODER
 from vla_align_ros.contract.files import hash_file
 from vla_align_ros.contract.sight import ATTENTION, SIGHT_NAME, TOKENS, SightStatistics, read_sight
 from vla_align_ros.errors import ExportError
 from vla_align_ros.inference.onnx import OnnxBackend
 
-ENCODER = "encoder"
 PARITY = 1e-3
 """Largest allowed difference from torch, relative to the largest value of the output."""
 

@@ -26,6 +26,7 @@ from vla_align_ros.errors import ConfigurationError, DataError
 SCENES = 2048
 QUANTILE = 0.99
 BATCH = 16
+LEAST_SCENES = 4
 LEAST_SHRINKAGE = 1e-4  # of the mean variance: what no scene varied in still has a scale
 
 Means = NDArray[np.float64]
@@ -35,7 +36,7 @@ def fit_familiarity(
     run: Path,
     roots: Sequence[str | Path],
     *,
-    place: str | None = None,
+    place: str = ENCODER,
     scenes: int = SCENES,
     quantile: float = QUANTILE,
     cache: Path | None = None,
@@ -45,8 +46,8 @@ def fit_familiarity(
 
     Mean and covariance (Ledoit and Wolf's shrinkage) are of the mean visual token of up to `scenes`
     frames of the training episodes; the threshold is the `quantile` of the distances of up to as
-    many frames of the held-out episodes. place: "encoder" or "layer_<k>"; the middle of the
-    language model by default, where alignment is measured.
+    many frames of the held-out episodes. place: "encoder" (the towers' output, by default: it knows
+    neither words nor state) or "layer_<k>" of the language model.
 
     Raises:
         ConfigurationError: on a place that the network does not have. DataError: if the data has
@@ -55,17 +56,17 @@ def fit_familiarity(
     config = RunConfig.from_dict(read_json(run / CONFIG_FILE))
     processor = Processor.load(run / PROCESSOR_FOLDER)
     model = PrismaticVLA.load(run)
-    place = choose_place(model, place)
+    check_place(model, place)
     data = ActionChunkDataset(
         open_sources(roots, config.data), processor, config.data, cache_dir=cache, progress=progress
     )
     rng = np.random.default_rng(0)
     chosen = [np.sort(rng.permutation(data.indices(split))[:scenes]) for split in ("train", "val")]
-    if min(map(len, chosen)) < 8:
+    if min(map(len, chosen)) < LEAST_SCENES:
         raise DataError(
             "Too few frames to know the scenes by",
             got=f"{len(chosen[0])} of training, {len(chosen[1])} held out",
-            expected="at least 8 of each; some thousands tell more",
+            expected=f"at least {LEAST_SCENES} of each; some thousands tell more",
             fix="collect more episodes, or raise data.validation",
         )
     means, held_out = (mean_tokens(model, data, indices, place) for indices in chosen)
@@ -86,11 +87,10 @@ def fit_familiarity(
     return statistics
 
 
-def choose_place(model: PrismaticVLA, place: str | None) -> str:
-    """Check a place, or take the middle of the language model."""
+def check_place(model: PrismaticVLA, place: str) -> None:
+    """ConfigurationError, naming the places there are, on one that the network does not have."""
     depth = int(model.llm.config.num_hidden_layers)
     names = [ENCODER, *(f"layer_{layer}" for layer in range(depth + 1))]
-    place = f"layer_{round(depth / 2)}" if place is None else place
     if place not in names:
         raise ConfigurationError(
             "The network has no such place",
@@ -98,7 +98,6 @@ def choose_place(model: PrismaticVLA, place: str | None) -> str:
             expected=f"{ENCODER}, or layer_0 to layer_{depth}",
             fix="correct --place",
         )
-    return place
 
 
 @torch.no_grad()

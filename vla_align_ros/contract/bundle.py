@@ -248,7 +248,6 @@ def write_bundle(
     return Bundle(target.resolve(), written.manifest, written.processor)
 
 
-def _copy_graph(root: Path, name: str, source: Path, link: bool) -> dict[str, Any]:
 def _check_sight(graph: bool, statistics: bool) -> None:
     if graph != statistics:
         raise BundleError(
@@ -260,7 +259,7 @@ def _check_sight(graph: bool, statistics: bool) -> None:
         )
 
 
-def _copy_graph(root: Path, name: str, source: Path) -> dict[str, Any]:
+def _copy_graph(root: Path, name: str, source: Path, link: bool) -> dict[str, Any]:
     folder = root / "model"
     folder.mkdir(exist_ok=True)
     copies = [(source, folder / f"{name}.onnx")]
