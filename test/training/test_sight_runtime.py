@@ -97,9 +97,7 @@ def test_strange_scenes_are_measured_in_the_simulator(bundle: Bundle, tmp_path: 
     assert rows["dim_light"]["distance_p50"] != rows["none"]["distance_p50"]
     low, high = rows["dim_light"]["auroc_interval"]
     assert 0.0 <= low <= rows["dim_light"]["auroc"] <= high <= 1.0
-    # The first picture of the same seeds, asked neutrally: words cannot change it.
-    assert rows["unseen_words"]["distance_p50"] == rows["none"]["distance_p50"]
-    assert rows["unseen_words"]["auroc"] == 0.5
+    assert all(0.0 <= row["flagged_rate"] <= 1.0 for row in rows.values())
 
 
 def test_fit_asks_for_data_and_refuses_a_place_that_is_none(
