@@ -60,6 +60,7 @@ EXTRAS = {
         "ros-std-srvs>=5.3,<6",
         "ros-trajectory-msgs>=5.3,<6",
     ],
+    "console": ["prompt-toolkit>=3.0.36,<4"],
     # A Jetson has TensorRT from JetPack; a wheel beside it would be another version.
     "trt": ["cuda-bindings>=12.9,<14", "tensorrt>=10.3,<12; platform_machine == 'x86_64'"],
     "trt-rtx": [
@@ -121,6 +122,10 @@ setup(
             "sim_node = vla_align_ros.ros.sim_node:main",
             "operator_node = vla_align_ros.ros.operator_node:main",
             "watchdog_node = vla_align_ros.ros.watchdog_node:main",
+            "say = vla_align_ros.ros.operating.say:main",
+            "operator_console = vla_align_ros.ros.operating.console:main",
+            "stop_arm = vla_align_ros.ros.operating.stop_arm:main",
+            "joystick_stop = vla_align_ros.ros.operating.joystick_stop:main",
             "vla-align = vla_align_ros.cli:main",
             "export = vla_align_ros.cli:export",
         ],
@@ -135,6 +140,7 @@ setup(
             "export = training.commands.export",
             "inspect = vla_align_ros.commands.inspect",
             "report = training.commands.report",
+            "sight = training.commands.sight",
             "sweep = training.commands.sweep",
             "teacher = training.commands.teacher",
             "train = training.commands.train",

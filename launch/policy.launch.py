@@ -1,4 +1,4 @@
-"""Start the policy node on one arm: bundle, camera and arm by argument, the rest by file."""
+"""Start the policy node on one arm: bundle, camera and robot by argument, the rest by file."""
 
 import os
 from pathlib import Path
@@ -7,9 +7,12 @@ from ament_index_python.packages import get_package_share_directory
 from launch import LaunchDescription
 from launch.actions import DeclareLaunchArgument, OpaqueFunction
 from launch.substitutions import LaunchConfiguration
-from launch_ros.actions import LifecycleNode, Node
+from launch_ros.actions import ComposableNodeContainer, LifecycleNode, Node
+from launch_ros.descriptions import ComposableNode
 
 SHARE = Path(get_package_share_directory("vla_align_ros"))
+DEFAULT_ROBOT = "widowx_sim"
+TRUE = ("true", "1", "yes")
 
 # Launch argument -> topic of the node that it replaces. An empty one keeps the node's own name.
 TOPICS = {
@@ -34,8 +37,21 @@ def arguments():
         ("use_respawn", "false", "start the node again if it dies"),
         ("log_level", "info", "least severity that is logged"),
         ("watchdog", "true", "start the process that stops the arm when the node cannot"),
+        ("joystick", "false", "start joystick_stop: a button of `joy` (sensor_msgs/Joy) stops"),
+        ("enclave", "", "SROS2 enclave of the nodes, as in config/sros2: each has its own below"),
         ("bundle", str(SHARE / "bundles" / "tabletop"), "folder of the policy bundle"),
-        ("arm", "widowx_sim", f"robot by name ({', '.join(robots)}) or path of its YAML file"),
+        (
+            "robot",
+            "",
+            f"robot by name ({', '.join(robots)}) or path of its YAML file; {DEFAULT_ROBOT} where "
+            "neither this nor arm is given",
+        ),
+        (
+            "arm",
+            "",
+            "the same for one arm: alone it is the robot's whole file, beside robot its values "
+            "replace the robot's",
+        ),
         (
             "camera",
             "",
@@ -43,7 +59,9 @@ def arguments():
             "transport compressed, without its /compressed",
         ),
         ("camera_package", "", "package of a camera driver to start with the Fast DDS profile"),
-        ("camera_executable", "", "the driver's executable"),
+        ("camera_executable", "", "the driver's executable, for a process of its own"),
+        ("camera_plugin", "", "the driver's component, for a container in a process of its own"),
+        ("camera_name", "camera", "the driver's node name; its topics are often below it"),
         ("camera_params", "", "the driver's parameter file"),
         ("image_transport", "raw", "raw or compressed"),
         ("instruction", "", "instruction topic (std_msgs/String)"),
@@ -60,17 +78,33 @@ def arguments():
     ]
 
 
-def find_arm(arm):
+def find_robot(name):
     """Return the robot's file, from its name in config/robots or from its path."""
-    named = SHARE / "config" / "robots" / f"{arm}.yaml"
-    path = named if named.is_file() else Path(os.path.expanduser(arm))
+    named = SHARE / "config" / "robots" / f"{name}.yaml"
+    path = named if named.is_file() else Path(os.path.expanduser(name))
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in named.parent.glob("*.yaml")))
         raise RuntimeError(
-            f"arm: got {arm!r}; expected one of {known}, or the path of a robot file; "
-            "fix: arm:=widowx_sim or arm:=/path/to/robot.yaml"
+            f"robot, arm: got {name!r}; expected one of {known}, or the path of a robot file; "
+            "fix: robot:=widowx_sim or arm:=/path/to/arm.yaml"
         )
     return str(path)
+
+
+def parameter_files(value):
+    """Return the node's file, the robot's, and the arm's over it."""
+    names = [name for name in (value["robot"], value["arm"]) if name] or [DEFAULT_ROBOT]
+    return [value["params_file"], *(find_robot(name) for name in names)]
+
+
+def ros_arguments(value, node):
+    """Return the words that only ROS reads: severity, and the node's enclave."""
+    enclave = value["enclave"].rstrip("/")
+    return [
+        "--log-level",
+        value["log_level"],
+        *(["--enclave", f"{enclave}/{node}"] if enclave else []),
+    ]
 
 
 def camera_remappings(camera):
@@ -93,24 +127,44 @@ def camera_remappings(camera):
 
 def camera_node(value, use_sim_time):
     """Return the camera driver, with the profile that lets its large pictures through."""
-    if not value["camera_package"] and not value["camera_executable"]:
+    package, plugin = value["camera_package"], value["camera_plugin"]
+    if not (package or plugin or value["camera_executable"]):
         return []
+    if not package or bool(plugin) == bool(value["camera_executable"]):
+        raise RuntimeError(
+            f"camera driver: got camera_package {package!r}, camera_executable "
+            f"{value['camera_executable']!r}, camera_plugin {plugin!r}; expected a package and one "
+            "of the others; fix: camera_package:=usb_cam camera_executable:=usb_cam_node_exe"
+        )
     profile = str(SHARE / "config" / "fastdds_shm.xml")
     files = [os.path.expanduser(value["camera_params"])] if value["camera_params"] else []
-    return [
-        Node(
-            package=value["camera_package"],
-            executable=value["camera_executable"],
-            namespace=value["namespace"],
-            parameters=[*files, {"use_sim_time": use_sim_time}],
-            # The first name until Jazzy, the second from Kilted (Fast DDS 3) on.
-            additional_env={
-                "FASTRTPS_DEFAULT_PROFILES_FILE": profile,
-                "FASTDDS_DEFAULT_PROFILES_FILE": profile,
-            },
-            output="screen",
-        )
-    ]
+    driver = {
+        "package": package,
+        "name": value["camera_name"],
+        "namespace": value["namespace"],
+        "parameters": [*files, {"use_sim_time": use_sim_time}],
+    }
+    process = {
+        # The first name until Jazzy, the second from Kilted (Fast DDS 3) on.
+        "additional_env": {
+            "FASTRTPS_DEFAULT_PROFILES_FILE": profile,
+            "FASTDDS_DEFAULT_PROFILES_FILE": profile,
+        },
+        "respawn": value["use_respawn"].lower() in TRUE,
+        "output": "screen",
+    }
+    if plugin:
+        return [
+            ComposableNodeContainer(
+                package="rclcpp_components",
+                executable="component_container",
+                name=f"{value['camera_name']}_container",
+                namespace=value["namespace"],
+                composable_node_descriptions=[ComposableNode(plugin=plugin, **driver)],
+                **process,
+            )
+        ]
+    return [Node(executable=value["camera_executable"], **driver, **process)]
 
 
 def watchdog_node(value, flag):
@@ -120,17 +174,13 @@ def watchdog_node(value, flag):
         executable="watchdog_node",
         name="watchdog_node",
         namespace=value["namespace"],
-        parameters=[
-            value["params_file"],
-            find_arm(value["arm"]),
-            {"use_sim_time": flag["use_sim_time"]},
-        ],
+        parameters=[*parameter_files(value), {"use_sim_time": flag["use_sim_time"]}],
         remappings=[
             ("~/delta_twist_cmds", value["delta_twist_cmds"] or "policy_node/delta_twist_cmds"),
             ("~/heartbeat", "policy_node/heartbeat"),
             ("~/emergency_stop", "policy_node/emergency_stop"),
         ],
-        ros_arguments=["--log-level", value["log_level"]],
+        ros_arguments=ros_arguments(value, "watchdog_node"),
         respawn=flag["use_respawn"],
         output="screen",
     )
@@ -145,8 +195,7 @@ def policy_node(value, flag):
         name="policy_node",
         namespace=value["namespace"],
         parameters=[
-            value["params_file"],
-            find_arm(value["arm"]),
+            *parameter_files(value),
             {
                 "bundle": os.path.expanduser(value["bundle"]),
                 "image_transport": value["image_transport"],
@@ -155,9 +204,22 @@ def policy_node(value, flag):
             },
         ],
         remappings=[*remappings, *camera_remappings(value["camera"])],
-        ros_arguments=["--log-level", value["log_level"]],
+        ros_arguments=ros_arguments(value, "policy_node"),
         respawn=flag["use_respawn"],
         respawn_delay=2.0,
+        output="screen",
+    )
+
+
+def joystick_node(value):
+    """Return the process that turns a joystick's button into a stop."""
+    return Node(
+        package="vla_align_ros",
+        executable="joystick_stop",
+        name="joystick_stop",
+        namespace=value["namespace"],
+        ros_arguments=ros_arguments(value, "joystick_stop"),
+        respawn=value["use_respawn"].lower() in TRUE,
         output="screen",
     )
 
@@ -169,12 +231,13 @@ def start(context):
         for argument in arguments()
     }
     flag = {
-        name: value[name].lower() in ("true", "1", "yes")
-        for name in ("use_sim_time", "autostart", "use_respawn", "watchdog")
+        name: value[name].lower() in TRUE
+        for name in ("use_sim_time", "autostart", "use_respawn", "watchdog", "joystick")
     }
     return [
         *camera_node(value, flag["use_sim_time"]),
         *([watchdog_node(value, flag)] if flag["watchdog"] else []),
+        *([joystick_node(value)] if flag["joystick"] else []),
         policy_node(value, flag),
     ]
 

@@ -27,6 +27,7 @@ NAME = "vla_align_ros"
 PACKAGE_XML = ElementTree.parse(ROOT / "package.xml").getroot()
 VERSION = PACKAGE_XML.findtext("version") or ""
 EXECUTABLES = {"policy_node", "sim_node", "operator_node", "watchdog_node", "vla-align", "export"}
+EXECUTABLES |= {"say", "operator_console", "stop_arm", "joystick_stop"}
 LEFT_OUT = [
     ".*",
     "__pycache__",

@@ -11,6 +11,7 @@ The tree::
         ├── BundleError          a policy bundle is incomplete, altered or not one of ours
         ├── BackendError         an inference engine cannot load or run the graph as asked
         ├── SafetyError          a safety limit is missing or makes no sense
+        ├── OperatorError        a policy node does not hear or do what a person asks of it
         ├── SimulationError      the simulated scene cannot do what was asked
         ├── DataError            a data set is missing, incomplete or inconsistent
         ├── TrainingError        a training run cannot start, resume or go on
@@ -28,6 +29,7 @@ __all__ = [
     "ExportError",
     "NonFiniteError",
     "NormalizationError",
+    "OperatorError",
     "SafetyError",
     "SimulationError",
     "TrainingError",
@@ -94,6 +96,10 @@ class BackendError(VlaAlignError):
 
 class SafetyError(VlaAlignError):
     """A safety limit is missing or makes no sense."""
+
+
+class OperatorError(VlaAlignError):
+    """A policy node does not hear, or does not do, what a person asks of it."""
 
 
 class SimulationError(VlaAlignError):

@@ -33,6 +33,7 @@ EXTRA_OF_MODULE: dict[str, str] = {
     "mink": "sim",
     "mujoco": "sim",
     "trossen_arm_sim": "sim",
+    "prompt_toolkit": "console",
     "cuda": "trt-rtx",
     "tensorrt": "trt",
     "tensorrt_bindings": "trt",

@@ -14,8 +14,9 @@ import pytest
 import yaml
 
 from vla_align_ros.demo.graph import Graph, find_free_domain, graph_environment, ros_distro
-from vla_align_ros.demo.wiring import demo_nodes, find_share, format_parameter
+from vla_align_ros.demo.wiring import demo_nodes, format_parameter
 from vla_align_ros.errors import ConfigurationError, SimulationError
+from vla_align_ros.share import find_share
 
 ROOT = Path(__file__).resolve().parents[2]
 # preexec_fn forks; other tests of this process may have left threads. The child only calls prctl.
@@ -167,7 +168,7 @@ def test_parameters_keep_their_type_on_the_command_line(value: str | bool | int 
 def test_a_package_without_its_files_says_how_to_mend_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vla_align_ros.demo.wiring._share_candidates", lambda: iter([tmp_path]))
+    monkeypatch.setattr("vla_align_ros.share._share_candidates", lambda: iter([tmp_path]))
     with pytest.raises(ConfigurationError, match="pip install"):
         find_share()
 
@@ -178,6 +179,6 @@ def test_an_installed_package_is_found_by_the_ament_index(
     config = tmp_path / "share" / "vla_align_ros" / "config"
     config.mkdir(parents=True)
     (config / "sim.yaml").touch()
-    monkeypatch.setattr("vla_align_ros.demo.wiring.__file__", str(tmp_path / "a" / "b" / "c.py"))
+    monkeypatch.setattr("vla_align_ros.share.__file__", str(tmp_path / "a" / "b.py"))
     monkeypatch.setenv("AMENT_PREFIX_PATH", f"{tmp_path / 'other'}{os.pathsep}{tmp_path}")
     assert find_share() == config.parent

@@ -22,6 +22,7 @@ from vla_align_ros.contract.images import ImageTransform
 from vla_align_ros.contract.normalize import Normalizer, compute_statistics
 from vla_align_ros.contract.processor import Processor
 from vla_align_ros.contract.prompt import PromptTemplate, PromptTokenizer
+from vla_align_ros.contract.sight import SightStatistics
 from vla_align_ros.contract.spec import ActionSpec, CameraSpec, PolicySpec, StateSpec
 
 HORIZON = 4
@@ -116,6 +117,56 @@ def write_tiny_graph(path: Path, *, state: bool = False, cameras: int = 1) -> Pa
     return path
 
 
+def write_sight_graph(path: Path) -> Path:
+    """The mean colours of four quarters as tokens; words look at bright ones, the more the more."""
+    node, tensor = helper.make_node, helper.make_tensor_value_info
+    nodes = [
+        node("AveragePool", ["pixel_values"], ["pooled"], kernel_shape=[4, 4], strides=[4, 4]),
+        node("Reshape", ["pooled", "flat"], ["channels"]),
+        node("Transpose", ["channels"], ["visual_tokens"], perm=[0, 2, 1]),
+        node("ReduceMean", ["visual_tokens", "last"], ["bright"], keepdims=0),
+        node("Cast", ["input_ids"], ["ids"], to=TensorProto.FLOAT),
+        node("ReduceMax", ["ids"], ["word"], keepdims=0),
+        node("Mul", ["bright", "word"], ["wanted"]),
+        node("Softmax", ["wanted"], ["attention"], axis=-1),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "tiny_sight",
+        [
+            tensor("pixel_values", TensorProto.FLOAT, [1, 3, SIZE, SIZE]),
+            tensor("input_ids", TensorProto.INT64, [1, LENGTH]),
+            tensor("attention_mask", TensorProto.INT64, [1, LENGTH]),
+        ],
+        [
+            tensor("visual_tokens", TensorProto.FLOAT, [1, 4, 3]),
+            tensor("attention", TensorProto.FLOAT, [1, 4]),
+        ],
+        [
+            numpy_helper.from_array(np.array([1, 3, 4], np.int64), "flat"),
+            numpy_helper.from_array(np.array([-1], np.int64), "last"),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    onnx.checker.check_model(model)
+    onnx.save(model, path)
+    return path
+
+
+def make_sight_statistics() -> SightStatistics:
+    """Mean grey, a tenth of the range wide; familiar up to three of those."""
+    return SightStatistics(
+        mean=np.full(3, 128 / 255),
+        covariance=0.01 * np.eye(3),
+        threshold=3.0,
+        quantile=0.99,
+        neutral="take the",
+        place="encoder",
+        fitted=9,
+        calibrated=9,
+    )
+
+
 def write_tiny_bundle(
     folder: Path,
     *,
@@ -123,8 +174,12 @@ def write_tiny_bundle(
     frame: str = "base_link",
     cameras: tuple[str, ...] = ("front",),
     limits: dict[str, float] | None = None,
+    sight: bool = False,
 ) -> Path:
-    """Write folder/bundle and return its path; of several cameras, m is the mean of all."""
+    """Write folder/bundle and return its path; of several cameras, m is the mean of all.
+
+    With `sight` it tells scenes by their colour: mean grey is familiar (see `write_sight_graph`).
+    """
     golden = {
         **{f"image_{name}": np.full((1, 16, 16, 3), 128, np.uint8) for name in cameras},
         "instruction": np.array([CARROT]),
@@ -134,14 +189,16 @@ def write_tiny_bundle(
     }
     if state:
         golden["state"] = np.zeros((1, len(STATE_NAMES)), np.float32)
+    graphs = {"policy": write_tiny_graph(folder / "tiny.onnx", state=state, cameras=len(cameras))}
+    if sight:
+        graphs["sight"] = write_sight_graph(folder / "tiny_sight.onnx")
     bundle = write_bundle(
         folder / "bundle",
         processor=make_tiny_processor(state=state, frame=frame, cameras=cameras),
-        graphs={
-            "policy": write_tiny_graph(folder / "tiny.onnx", state=state, cameras=len(cameras))
-        },
+        graphs=graphs,
         golden=golden,
         provenance={"precision": "fp32", "recipe": "written by hand for tests"},
         limits=limits,
+        sight=make_sight_statistics() if sight else None,
     )
     return bundle.path

@@ -16,8 +16,8 @@ from vla_align_ros.inference.fake import FakeBackend
 from vla_align_ros.runtime.interlock import Interlock, InterlockConfig
 from vla_align_ros.runtime.motion import MotionLimits
 from vla_align_ros.runtime.policy import Policy
-from vla_align_ros.runtime.runner import PolicyRunner, Step
-from vla_align_ros.runtime.safety import Limits, SafetyGate, Timeouts
+from vla_align_ros.runtime.runner import PolicyRunner
+from vla_align_ros.runtime.safety import Limits, SafetyGate, Step, Timeouts
 from vla_align_ros.runtime.stops import Reason
 
 PICTURE = np.zeros((24, 32, 3), np.uint8)

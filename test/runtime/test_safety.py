@@ -192,6 +192,7 @@ def test_the_names_of_reasons_are_public() -> None:
         "stale_image",
         "stale_state",
         "unsynchronised",
+        "unfamiliar_scene",
         "inference_error",
         "non_finite",
         "out_of_limits",

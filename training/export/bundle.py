@@ -16,6 +16,7 @@ from training.export.precision import find_plan
 from training.export.products import DELICATE
 from training.export.proof import check_parity, require_proof, run_graphs
 from training.export.reduce import Exact, measure_floors, reduce_graphs
+from training.export.sight_graph import export_sight
 from training.export.source import RunSource, add_reference, read_reference, reference_outputs
 from training.export.stages import Stages, digest, open_stages
 from training.export.trace import OPSET
@@ -151,14 +152,16 @@ def _write(
     target = stages.root / f"bundle-{precision}"
     shutil.rmtree(target, ignore_errors=True)
     reference = next(stages.root.glob("reference-*"))
+    seeing, sight = export_sight(stages, source)
     return write_bundle(
         target,
         processor=source.processor,
-        graphs={spec.name: graphs / f"{spec.name}.onnx" for spec in specs},
+        graphs={**{spec.name: graphs / f"{spec.name}.onnx" for spec in specs}, **seeing},
         specs=specs,
         golden=add_reference(source, read_reference(reference)),
         provenance={"precision": precision, **source.describe(), "export": dict(facts)},
         link=True,
+        sight=sight,
     )
 
 

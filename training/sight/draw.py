@@ -7,40 +7,23 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from vla_align_ros.runtime import heatmap
+
 TILE_PX = 192
 CAPTION_PX = 18
 GAP_PX = 4
-# Anchor colours of the map, dark blue (least) over green to yellow (most); read as viridis.
-_ANCHORS = np.array(
-    [[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]], dtype=np.float64
-)
-_OPACITY = 0.6
 
 Picture = NDArray[np.uint8]
 
 
 def overlay(picture: Picture, weights: NDArray[np.floating]) -> Picture:
-    """Lay a map (g, g) over a picture (H, W, 3), both stretched to a square tile.
-
-    Colours run from the map's least to its 99th percentile.
-    """
-    from PIL import Image
-
-    low, high = float(weights.min()), float(np.quantile(weights, 0.99))
-    unit = np.clip((weights - low) / max(high - low, 1e-12), 0.0, 1.0)
-    steps = np.linspace(0.0, 1.0, len(_ANCHORS))
-    colours = np.stack([np.interp(unit, steps, channel) for channel in _ANCHORS.T], axis=-1)
-    heat = Image.fromarray(colours.round().astype(np.uint8))
-    heat = heat.resize((TILE_PX, TILE_PX), Image.Resampling.BILINEAR)
-    return np.asarray(Image.blend(Image.fromarray(fit(picture)), heat, _OPACITY))
+    """Lay a map (g, g) over a picture (H, W, 3), both stretched to a square tile."""
+    return heatmap.overlay(picture, weights, TILE_PX, TILE_PX)
 
 
 def fit(picture: Picture) -> Picture:
     """A picture as a square tile."""
-    from PIL import Image
-
-    image = Image.fromarray(np.ascontiguousarray(picture))
-    return np.asarray(image.resize((TILE_PX, TILE_PX), Image.Resampling.BILINEAR))
+    return heatmap.stretch(picture, TILE_PX, TILE_PX)
 
 
 def arrange(rows: Sequence[Sequence[tuple[str, Picture]]]) -> Picture:

@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vla_align_ros.demo.wiring import find_share
 from vla_align_ros.errors import ConfigurationError
+from vla_align_ros.share import find_share
 
 BEGIN = "<!-- faults: written by vla-align bench faults -->"
 END = "<!-- end of faults -->"

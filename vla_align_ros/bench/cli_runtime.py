@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vla_align_ros.demo.wiring import find_share
+from vla_align_ros.share import find_share
 
 SUMMARY = "measure pictures received, overhead and timer lateness beside a naive node"
 
@@ -25,13 +25,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measure; writes runtime.json, table.md and plots into --out."""
     from vla_align_ros.bench.handover import compare_strategies
+    from vla_align_ros.bench.neighbours import Neighbours
     from vla_align_ros.bench.plots import draw_distribution
     from vla_align_ros.bench.realtime import judge, measure_node
     from vla_align_ros.demo.report import describe_machine
 
     bundle = (args.bundle or find_share() / "bundles" / "tabletop").resolve()
     out = args.out.resolve()
+    neighbours = Neighbours()
     runs = {kind: measure_node(kind, bundle, out, args.seconds) for kind in ("ours", "naive")}
+    busy = neighbours.describe()
     report: dict[str, Any] = {
         "seconds": args.seconds,
         **{kind: measured.summary() for kind, measured in runs.items()},
@@ -40,7 +43,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     report["strategies"] = None
     if args.scenes > 0:
         report["strategies"] = compare_strategies(bundle, args.scenes)
-    report["machine"] = describe_machine()
+    report["machine"] = {**describe_machine(), "processors_used": busy}
     table = write_table(report)
     print(table)
     (out / "runtime.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
@@ -73,7 +76,13 @@ STRATEGY_ROWS = (
 
 def write_table(report: dict[str, Any]) -> str:
     """The report's tables, as Markdown."""
-    lines = ["| | policy_node | naive node |", "|---|---|---|"]
+    busy = report["machine"]["processors_used"]
+    lines = [
+        f"Other programs used {busy['others']:.0%} of the machine's processors meanwhile.",
+        "",
+        "| | policy_node | naive node |",
+        "|---|---|---|",
+    ]
     lines += [
         f"| {name} | {form.format(**report['ours'])} | {form.format(**report['naive'])} |".replace(
             "None", "-"

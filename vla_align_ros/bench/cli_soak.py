@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vla_align_ros.demo.wiring import find_share
+from vla_align_ros.share import find_share
 
 SUMMARY = "run the policy node at full rate for minutes; memory and latency must stay flat"
 
@@ -21,14 +21,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measure; writes soak.json and plots into --out; `ok` is whether memory and latency stay."""
+    from vla_align_ros.bench.neighbours import Neighbours
     from vla_align_ros.bench.plots import draw_course
     from vla_align_ros.bench.soak import soak
     from vla_align_ros.demo.report import describe_machine
 
     bundle = (args.bundle or find_share() / "bundles" / "tabletop").resolve()
     out = args.out.resolve()
+    neighbours = Neighbours()
     report = soak(bundle, out, 60.0 * args.minutes, lambda text: print(text, flush=True))
-    report["machine"] = describe_machine()
+    report["machine"] = {**describe_machine(), "processors_used": neighbours.describe()}
     (out / "soak.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     minutes = [sample["time_s"] / 60.0 for sample in report["samples"]]
     for key, title, unit in (

@@ -14,13 +14,14 @@ from types import TracebackType
 from vla_align_ros.bench.motion import is_moving
 from vla_align_ros.contract.bundle import Bundle
 from vla_align_ros.demo.graph import Child, Graph, graph_environment
-from vla_align_ros.demo.wiring import ParameterValue, find_share, format_parameter
+from vla_align_ros.demo.wiring import ParameterValue, format_parameter
 from vla_align_ros.errors import SimulationError
 from vla_align_ros.ros.bench.control import VARIABLE, Control
 from vla_align_ros.ros.bench.stage import POLICY, Stage, Surroundings
 from vla_align_ros.ros.bench.tracing import VARIABLE as TRACE_VARIABLE
 from vla_align_ros.ros.bench.under_test import ENGINE
 from vla_align_ros.runtime.sources import POSE_NAMES
+from vla_align_ros.share import find_share
 
 ROBOT = "robots/widowx_sim.yaml"
 FINGER_OPEN_M = 0.044  # as the robot's file says

@@ -10,10 +10,19 @@ import os
 import platform
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import packages_distributions, version
+from pathlib import Path
 from typing import Any
 
+from vla_align_ros.commands.findings import Finding
+from vla_align_ros.commands.robot_checks import (
+    check_bundle,
+    check_graph,
+    check_profile,
+    check_robot,
+    check_shared_memory,
+)
 from vla_align_ros.extras import EXTRA_OF_MODULE, install_hint
 
 SUMMARY = "report what this machine can run and how to add what it lacks"
@@ -28,23 +37,20 @@ GL_PROBE = "import mujoco; context = mujoco.GLContext(64, 64); context.make_curr
 PROBE_LIMIT_S = 60.0
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One line of the report: a thing, whether it works here, what was found, what mends it."""
-
-    section: str
-    name: str
-    ok: bool
-    found: str
-    fix: str = ""
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Doctor has no arguments of its own."""
+    """Declare what of a robot is to be looked at; without any, what runs on the graph."""
+    parser.add_argument("--bundle", type=Path, metavar="B", help="open it, and time its engine")
+    parser.add_argument("--robot", metavar="R", help="robot by name, or path of its file")
+    parser.add_argument("--policy", nargs="*", default=[], metavar="NODE", help="running policies")
+    parser.add_argument("--camera", nargs="*", default=[], metavar="TOPIC", help="measure its rate")
+    parser.add_argument(
+        "--commands", nargs="*", default=[], metavar="TOPIC", help="see that a controller listens"
+    )
+    parser.add_argument("--seconds", type=float, default=3.0, metavar="S", help="for a rate (3)")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Print every finding; `ok` is False only when the base install cannot work."""
+    """Print every finding; `ok` is False where the base install or what was asked for fails."""
     findings = [
         check_python(),
         *(check_module("base", name) for name, extra in EXTRA_OF_MODULE.items() if not extra),
@@ -58,6 +64,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         *(check_rendering(name) for name in GL_FIX),
         check_gpu(),
     ]
+    findings += _look_at_robot(args)
     section = ""
     for finding in findings:
         if finding.section != section:
@@ -66,10 +73,35 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         print(f"  {'ok' if finding.ok else '--':2}  {finding.name:16} {finding.found}")
         if not finding.ok and finding.fix:
             print(f"      {'':16} {finding.fix}")
+    vital = {"base"}
+    vital |= {"policy"} if args.bundle else set()
+    vital |= {"robot"} if args.robot else set()
+    asked = {
+        name if name.startswith("/") else f"/{name}"
+        for name in (*args.policy, *args.camera, *args.commands)
+    }
     return {
-        "ok": all(finding.ok for finding in findings if finding.section == "base"),
+        "ok": all(f.ok for f in findings if f.section in vital or f.name in asked),
         "findings": [asdict(finding) for finding in findings],
     }
+
+
+def _look_at_robot(args: argparse.Namespace) -> list[Finding]:
+    """The checks of `robot_checks`: the bundle and robot that were named, and the graph."""
+    findings: list[Finding] = []
+    bundle = None
+    if args.bundle is not None:
+        found, bundle = check_bundle(args.bundle)
+        findings += found
+    if args.robot is not None:
+        findings += check_robot(args.robot, bundle)
+    words = [
+        word
+        for name in ("policy", "camera", "commands")
+        for word in (f"--{name}", *getattr(args, name))
+    ]
+    graph = check_graph([*words, "--seconds", str(args.seconds)])
+    return [*findings, check_profile(), check_shared_memory(), *graph]
 
 
 def check_python() -> Finding:

@@ -30,6 +30,7 @@ from vla_align_ros.contract.manifest import (
     write_manifest,
 )
 from vla_align_ros.contract.processor import Processor
+from vla_align_ros.contract.sight import GRAPH, SIGHT_NAME, SightStatistics, pack_sight, read_sight
 from vla_align_ros.contract.spec import PolicySpec
 from vla_align_ros.errors import BundleError, ContractError
 
@@ -84,6 +85,7 @@ class Bundle:
         golden_samples.check_golden_layout(
             golden_samples.read_golden_layout(root / GOLDEN_NAME), processor.spec
         )
+        _check_sight(GRAPH in manifest["graphs"], SIGHT_NAME in manifest["files"])
         return cls(root, manifest, processor)
 
     @property
@@ -131,6 +133,10 @@ class Bundle:
         """Read the golden samples (see ``golden.check_golden_layout`` for names and shapes)."""
         return golden_samples.read_golden(self.path / GOLDEN_NAME)
 
+    def sight(self) -> SightStatistics | None:
+        """Read what is known of familiar scenes; None if the bundle has no sight graph."""
+        return read_sight(self.path / SIGHT_NAME) if GRAPH in self.manifest["graphs"] else None
+
     def report(self) -> dict[str, Any]:
         """Read report.json, {} if there is none; BundleError if it belongs to another bundle."""
         if not (self.path / REPORT_NAME).exists():
@@ -173,6 +179,7 @@ def write_bundle(
     report: Mapping[str, Any] | None = None,
     limits: Mapping[str, float] | None = None,
     link: bool = False,
+    sight: SightStatistics | None = None,
 ) -> Bundle:
     """Write a bundle beside ``dest``, open it as a robot would, and only then move it to ``dest``.
 
@@ -186,6 +193,7 @@ def write_bundle(
         report: sections for report.json, if any.
         limits: of motion, that a robot shall keep beside its own (see ``check_motion_limits``).
         link: whether the graphs' files are linked rather than copied; nothing may change them then.
+        sight: statistics of familiar scenes, exactly where there is a graph "sight".
 
     Raises:
         BundleError: if ``dest`` exists, or the result would not open; then nothing is left behind.
@@ -216,6 +224,8 @@ def write_bundle(
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         processor.save(temporary)
+        if sight is not None:
+            write_durably(temporary / SIGHT_NAME, pack_sight(sight))
         write_durably(temporary / GOLDEN_NAME, golden_samples.pack_golden(golden, processor.spec))
         entries = {
             name: _copy_graph(temporary, name, Path(path), link) for name, path in graphs.items()
@@ -236,6 +246,17 @@ def write_bundle(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return Bundle(target.resolve(), written.manifest, written.processor)
+
+
+def _check_sight(graph: bool, statistics: bool) -> None:
+    if graph != statistics:
+        raise BundleError(
+            "bundle's sight is incomplete",
+            got=f"graph {'there' if graph else 'missing'}, "
+            f"{SIGHT_NAME} {'there' if statistics else 'missing'}",
+            expected="both or neither",
+            fix=REFETCH,
+        )
 
 
 def _copy_graph(root: Path, name: str, source: Path, link: bool) -> dict[str, Any]:

@@ -184,12 +184,15 @@ class ImageTransform:
         height, width = pixels.shape[:2]
         if (height, width) == (self.size, self.size) and self.crop == 1.0:
             return np.array(pixels)
-        margin = (1.0 - math.sqrt(self.crop)) / 2.0
-        box = (width * margin, height * margin, width * (1.0 - margin), height * (1.0 - margin))
         method = getattr(Image, self.interpolation.upper())
+        box = self.crop_box(width, height)
         resized = Image.fromarray(pixels).resize((self.size, self.size), method, box=box)
-        output: UInt8Array = np.array(resized, dtype=np.uint8)
-        return output
+        return np.array(resized, dtype=np.uint8)
+
+    def crop_box(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """What is seen of a picture of this size: left, top, right, bottom in pixels."""
+        low = (1.0 - math.sqrt(self.crop)) / 2.0
+        return (width * low, height * low, width * (1.0 - low), height * (1.0 - low))
 
     def normalize(self, images: npt.ArrayLike) -> Float32Array:
         """Normalise (..., size, size, 3) uint8 pictures to (..., channels, size, size) float32."""

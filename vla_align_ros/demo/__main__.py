@@ -18,9 +18,10 @@ from vla_align_ros.demo.page import write_page
 from vla_align_ros.demo.pictures import write_contact_sheet, write_film
 from vla_align_ros.demo.report import RunFacts, build_report, write_json
 from vla_align_ros.demo.table import print_table
-from vla_align_ros.demo.wiring import demo_nodes, find_share
+from vla_align_ros.demo.wiring import demo_nodes
 from vla_align_ros.errors import ConfigurationError, VlaAlignError
 from vla_align_ros.ros.recording import read_json_lines
+from vla_align_ros.share import find_share
 from vla_align_ros.sim.shifts import find_shift
 
 FRESH_SEEDS_FROM = 1_000_000_000  # no data set is collected from this seed on

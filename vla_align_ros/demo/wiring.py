@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vla_align_ros.errors import ConfigurationError
+from vla_align_ros.share import PACKAGE
 
-PACKAGE = "vla_align_ros"
 ParameterValue = str | int | float | bool
 
 IMAGE = "/front/image"
@@ -100,23 +98,3 @@ def format_parameter(value: ParameterValue) -> str:
     if isinstance(value, str):
         return "'" + value.replace("'", "''") + "'"
     return str(value)
-
-
-def find_share() -> Path:
-    """The folder with config/, launch/ and bundles/: of a checkout, colcon or pip."""
-    for folder in _share_candidates():
-        if (folder / "config" / "sim.yaml").is_file():
-            return folder
-    raise ConfigurationError(
-        "The configuration files are not installed",
-        got="no config/sim.yaml in " + ", ".join(str(f) for f in _share_candidates()),
-        expected="a checkout, a sourced colcon workspace or an installed package",
-        fix="pip install . in the repository",
-    )
-
-
-def _share_candidates() -> Iterator[Path]:
-    yield Path(__file__).resolve().parents[2]
-    for prefix in filter(None, os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep)):
-        yield Path(prefix) / "share" / PACKAGE
-    yield Path(sys.prefix) / "share" / PACKAGE

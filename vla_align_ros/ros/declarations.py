@@ -81,6 +81,14 @@ DECLARATIONS = (
     Declaration("blend_s", 0.2, "hand-over time of the strategy blend", 0.01, 5.0),
     Declaration("ensemble_decay", 0.01, "weight decay of the strategy ensemble", 0.0, 10.0),
     Declaration(
+        "unfamiliar_scene",
+        "report",
+        "what a scene unlike the training's does: report measures it while somebody subscribes to "
+        "~/sight, warn always, hold always and stops the arm; the last two need a sight graph",
+        constraints="report, warn or hold",
+    ),
+    Declaration("sight_rate_hz", 1.0, "how often the scene is looked at for ~/sight", 0.1, 10.0),
+    Declaration(
         "start_armed", False, "whether the arm may move without a call of ~/arm", read_only=True
     ),
     Declaration(

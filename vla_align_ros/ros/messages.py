@@ -24,6 +24,12 @@ def stamp_to_s(stamp: Time) -> float:
     return float(stamp.sec + stamp.nanosec * 1e-9)
 
 
+def s_to_stamp(seconds: float) -> Time:
+    """A stamp of seconds."""
+    nanoseconds = round(seconds * 1e9)
+    return Time(sec=nanoseconds // 10**9, nanosec=nanoseconds % 10**9)
+
+
 def image_to_rgb(message: Image) -> NDArray[np.uint8]:
     """View a raw image as (H, W, 3) uint8 RGB, without a copy where its encoding allows it.
 

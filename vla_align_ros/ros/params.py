@@ -42,6 +42,8 @@ class PolicyParameters:
     replan_period_s: float
     chunk_strategy: str
     strategy_settings: dict[str, float]
+    unfamiliar_scene: str
+    sight_rate_hz: float
     interlock: InterlockConfig
     timeouts: Timeouts
     limits: Limits
@@ -109,14 +111,17 @@ def read_parameters(node: Node) -> PolicyParameters:
             )
         return found
 
-    transport = value("image_transport")
-    if transport not in ("raw", "compressed"):
-        raise ConfigurationError(
-            "parameter image_transport names no transport",
-            got=transport,
-            expected="raw or compressed",
-            fix="set image_transport to one of them",
-        )
+    def choice(name: str, *choices: str) -> str:
+        found = str(value(name))
+        if found not in choices:
+            raise ConfigurationError(
+                f"parameter {name} has no such value",
+                got=found,
+                expected=" or ".join(choices),
+                fix=f"set {name} to one of them",
+            )
+        return found
+
     low, high = optional("arm.workspace_min_m"), optional("arm.workspace_max_m")
     if (low is None) != (high is None):
         raise ConfigurationError(
@@ -136,7 +141,7 @@ def read_parameters(node: Node) -> PolicyParameters:
         bundle=value("bundle"),
         backend=value("backend"),
         threads=value("threads"),
-        image_transport=transport,
+        image_transport=choice("image_transport", "raw", "compressed"),
         expected_image_rate_hz=value("expected_image_rate_hz"),
         sync_tolerance_s=value("sync_tolerance_s"),
         command_rate_hz=value("command_rate_hz"),
@@ -144,6 +149,8 @@ def read_parameters(node: Node) -> PolicyParameters:
         replan_period_s=value("replan_period_s"),
         chunk_strategy=strategy,
         strategy_settings=settings,
+        unfamiliar_scene=choice("unfamiliar_scene", "report", "warn", "hold"),
+        sight_rate_hz=value("sight_rate_hz"),
         interlock=InterlockConfig(value("start_armed"), value("dead_man_s")),
         timeouts=Timeouts(
             image_s=value("image_timeout_s"),

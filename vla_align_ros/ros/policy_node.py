@@ -24,6 +24,7 @@ from vla_align_ros.ros.params import (
 )
 from vla_align_ros.ros.reporting import Reporter
 from vla_align_ros.ros.running import run_node
+from vla_align_ros.ros.sight import SightTopics
 from vla_align_ros.ros.transitions import Result, answer_illegal_requests, transition
 from vla_align_ros.ros.watching import CHECK_PERIOD_S, SourceWatch
 from vla_align_ros.runtime.interlock import Interlock
@@ -45,9 +46,9 @@ class PolicyNode(LifecycleNode):
     workspace needs them `~/ee_pose` (PoseStamped in the command frame) and `~/joint_states`
     (JointState). `Authority` offers what arms, stops and suspends it. Publishes the commands that
     the arm's controllers take (see `arms`), `~/action_chunk` (see `make_chunk`), `~/heartbeat`
-    (Bool on every tick of the command timer: whether a command was sent), `~/status` and
-    `/diagnostics` (see `Reporter`). Nothing moves the arm but an active, armed node with an
-    instruction, fresh inputs and a plan.
+    (Bool on every tick of the command timer: whether a command was sent), `~/sight` (see
+    `SightTopics`), `~/status` and `/diagnostics` (see `Reporter`). Nothing moves the arm but an
+    active, armed node with an instruction, fresh inputs and a plan.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -62,6 +63,7 @@ class PolicyNode(LifecycleNode):
         self._arm: Arm | None = None
         self._inputs: Inputs | None = None
         self._watch: SourceWatch | None = None
+        self._sight: SightTopics | None = None
         self._chunks: Any = None
         self._command_timer: Any = None
         # Not ROS time: a simulated clock that stops must not stop the timer that stops the arm.
@@ -153,6 +155,7 @@ class PolicyNode(LifecycleNode):
                 fix="use the robot file that the policy was trained for",
             )
         policy.warm_up()
+        self._sight = SightTopics(self, policy.bundle, parameters)
         self._runner = PolicyRunner(
             policy,
             SafetyGate(parameters.limits.tighten(policy.bundle.limits), parameters.timeouts),
@@ -162,6 +165,7 @@ class PolicyNode(LifecycleNode):
             pose_needed=parameters.arm.needs_pose,
             strategy=parameters.make_strategy(),
             interlock=Interlock(parameters.interlock),
+            sight=self._sight.loop,
             on_chunk=self._on_chunk,
             on_fault=self.reporter.log_fault,
         )
@@ -201,9 +205,11 @@ class PolicyNode(LifecycleNode):
             self._arm.destroy()
         if self._chunks is not None:
             self.destroy_lifecycle_publisher(self._chunks)
+        if self._sight is not None:
+            self._sight.destroy()
         if self._policy is not None:
             self._policy.close()
-        self._inputs = self._watch = self._arm = self._chunks = self._policy = None
+        self._inputs = self._watch = self._sight = self._arm = self._chunks = self._policy = None
         self._runner = self._settings = None
         self.reporter.runner = self._authority.runner = None
         self.reporter.bundle_id = ""
@@ -245,6 +251,8 @@ class PolicyNode(LifecycleNode):
         }
         if self._watch is not None:
             values.update(sources=self._watch.summarise(), troubles=self._watch.troubles)
+        if self._sight is not None:
+            values.update(self._sight.summarise())
         self.reporter.diagnose(values)
 
     def _on_autostart(self) -> None:

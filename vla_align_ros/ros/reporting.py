@@ -34,7 +34,9 @@ class Reporter:
     command_rate_hz, command_jitter_p50_ms and _p99_ms, camera_rate_hz, image_age_ms, `stops` (JSON
     list of the latest stops), `rival_publishers`, `sources` (JSON, by camera, pose and joints:
     age_ms, rate_hz, received, lost, publishers) and `troubles` (JSON: what to set where a source
-    is published and does not arrive). Keys stay; one without samples is absent.
+    is published and does not arrive), `sight` (in words), sight_readings, sight_errors,
+    familiarity_distance, familiarity_threshold, unfamiliar. Keys stay; one without samples is
+    absent.
     """
 
     def __init__(self, node: LifecycleNode) -> None:
@@ -95,6 +97,9 @@ class Reporter:
         if extra.get("rival_publishers"):
             level = max(level, DiagnosticStatus.WARN)
             text += "; another node publishes commands too: " + ", ".join(extra["rival_publishers"])
+        if extra.get("unfamiliar"):
+            level = max(level, DiagnosticStatus.WARN)
+            text += "; the scene is unlike those of the training"
         for trouble in extra.get("troubles", {}).values():
             level = max(level, DiagnosticStatus.WARN)
             text += f"; {trouble}"

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from rclpy.node import Node
 from rclpy.qos import ReliabilityPolicy
 from rclpy.utilities import get_rmw_implementation_identifier
 
+from vla_align_ros.errors import ConfigurationError
 from vla_align_ros.runtime.arrivals import Arrivals, Trouble
+from vla_align_ros.share import find_share
 
 CHECK_PERIOD_S = 0.25
 REPEAT_LOG_S = 30.0
@@ -80,21 +79,10 @@ class SourceWatch:
 
 def find_profile() -> str:
     """Path of the shipped Fast DDS profile, as a user would write it."""
-    for folder in _share_folders():
-        if (folder / PROFILE).is_file():
-            return str(folder / PROFILE)
-    return f"<share of vla_align_ros>/{PROFILE}"
-
-
-def _share_folders() -> Iterator[Path]:
-    yield Path(__file__).resolve().parents[2]
     try:
-        from ament_index_python.packages import get_package_share_directory
-
-        yield Path(get_package_share_directory("vla_align_ros"))
-    except (ImportError, LookupError):
-        pass
-    yield Path(sys.prefix) / "share" / "vla_align_ros"
+        return str(find_share() / PROFILE)
+    except ConfigurationError:
+        return f"<share of vla_align_ros>/{PROFILE}"
 
 
 def _describe(source: WatchedSource, trouble: Trouble) -> str:

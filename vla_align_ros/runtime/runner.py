@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,21 +16,13 @@ from vla_align_ros.runtime.interlock import Interlock, InterlockConfig
 from vla_align_ros.runtime.metrics import Metrics
 from vla_align_ros.runtime.observing import SYNC_TOLERANCE_S, Load, Observer
 from vla_align_ros.runtime.planner import Frame, Planner, PolicyLike
-from vla_align_ros.runtime.safety import Command, SafetyGate, Situation
+from vla_align_ros.runtime.safety import SafetyGate, Situation, Step
+from vla_align_ros.runtime.sight import SightLoop
 from vla_align_ros.runtime.sources import RobotState
 from vla_align_ros.runtime.stops import Hold, Reason, StopRecord
 from vla_align_ros.runtime.strategies import Strategy
 
 CLOCK_JUMP_S = 0.1
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """What one tick asks of the arm: the command, or `stop` (send zero once), or silence."""
-
-    command: Command | None = None
-    hold: Hold | None = None
-    stop: bool = False
 
 
 class PolicyRunner:
@@ -40,7 +31,7 @@ class PolicyRunner:
     One thread calls everything here; the runner's own thread runs inference. `clock` is the time
     of stamps and chunks (ROS time), `steady` a monotonic clock; both in seconds. Callbacks:
     `on_chunk(chunk)` and `on_fault(hold, error)` come from the inference thread. `pose_needed`
-    says that commands are made from the measured pose.
+    says that commands are made from the measured pose. `sight` looks at what the policy looks at.
 
     Raises ConfigurationError where the policy needs inputs that the runner cannot supply.
     """
@@ -58,6 +49,7 @@ class PolicyRunner:
         pose_needed: bool = False,
         strategy: Strategy | None = None,
         interlock: Interlock | None = None,
+        sight: SightLoop | None = None,
         on_chunk: Callable[[ActionChunk], None] | None = None,
         on_fault: Callable[[Hold, Exception], None] | None = None,
     ) -> None:
@@ -73,6 +65,7 @@ class PolicyRunner:
         self._clock = clock
         self._steady = steady
         self._replan_period_s = replan_period_s
+        self.sight = sight
         self.interlock = Interlock(InterlockConfig()) if interlock is None else interlock
         self._buffer = ChunkBuffer(spec.action.period_s, spec.action.horizon, strategy)
         self._planner = Planner(
@@ -178,6 +171,8 @@ class PolicyRunner:
         """
         sight = self.observer.take_image(camera, load, stamp_s)
         instruction = self.instruction
+        if sight is not None and self._active and self.sight is not None:
+            self.sight.offer(sight, instruction)
         if sight is None or not self._active or instruction is None:
             return
         age_s = self.state.age_s(self._clock(), self._steady())
@@ -226,6 +221,7 @@ class PolicyRunner:
             image_age_s=image_age_s,
             image=image,
             disorder=self.observer.explain_disorder(steady_s, self._gate.timeouts.image_s),
+            strange=None if self.sight is None else self.sight.explain_strange(),
             action=action,
             plans=self._buffer.accepted - self._plans_before,
             state_age_s=self.state.age_s(now_s, steady_s, with_pose=with_pose),
@@ -251,14 +247,15 @@ class PolicyRunner:
         changed = self._buffer.set_instruction(instruction)
         if changed:
             self.metrics.count("instructions_taken")
-            self._plans_before = self._buffer.accepted
-            self._last_frame_s = None
-            self._planner.drop()
+            self._plan_anew()
         return changed
 
     def _drop_plans(self) -> None:
         """Forget all plans, and those that are being made from what was seen until now."""
         self._buffer.clear(self._clock())
+        self._plan_anew()
+
+    def _plan_anew(self) -> None:
         self._plans_before = self._buffer.accepted
         self._last_frame_s = None
         self._planner.drop()
@@ -267,10 +264,11 @@ class PolicyRunner:
         self._buffer.clear()
         if not keep_instruction:
             self._buffer.set_instruction(None)
-        self._plans_before = self._buffer.accepted
-        self._last_frame_s = None
+        self._plan_anew()
         self._last_now_s = float("-inf")
         self.observer.clear()
+        if self.sight is not None:
+            self.sight.clear()
 
     def _due(self, stamp_s: float) -> bool:
         """Whether a frame of this stamp is to be planned on, by the re-planning period."""

@@ -100,7 +100,8 @@ class Situation:
     """All that the decision for one tick rests on; ages in seconds, None where nothing arrived.
 
     `image` names the picture that is furthest off; `disorder` says why pictures and state do not
-    fit together (see Observer). `forbidden` is what a person has against motion (see Interlock);
+    fit together (see Observer); `strange` why the scene is not familiar enough (see SightLoop).
+    `forbidden` is what a person has against motion (see Interlock);
     `fault` is what inference reported since its last good chunk; `plans` counts the chunks that
     answered the current instruction; `position_m` (3,) is the end effector in the command frame;
     `since_tick_s` the time since the last decision.
@@ -111,6 +112,7 @@ class Situation:
     action: ScheduledAction | None
     image: str = "image"
     disorder: str | None = None
+    strange: str | None = None
     plans: int = 0
     state_age_s: float | None = None
     state_needed: bool = False
@@ -121,6 +123,15 @@ class Situation:
     instruction_age_s: float = 0.0
     action_age_s: float = 0.0
     since_tick_s: float = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one tick asks of the arm: the command, or `stop` (send zero once), or silence."""
+
+    command: Command | None = None
+    hold: Hold | None = None
+    stop: bool = False
 
 
 class SafetyGate:
@@ -175,6 +186,8 @@ class SafetyGate:
                 return Hold(Reason.STALE_STATE, late)
         if situation.disorder is not None:
             return Hold(Reason.UNSYNCHRONISED, situation.disorder)
+        if situation.strange is not None:
+            return Hold(Reason.UNFAMILIAR_SCENE, situation.strange)
         return None
 
     def _check_action(self, scheduled: ScheduledAction, situation: Situation) -> Command | Hold:

@@ -20,6 +20,7 @@ class Reason(str, Enum):
     STALE_IMAGE = "stale_image"
     STALE_STATE = "stale_state"
     UNSYNCHRONISED = "unsynchronised"
+    UNFAMILIAR_SCENE = "unfamiliar_scene"
     INFERENCE_ERROR = "inference_error"
     NON_FINITE = "non_finite"
     OUT_OF_LIMITS = "out_of_limits"

@@ -1,0 +1,180 @@
+"""Files for a robot's computer, held against the nodes that they start: SROS2, Foxglove, more."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ros_graph import ROOT, WIDOWX, Probe
+
+Start = Callable[..., subprocess.Popen[str]]
+Names = dict[tuple[str, str], set[str]]
+CONFIG = ROOT / "config"
+INCLUDE = "{http://www.w3.org/2001/XInclude}include"
+# What a policy has only with other settings: another transport, arm or gripper.
+OTHER_SETTINGS = {"image/compressed", "target_pose", "target_frame", "ee_pose", "joint_states"}
+# The middleware's own; not every version has each.
+PLUMBING = {"/rosout", "/parameter_events", "/clock"}
+PLUMBING_SERVICES = ("/get_type_description",)
+
+
+@pytest.fixture
+def probe(ros: None, start_node: Start, tiny_state_bundle: Path) -> Iterator[Probe]:
+    """A probe beside an inactive policy, its watchdog and a joystick's node."""
+    policy = "/policy_node"
+    arm = ("--params-file", str(WIDOWX))
+    start_node("policy_node", *arm, "-p", f"bundle:={tiny_state_bundle}", "-p", "autostart:=true")
+    start_node(
+        *("watchdog_node", *arm, "-r", f"~/delta_twist_cmds:={policy}/delta_twist_cmds"),
+        *("-r", f"~/heartbeat:={policy}/heartbeat"),
+        *("-r", f"~/emergency_stop:={policy}/emergency_stop"),
+    )
+    start_node("operating.joystick_stop")
+    probe = Probe()
+    probe.wait_for_state("active")
+    yield probe
+    probe.close()
+
+
+def expand(element: ElementTree.Element, folder: Path) -> Iterator[ElementTree.Element]:
+    """The children of a profile, with what it includes in their place."""
+    for child in element:
+        if child.tag == INCLUDE:
+            yield from expand(ElementTree.parse(folder / child.attrib["href"]).getroot(), folder)
+        else:
+            yield child
+
+
+def read_allowed(node: str) -> Names:
+    """What config/sros2 allows a node: full names by (kind, direction)."""
+    root = ElementTree.parse(CONFIG / "sros2" / "policy.xml").getroot()
+    profiles = [p for p in root.iter("profile") if p.attrib["node"] == node]
+    assert len(profiles) == 1, node
+    allowed: Names = {}
+    for rule in expand(profiles[0], CONFIG / "sros2"):
+        for way, verdict in rule.attrib.items():
+            assert verdict == "ALLOW"
+            names = {
+                re.sub(r"^~/", f"/{node}/", str(item.text))
+                if str(item.text).startswith("~/")
+                else f"/{item.text}"
+                for item in rule
+            }
+            allowed.setdefault((rule.tag, way), set()).update(names)
+    return allowed
+
+
+def find_real(probe: Probe, node: str) -> Names:
+    """What a running node has, by the graph's own account."""
+    asks: dict[tuple[str, str], Any] = {
+        ("topics", "publish"): probe.node.get_publisher_names_and_types_by_node,
+        ("topics", "subscribe"): probe.node.get_subscriber_names_and_types_by_node,
+        ("services", "reply"): probe.node.get_service_names_and_types_by_node,
+    }
+    assert probe.wait_for(lambda: (node, "/") in probe.node.get_node_names_and_namespaces())
+    probe.spin(1.0)
+    return {key: {name for name, _ in ask(node, "/")} for key, ask in asks.items()}
+
+
+def test_the_security_policy_allows_each_node_what_it_does_and_no_more(probe: Probe) -> None:
+    for node in ("policy_node", "watchdog_node", "joystick_stop"):
+        allowed, real = read_allowed(node), find_real(probe, node)
+        for key, names in real.items():
+            denied = names - allowed.get(key, set())
+            assert not denied, f"{node} {key}: {sorted(denied)} would be denied"
+            spare = allowed.get(key, set()) - names - PLUMBING
+            spare -= {f"/policy_node/{name}" for name in OTHER_SETTINGS}
+            spare = {name for name in spare if not name.endswith(PLUMBING_SERVICES)}
+            assert not spare, f"{node} {key}: {sorted(spare)} is allowed for nothing"
+
+
+def test_the_foxglove_layout_shows_topics_that_exist(probe: Probe) -> None:
+    layout = json.loads((CONFIG / "foxglove" / "policy.json").read_text())
+    configs = layout["configById"]
+
+    def leaves(node: Any) -> Iterator[str]:
+        if isinstance(node, str):
+            yield node
+            return
+        yield from leaves(node["first"])
+        yield from leaves(node["second"])
+
+    assert sorted(leaves(layout["layout"])) == sorted(configs)
+    probe.spin(1.0)
+    topics = {name for name, _ in probe.node.get_topic_names_and_types()}
+    services = {name for name, _ in probe.node.get_service_names_and_types()}
+    for name, config in configs.items():
+        shown = [config.get(key) for key in ("topicPath", "topicToRender", "topicName")]
+        shown.append(config.get("imageMode", {}).get("imageTopic"))
+        shown += [path["value"].split(".")[0] for path in config.get("paths", [])]
+        missing = {topic for topic in shown if topic is not None} - topics
+        assert not missing, f"{name}: {missing}"
+        assert config.get("serviceName") is None or config["serviceName"] in services, name
+        for key in ("value", "requestPayload"):
+            assert key not in config or isinstance(json.loads(config[key]), dict)
+
+
+def read_launch_arguments() -> set[str]:
+    text = (ROOT / "launch" / "policy.launch.py").read_text()
+    body = text[text.index("declared = [") : text.index("return [\n        DeclareLaunchArgument")]
+    return set(re.findall(r'^\s+\(\s*"(\w+)",', body, flags=re.MULTILINE))
+
+
+def test_the_deployed_arguments_are_those_of_the_launch_file() -> None:
+    known = read_launch_arguments()
+    nav2 = {"namespace", "use_sim_time", "params_file", "autostart", "use_respawn", "log_level"}
+    assert nav2 | {"robot", "arm", "bundle", "camera"} <= known
+    for name in ("arm.env", "vla-policy@.service", "Dockerfile", "../sros2/policy.xml"):
+        text = (CONFIG / "deploy" / name).read_text()
+        used = set(re.findall(r"\b(\w+):=", text))
+        assert used <= known, f"{name}: {sorted(used - known)}"
+
+
+def test_the_unit_is_one_that_systemd_takes(tmp_path: Path) -> None:
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("systemd-analyze is not installed")
+    entrypoint = tmp_path / "entrypoint"
+    shutil.copy(CONFIG / "deploy" / "entrypoint", entrypoint)
+    unit = tmp_path / "vla-policy@.service"
+    text = (CONFIG / "deploy" / "vla-policy@.service").read_text()
+    unit.write_text(re.sub(r"/opt/vla/install/\S+/entrypoint", str(entrypoint), text))
+    done = subprocess.run(
+        ["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert "vla-policy" not in done.stderr, done.stderr
+
+
+def test_the_entrypoint_becomes_what_it_is_told_to_be(tmp_path: Path) -> None:
+    """In a shell whose ROS 2 and workspace are two files that set a variable each."""
+    script = (CONFIG / "deploy" / "entrypoint").read_text()
+    assert os.access(CONFIG / "deploy" / "entrypoint", os.X_OK)
+    for folder, name in (("ros/jazzy", "setup.bash"), ("ws/install", "setup.bash")):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / name).write_text(f"export SEEN=$SEEN:{folder}\n")
+    (tmp_path / "entrypoint").write_text(script.replace("/opt/ros", str(tmp_path / "ros")))
+    done = subprocess.run(
+        ["bash", str(tmp_path / "entrypoint"), "bash", "-c", "echo $SEEN"],
+        env={"PATH": os.environ["PATH"], "VLA_WORKSPACE": str(tmp_path / "ws")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.strip() == ":ros/jazzy:ws/install", done.stderr
+
+
+def test_the_image_installs_the_ranges_of_the_package() -> None:
+    text = (CONFIG / "deploy" / "Dockerfile").read_text()
+    base = re.search(r"^BASE = \[(.*?)\]", (ROOT / "setup.py").read_text(), re.S | re.M)
+    assert base is not None
+    for wanted in re.findall(r'"([^"]+)"', base.group(1)):
+        assert wanted.startswith("numpy") or f'"{wanted}"' in text, wanted
+    for source in re.findall(r"^COPY (\S+) ", text, re.M):
+        assert (ROOT / source).exists()

@@ -1,0 +1,119 @@
+"""`vla-align doctor` beside a running policy: what it sees of policy, camera and controller."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ros_graph import ROOT, WIDOWX, Probe
+
+from vla_align_ros.commands.robot_checks import (
+    check_bundle,
+    check_graph,
+    check_profile,
+    check_robot,
+)
+
+Start = Callable[..., subprocess.Popen[str]]
+DOCTOR = [sys.executable, "-c", "import sys; from vla_align_ros.cli import main; sys.exit(main())"]
+
+
+@pytest.fixture
+def probe(ros: None) -> Iterator[Probe]:
+    probe = Probe()
+    yield probe
+    probe.close()
+
+
+def examine(probe: Probe, *words: str) -> tuple[int, dict[str, dict[str, Any]]]:
+    """Exit status and findings by name; the camera goes on meanwhile."""
+    process = subprocess.Popen(
+        [*DOCTOR, "doctor", "--json", *words], stdout=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    assert probe.wait_for(lambda: process.poll() is not None, 90.0)
+    report = json.loads(process.communicate()[0].splitlines()[-1])
+    return process.returncode, {finding["name"]: finding for finding in report["findings"]}
+
+
+def look(probe: Probe, *words: str) -> dict[str, dict[str, Any]]:
+    """Findings about the graph alone, by name; the camera goes on meanwhile."""
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(check_graph, list(words))
+        assert probe.wait_for(future.done, 90.0)
+        return {finding.name: asdict(finding) for finding in future.result()}
+
+
+def test_a_running_policy_is_found_with_its_camera_and_its_controller(
+    probe: Probe, start_node: Start, tiny_bundle: Path
+) -> None:
+    start_node(
+        *("policy_node", "--params-file", str(WIDOWX), "-p", f"bundle:={tiny_bundle}"),
+        *("-p", "autostart:=true"),
+    )
+    probe.wait_for_state("active")
+    probe.grey = 128
+    found = look(probe)
+    assert found["/policy_node"]["ok"] and "disarmed" in found["/policy_node"]["found"]
+    assert not found["watchdog"]["ok"] and "watchdog:=true" in found["watchdog"]["fix"]
+    camera = found["/policy_node/image"]
+    assert camera["ok"] and "64x48 rgb8" in camera["found"], camera
+    assert 10 < float(camera["found"].split(" Hz")[0]) < 40
+    twists = found["/policy_node/delta_twist_cmds"]
+    assert twists["ok"] and twists["found"] == "probe listens"
+
+    probe.grey = None
+    found = look(probe, "--policy", "policy_node")
+    assert found["/policy_node"]["ok"], "the policy itself is well"
+    assert not found["/policy_node/image"]["ok"]
+    assert "nothing arrives" in found["/policy_node/image"]["found"]
+
+
+def test_what_was_asked_for_and_is_not_there_fails_with_its_fix(probe: Probe) -> None:
+    probe.grey = 128
+    status, found = examine(
+        probe, "--policy", "nobody", "--camera", "/front/image", "--commands", "/servo/twist"
+    )
+    assert status == 1
+    assert not found["/nobody"]["ok"] and "nothing heard" in found["/nobody"]["found"]
+    assert "/policy_node/image" in found["/front/image"]["fix"], "what there is instead"
+    assert "controller" in found["/servo/twist"]["fix"]
+
+
+def test_the_profile_of_this_shell_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("RMW_IMPLEMENTATION", "rmw_fastrtps_cpp")
+    monkeypatch.delenv("FASTDDS_DEFAULT_PROFILES_FILE", raising=False)
+    monkeypatch.delenv("FASTRTPS_DEFAULT_PROFILES_FILE", raising=False)
+    assert not check_profile().ok and "fastdds_shm.xml" in check_profile().fix
+    shipped = ROOT / "config" / "fastdds_shm.xml"
+    monkeypatch.setenv("FASTRTPS_DEFAULT_PROFILES_FILE", str(shipped))
+    assert check_profile().ok and "16384 KiB" in check_profile().found
+    small = tmp_path / "small.xml"
+    small.write_text(shipped.read_text().replace("16777216", "524288"))
+    monkeypatch.setenv("FASTRTPS_DEFAULT_PROFILES_FILE", str(small))
+    assert not check_profile().ok
+    monkeypatch.setenv("FASTRTPS_DEFAULT_PROFILES_FILE", str(tmp_path / "none.xml"))
+    assert not check_profile().ok and "cannot be read" in check_profile().found
+    monkeypatch.setenv("RMW_IMPLEMENTATION", "rmw_cyclonedds_cpp")
+    assert check_profile().ok
+
+
+def test_bundle_engine_and_robot_are_held_against_each_other(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
+    findings, bundle = check_bundle(tiny_bundle)
+    assert [(f.name, f.ok) for f in findings] == [("bundle", True), ("engine", True)]
+    assert all(f.ok for f in check_robot("widowx_sim", bundle))
+    other = tmp_path / "arm.yaml"
+    other.write_text(WIDOWX.read_text().replace("command_frame: base_link", "command_frame: world"))
+    assert [f.name for f in check_robot(str(other), bundle) if not f.ok] == ["command_frame"]
+    other.write_text("/**: {}")
+    assert not check_robot(str(other), bundle)[0].ok
+    findings, bundle = check_bundle(tmp_path)
+    assert bundle is None and not findings[0].ok

@@ -1,0 +1,146 @@
+"""From a run to a bundle that tells strange scenes: fitted, exported, the same as in training."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("transformers", reason="needs the extra [train]")
+pytest.importorskip("onnxscript", reason="needs the extra [export]")
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from training.commands import sight as command
+from training.export.bundle import export_run
+from training.export.sight_graph import choose_attention_blocks
+from training.model import PrismaticVLA
+from training.sight import measure_attention, relative_maps
+from training.sight.familiarity import fit_familiarity, fit_gaussian
+from training.sight.features import pick_features, stack_inputs
+from training.strange_scenes import auroc, bootstrap_auroc, measure_familiarity
+from vla_align_ros.contract.bundle import Bundle
+from vla_align_ros.contract.golden import iterate_observations
+from vla_align_ros.contract.observation import Observation
+from vla_align_ros.contract.sight import read_sight
+from vla_align_ros.errors import BundleError, ConfigurationError
+from vla_align_ros.runtime.sight import SightGraph, relate
+
+
+@pytest.fixture(scope="module")
+def fitted(short: Path, tabletop_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the short run, with statistics of its scenes."""
+    run = tmp_path_factory.mktemp("fitted") / "run"
+    shutil.copytree(short, run)
+    fit_familiarity(run, [tabletop_data], quantile=0.9, progress=False)
+    return run
+
+
+@pytest.fixture(scope="module")
+def bundle(fitted: Path) -> Bundle:
+    export_run(fitted, fitted.parent / "bundle")
+    return Bundle.open(fitted.parent / "bundle")
+
+
+def test_a_run_that_was_not_looked_at_exports_no_sight(short: Path, tmp_path: Path) -> None:
+    export_run(short, tmp_path / "bundle")
+    plain = Bundle.open(tmp_path / "bundle")
+    assert plain.sight() is None and set(plain.manifest["graphs"]) == {"policy"}
+    with pytest.raises(BundleError, match="no sight graph"):
+        measure_familiarity(plain.path, 2, ["none"])
+
+
+def test_the_graph_sees_what_training_sees(fitted: Path, bundle: Bundle) -> None:
+    """Distance and relative attention against training's own code, on the golden scenes."""
+    model, statistics = PrismaticVLA.load(fitted), read_sight(fitted / "sight.npz")
+    blocks, graph = choose_attention_blocks(model), SightGraph(bundle)
+    for seen in list(iterate_observations(bundle.golden(), bundle.spec))[:3]:
+        neutral = Observation(seen.images, seen.state, statistics.neutral, 0.0)
+        inputs = stack_inputs(bundle.processor, [seen, neutral], torch.device("cpu"))
+        maps = measure_attention(model, inputs, blocks).weights.mean(0)[:, 0]
+        with torch.no_grad():
+            tokens = pick_features(model(**inputs), [statistics.place])[statistics.place]
+        reading = graph.look(seen, attention=True)
+        assert reading.distance == pytest.approx(statistics.distance(tokens[1].numpy()), rel=1e-3)
+        assert reading.maps is not None
+        expected = relative_maps(maps[0], maps[1]).numpy()
+        np.testing.assert_allclose(reading.maps["front"].ravel(), expected, rtol=1e-2)
+    graph.close()
+
+
+@given(st.integers(2, 40), st.integers(0, 1000))
+def test_relative_maps_of_robot_and_training_are_one(patches: int, seed: int) -> None:
+    asked, neutral = np.random.default_rng(seed).random((2, patches)).astype(np.float32)
+    other = relative_maps(torch.from_numpy(asked), torch.from_numpy(neutral)).numpy()
+    np.testing.assert_allclose(relate(asked, neutral), other, rtol=1e-4)
+
+
+def test_the_statistics_are_in_the_bundle_under_its_id(bundle: Bundle) -> None:
+    assert "sight.npz" in bundle.manifest["files"]
+    found = bundle.sight()
+    assert found is not None
+    assert found.place == "encoder"
+    assert found.fitted >= 20 and found.calibrated >= 4
+
+
+def test_strange_scenes_are_measured_in_the_simulator(bundle: Bundle, tmp_path: Path) -> None:
+    pytest.importorskip("mujoco", reason="needs the extra [sim]")
+    result = measure_familiarity(bundle.path, 6, ["dim_light", "unseen_words"])
+    rows = {row["shift"]: row for row in result["rows"]}
+    assert set(rows) == {"none", "dim_light", "unseen_words"}
+    assert rows["none"]["auroc"] is None
+    # A network of twelve steps sees little: that there is a difference is all that can be asked.
+    assert rows["dim_light"]["distance_p50"] != rows["none"]["distance_p50"]
+    low, high = rows["dim_light"]["auroc_interval"]
+    assert 0.0 <= low <= rows["dim_light"]["auroc"] <= high <= 1.0
+    assert all(0.0 <= row["flagged_rate"] <= 1.0 for row in rows.values())
+
+
+def test_fit_asks_for_data_and_refuses_a_place_that_is_none(
+    fitted: Path, tabletop_data: Path
+) -> None:
+    import argparse
+
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    with pytest.raises(ConfigurationError, match="--data"):
+        command.run(parser.parse_args(["fit", str(fitted)]))
+    with pytest.raises(ConfigurationError, match="layer_0 to layer_"):
+        fit_familiarity(fitted, [tabletop_data], place="layer_99", progress=False)
+
+
+@given(st.integers(3, 60), st.integers(1, 12), st.integers(0, 100))
+def test_a_covariance_is_positive_definite_with_few_samples_too(
+    count: int, width: int, seed: int
+) -> None:
+    samples = np.random.default_rng(seed).normal(size=(count, width))
+    mean, covariance = fit_gaussian(samples)
+    np.testing.assert_allclose(mean, samples.mean(0))
+    np.linalg.cholesky(covariance)
+
+
+def test_shrinkage_is_that_of_ledoit_and_wolf() -> None:
+    """Against many samples of a known law: closer to it than the plain covariance."""
+    rng = np.random.default_rng(0)
+    truth = np.diag(np.linspace(1.0, 4.0, 20))
+    gains = []
+    for _ in range(20):
+        samples = rng.multivariate_normal(np.zeros(20), truth, size=30)
+        plain = np.cov(samples.T, bias=True)
+        gains.append(
+            np.linalg.norm(plain - truth) - np.linalg.norm(fit_gaussian(samples)[1] - truth)
+        )
+    assert np.mean(gains) > 0 and min(gains) > 0
+    many = rng.multivariate_normal(np.zeros(20), truth, size=50_000)
+    np.testing.assert_allclose(fit_gaussian(many)[1], truth, atol=0.15)
+
+
+def test_auroc_is_the_share_of_pairs_in_order() -> None:
+    low, high = np.array([1.0, 2.0]), np.array([3.0, 4.0])
+    assert (auroc(low, high), auroc(high, low), auroc(low, low)) == (1.0, 0.0, 0.5)
+    interval = bootstrap_auroc(np.arange(30.0), np.arange(30.0) + 5)
+    assert interval[0] < auroc(np.arange(30.0), np.arange(30.0) + 5) < interval[1]

@@ -1,0 +1,90 @@
+"""`vla-align sight`: teach a bundle to tell strange scenes, and measure how well it does."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from vla_align_ros.errors import ConfigurationError
+
+SUMMARY = "fit what a policy's familiar scenes look like; measure how well strange ones are told"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("action", choices=("fit", "measure"))
+    parser.add_argument("path", type=Path, help="fit: a finished run; measure: a bundle with sight")
+    fit = parser.add_argument_group("fit")
+    fit.add_argument("--data", nargs="+", default=[], help="the dataset(s) that the run saw")
+    fit.add_argument("--cache", type=Path, help="folder of the caches; default in the data")
+    fit.add_argument("--place", default="encoder", help="encoder (default) or layer_<k>")
+    fit.add_argument("--scenes", type=int, default=2048, help="frames of each split, at most")
+    fit.add_argument(
+        "--quantile", type=float, default=0.99, help="share of held-out scenes that is familiar"
+    )
+    measure = parser.add_argument_group("measure")
+    measure.add_argument("--shift", nargs="+", default=["all"], help="named shifts, or 'all'")
+    measure.add_argument("--episodes", type=int, default=50, help="scenes a shift")
+    measure.add_argument("--out", type=Path, help="also write the result there, as JSON")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Do what `args.action` names."""
+    return fit(args) if args.action == "fit" else measure(args)
+
+
+def fit(args: argparse.Namespace) -> dict[str, Any]:
+    """Write sight.npz into the run; the next export takes it along."""
+    from training.sight.familiarity import fit_familiarity
+
+    if not args.data:
+        raise ConfigurationError(
+            "There are no scenes to fit to",
+            got="no --data",
+            expected="the dataset that the run was trained on",
+            fix="--data data/tabletop",
+        )
+    statistics = fit_familiarity(
+        args.path,
+        args.data,
+        place=args.place,
+        scenes=args.scenes,
+        quantile=args.quantile,
+        cache=args.cache,
+    )
+    known = f"{statistics.quantile:.0%} of {statistics.calibrated} held-out scenes"
+    print(f"{statistics.fitted} scenes, {statistics.width} numbers at {statistics.place}")
+    print(f"familiar up to a distance of {statistics.threshold:.2f}, as {known} are")
+    print("export the run (again): the bundle then has a sight graph")
+    return {
+        "ok": True,
+        "run": str(args.path),
+        "place": statistics.place,
+        "width": statistics.width,
+        "threshold": statistics.threshold,
+        "quantile": statistics.quantile,
+        "fitted": statistics.fitted,
+        "calibrated": statistics.calibrated,
+    }
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Print and return how far each shift's scenes are from the training's."""
+    from training.strange_scenes import measure_familiarity
+    from vla_align_ros.sim.shifts import SHIFTS
+
+    names = list(SHIFTS) if args.shift == ["all"] else args.shift
+    result = measure_familiarity(args.path, args.episodes, names)
+    print(f"{'shift':18} {'AUROC':>22} {'beyond threshold':>18}  distance")
+    for row in result["rows"]:
+        told = "-"
+        if row["auroc"] is not None:
+            low, high = row["auroc_interval"]
+            told = f"{row['auroc']:.2f} [{low:.2f}, {high:.2f}]"
+        flagged = f"{row['flagged']}/{result['episodes']}"
+        print(f"{row['shift']:18} {told:>22} {flagged:>18}  {row['distance_p50']:.2f}")
+    if args.out is not None:
+        args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    return result

@@ -1,0 +1,178 @@
+"""The second graph of a bundle: what the policy sees and where its words look, for run time."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from training.export.source import RunSource
+from training.export.stages import Stages
+from training.export.trace import OPSET
+from training.model import PrismaticVLA
+from training.sight.config import WatchConfig, choose_blocks
+from training.sight.features import ENCODER
+from vla_align_ros.contract.files import hash_file
+from vla_align_ros.contract.sight import ATTENTION, SIGHT_NAME, TOKENS, SightStatistics, read_sight
+from vla_align_ros.errors import ExportError
+from vla_align_ros.inference.onnx import OnnxBackend
+
+PARITY = 1e-3
+"""Largest allowed difference from torch, relative to the largest value of the output."""
+
+Inputs = Mapping[str, npt.NDArray[Any]]
+
+
+class SightGraph(nn.Module):
+    """The policy's own inputs; visual tokens at one place, and attention of the last prompt token.
+
+    place: "encoder" (the towers' output) or "layer_<k>", a hidden state of the language model (0 is
+    the embedding output). blocks: attention blocks, counted from 1, whose maps are averaged.
+    """
+
+    def __init__(self, model: PrismaticVLA, place: str, blocks: Sequence[int]) -> None:
+        super().__init__()
+        self.model = model
+        self.place = place
+        self.blocks = tuple(blocks)
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        state: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return visual tokens (B, N, D) and attention (B, N), mean over heads and blocks."""
+        with _recording(self.model.llm, self.blocks) as recorded:
+            out = self.model(pixel_values, input_ids, attention_mask, state)
+        if self.place == ENCODER:
+            tokens = out.vision_features
+        else:
+            tokens = out.hidden_states[int(self.place.removeprefix("layer_"))][:, out.visual]
+        weights = torch.stack([recorded[block] for block in self.blocks]).mean(0)  # (B, S, S)
+        queries = 0 if self.model.action_queries is None else self.model.action_queries.shape[1]
+        inserted = weights.shape[-1] - input_ids.shape[1] - queries
+        last = inserted + attention_mask.sum(dim=1) - 1
+        row = torch.gather(weights, 1, last[:, None, None].expand(-1, 1, weights.shape[-1]))
+        return tokens, row[:, 0, out.visual]
+
+
+def export_sight(
+    stages: Stages, source: RunSource
+) -> tuple[dict[str, Path], SightStatistics | None]:
+    """Export the graph of a run that `vla-align sight fit` looked at: {"sight": path}, statistics.
+
+    ({}, None) where it did not. Always fp32: statistics and graph must agree.
+
+    Raises:
+        ExportError: if the graph computes something else than the model on the golden inputs.
+    """
+    known = source.folder / SIGHT_NAME
+    if not known.is_file():
+        return {}, None
+    statistics = read_sight(known)
+
+    def write(folder: Path) -> None:
+        model = PrismaticVLA.load(source.folder)
+        graph = SightGraph(model, statistics.place, choose_attention_blocks(model))
+        write_sight_graph(graph, source.samples()[0], folder / "sight.onnx")
+        check_sight(folder / "sight.onnx", graph, source.samples())
+
+    facts = {**source.facts(), "statistics": hash_file(known.resolve())[0]}
+    return {"sight": stages.run("sight", facts, write) / "sight.onnx"}, statistics
+
+
+def choose_attention_blocks(model: PrismaticVLA) -> list[int]:
+    """Blocks, counted from 1, whose attention is shown: 15 to 18 of 32, and the like elsewhere."""
+    return choose_blocks(WatchConfig(), int(model.llm.config.num_hidden_layers))
+
+
+def write_sight_graph(graph: SightGraph, inputs: Inputs, path: Path) -> None:
+    """Write the graph as one self-contained ONNX file with the inputs' shapes."""
+    import onnx_ir as ir
+
+    for module in graph.modules():
+        config = getattr(module, "config", None)
+        if config is not None and hasattr(config, "_attn_implementation"):
+            config._attn_implementation = "eager"  # others do not compute the weights
+    with _quiet():
+        program: Any = torch.onnx.export(
+            graph.eval().requires_grad_(False),
+            tuple(torch.from_numpy(value) for value in inputs.values()),
+            input_names=list(inputs),
+            output_names=[TOKENS, ATTENTION],
+            opset_version=OPSET,
+            dynamo=True,
+            optimize=True,
+            verbose=False,
+        )
+    ir.passes.common.ClearMetadataAndDocStringPass()(program.model)
+    ir.save(program.model, path)
+
+
+@torch.no_grad()
+def check_sight(path: Path, graph: SightGraph, samples: Sequence[Inputs]) -> float:
+    """Return the largest relative difference from torch; ExportError beyond `PARITY`."""
+    engine = OnnxBackend(path)
+    worst = 0.0
+    for sample in samples:
+        got = engine.infer(sample)
+        wanted = graph(**{name: torch.from_numpy(value) for name, value in sample.items()})
+        for name, other in zip((TOKENS, ATTENTION), wanted, strict=True):
+            reference = other.float().numpy()
+            scale = max(float(np.abs(reference).max()), 1e-9)
+            worst = max(worst, float(np.abs(got[name] - reference).max()) / scale)
+    engine.close()
+    if not worst <= PARITY:
+        raise ExportError(
+            "the sight graph computes something else than the model",
+            got=f"a relative difference of {worst:.2e}",
+            expected=f"at most {PARITY:.0e}",
+            fix="report it with the versions of torch and onnxruntime; do not use this graph",
+        )
+    return worst
+
+
+@contextmanager
+def _recording(llm: Any, blocks: Sequence[int]) -> Iterator[dict[int, Tensor]]:
+    """Collect {block: (B, S, S) attention, mean over the heads}, as part of the graph."""
+    recorded: dict[int, Tensor] = {}
+
+    def keep(block: int) -> Any:
+        def hook(module: nn.Module, arguments: Any, result: Any) -> None:
+            recorded[block] = result[1].float().mean(1)
+
+        return hook
+
+    layers = llm.base_model.layers
+    handles = [layers[b - 1].self_attn.register_forward_hook(keep(b)) for b in blocks]
+    try:
+        yield recorded
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the exporter's progress and its warnings about its own deprecations."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

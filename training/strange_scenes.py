@@ -1,0 +1,112 @@
+"""Whether a bundle's sight tells the simulator's shifts from the scenes of the training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from vla_align_ros.contract.bundle import Bundle
+from vla_align_ros.contract.observation import Observation
+from vla_align_ros.errors import ConfigurationError
+from vla_align_ros.runtime.sight import SightGraph
+from vla_align_ros.runtime.statistics import wilson_interval
+from vla_align_ros.sim.shifts import SHIFTS, find_shift
+from vla_align_ros.sim.tabletop import CAMERA, TabletopEnv
+
+FIRST_SEED = 3_000_000_000  # beyond those of data sets, demonstrations and measurements
+FAMILIAR = "none"
+RESAMPLES = 1000
+
+Distances = NDArray[np.float64]
+
+
+def measure_familiarity(
+    bundle: Path, episodes: int, shifts: Sequence[str] = tuple(SHIFTS), *, seed: int = FIRST_SEED
+) -> dict[str, Any]:
+    """Distances of the first picture of `episodes` scenes of each shift, and what follows.
+
+    Rows by shift: median distance, `auroc` against as many scenes of the training distribution
+    with its 95 % interval (bootstrap over scenes), and the share beyond the bundle's threshold with
+    Wilson's. Of the training distribution itself that share is the rate of false alarms.
+
+    Raises ConfigurationError without a scene to measure, BundleError if the bundle has no sight.
+    """
+    if episodes < 2:
+        raise ConfigurationError(
+            "Nothing to measure", got=f"{episodes} scenes", expected="2 or more", fix="--episodes"
+        )
+    names = [FAMILIAR, *(find_shift(name).name for name in shifts if name != FAMILIAR)]
+    opened = Bundle.open(bundle)
+    graph = SightGraph(opened)
+    env = TabletopEnv()
+    try:
+        distances = {
+            name: np.array(
+                [
+                    _look(graph, env, seed + number, name)
+                    for number in tqdm(range(episodes), desc=name, unit="scene")
+                ]
+            )
+            for name in names
+        }
+    finally:
+        env.close()
+        graph.close()
+    threshold = graph.statistics.threshold
+    return {
+        "bundle_id": opened.id,
+        "place": graph.statistics.place,
+        "threshold": threshold,
+        "quantile": graph.statistics.quantile,
+        "episodes": episodes,
+        "seed": seed,
+        "rows": [
+            {"shift": name, "axis": SHIFTS[name].axis, **_judge(distances, name, threshold)}
+            for name in names
+        ],
+    }
+
+
+def auroc(familiar: Distances, strange: Distances) -> float:
+    """Chance that a strange scene is further off than a familiar one; ties count half."""
+    return float(
+        (strange[:, None] > familiar[None]).mean()
+        + 0.5 * (strange[:, None] == familiar[None]).mean()
+    )
+
+
+def bootstrap_auroc(familiar: Distances, strange: Distances) -> tuple[float, float]:
+    """95 % interval by resampling both sets of scenes."""
+    rng = np.random.default_rng(0)
+    draws = [
+        auroc(rng.choice(familiar, len(familiar)), rng.choice(strange, len(strange)))
+        for _ in range(RESAMPLES)
+    ]
+    return float(np.quantile(draws, 0.025)), float(np.quantile(draws, 0.975))
+
+
+def _look(graph: SightGraph, env: TabletopEnv, seed: int, shift: str) -> float:
+    env.begin(seed, shift=shift)
+    seen = env.observe()
+    assert seen.image is not None
+    state = seen.state if graph.reads_state else None
+    return graph.look(Observation({CAMERA: seen.image}, state, env.task.instruction, 0.0)).distance
+
+
+def _judge(distances: dict[str, Distances], name: str, threshold: float) -> dict[str, Any]:
+    own, familiar = distances[name], distances[FAMILIAR]
+    flagged = int((own > threshold).sum())
+    strange = name != FAMILIAR
+    return {
+        "distance_p50": float(np.median(own)),
+        "flagged": flagged,
+        "flagged_rate": flagged / len(own),
+        "flagged_interval": list(wilson_interval(flagged, len(own))),
+        "auroc": auroc(familiar, own) if strange else None,
+        "auroc_interval": list(bootstrap_auroc(familiar, own)) if strange else None,
+    }

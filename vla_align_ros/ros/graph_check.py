@@ -1,0 +1,177 @@
+"""Looks at the running graph for `vla-align doctor`: policies, cameras, controllers; JSON out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from typing import Any
+
+import rclpy
+from rclpy.node import Node
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from sensor_msgs.msg import CompressedImage, Image
+
+from vla_align_ros.ros.messages import stamp_to_s
+from vla_align_ros.ros.operating.client import Patience, PolicyClient, find_policies
+from vla_align_ros.ros.watching import CHECK_PERIOD_S, SourceWatch, WatchedSource
+
+SECTION = "graph"
+DISCOVERY_S = 2.0
+LATEST = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
+PICTURES = {"sensor_msgs/msg/Image": Image, "sensor_msgs/msg/CompressedImage": CompressedImage}
+COMMANDS = ("geometry_msgs/msg/TwistStamped", "geometry_msgs/msg/PoseStamped")
+WATCHDOG = "watchdog_node"
+
+Row = dict[str, Any]
+
+
+def row(name: str, ok: bool, found: str, fix: str = "") -> Row:
+    """One finding, as `commands.findings.Finding` takes it."""
+    return {"section": SECTION, "name": name, "ok": ok, "found": found, "fix": "" if ok else fix}
+
+
+class GraphCheck:
+    """Asks the graph; each method returns findings."""
+
+    def __init__(self, node: Node, seconds: float) -> None:
+        self._node = node
+        self._seconds = seconds
+        self._patience = Patience(node)
+
+    def look(self, args: argparse.Namespace) -> list[Row]:
+        """Everything that was asked for; without any, every policy with what belongs to it."""
+        node = self._node
+        self._patience.wait(lambda: False, DISCOVERY_S)
+        asked = bool(args.policy or args.camera or args.commands)
+        policies = [name if name.startswith("/") else f"/{name}" for name in args.policy]
+        policies = policies if asked else find_policies(node)
+        cameras, commands = list(args.camera), list(args.commands)
+        rows = []
+        for name in policies:
+            rows += self._check_policy(name)
+            space, _, base = name.rpartition("/")
+            pairs = self._topics_of(node.get_subscriber_names_and_types_by_node, base, space)
+            cameras += [topic for topic, kind in pairs if kind in PICTURES]
+            pairs = self._topics_of(node.get_publisher_names_and_types_by_node, base, space)
+            commands += [topic for topic, kind in pairs if kind in COMMANDS]
+        if not (policies or asked):
+            found = "none runs here; --camera and --commands look without one"
+            rows.append(row("policies", True, found))
+        self._patience.wait(lambda: self._all_connected(cameras, commands), self._seconds)
+        rows += self._check_cameras(list(dict.fromkeys(cameras)))
+        rows += [self._check_controller(topic) for topic in dict.fromkeys(commands)]
+        return rows
+
+    def _all_connected(self, cameras: list[str], commands: list[str]) -> bool:
+        """Whether every topic has its other end: a graph is not seen all at once."""
+        return all(map(self._node.count_publishers, cameras)) and all(
+            self._takers(topic) for topic in commands
+        )
+
+    def _takers(self, topic: str) -> set[str]:
+        infos = self._node.get_subscriptions_info_by_topic(topic)
+        return {info.node_name for info in infos} - {WATCHDOG}
+
+    def _check_policy(self, name: str) -> list[Row]:
+        client = PolicyClient(self._node, name)
+        heard = self._patience.wait(lambda: bool(client.status), self._seconds)
+        state = client.status.get("state", "")
+        ok = heard and client.status.get("error") is None and state != "finalized"
+        fix = "start it, or mend what its error says"
+        rows = [row(name, ok, client.describe().removeprefix(f"{name}: "), fix)]
+        if heard and not self._node.count_subscribers(f"{name}/heartbeat"):
+            rows.append(
+                row("watchdog", False, f"none watches {name}", "launch with watchdog:=true")
+            )
+        return rows
+
+    def _topics_of(self, ask: Any, base: str, space: str) -> list[tuple[str, str]]:
+        nodes = self._node.get_node_names_and_namespaces()
+        if (base, space or "/") not in nodes:
+            return []
+        return [(topic, types[0]) for topic, types in ask(base, space or "/")]
+
+    def _check_cameras(self, topics: list[str]) -> list[Row]:
+        kinds = dict(self._node.get_topic_names_and_types())
+        sources: list[WatchedSource] = []
+        newest: dict[str, Any] = {}
+        rows = []
+        for topic in topics:
+            kind = next((k for k in kinds.get(topic, []) if k in PICTURES), None)
+            if kind is None or not self._node.count_publishers(topic):
+                others = [name for name, types in kinds.items() if set(types) & set(PICTURES)]
+                there = [name for name in others if self._node.count_publishers(name)]
+                fix = f"start the driver; with pictures here: {', '.join(there) or 'no topic'}"
+                rows.append(row(topic, False, "nobody publishes pictures", fix))
+                continue
+            sources.append(self._listen(topic, PICTURES[kind], newest))
+        watch = SourceWatch(self._node, sources)
+        end_s = time.monotonic() + self._seconds
+        while sources and time.monotonic() < end_s:
+            self._patience.wait(lambda: False, CHECK_PERIOD_S)
+            watch.check()
+        return rows + [self._judge_camera(source, watch, newest) for source in sources]
+
+    def _listen(self, topic: str, kind: Any, newest: dict[str, Any]) -> WatchedSource:
+        source = WatchedSource(topic, topic, kind)
+
+        def receive(message: Any) -> None:
+            newest[topic] = message
+            source.arrivals.note(time.monotonic(), len(message.data))
+
+        self._node.create_subscription(kind, topic, receive, LATEST)
+        return source
+
+    def _judge_camera(self, source: WatchedSource, watch: SourceWatch, newest: Any) -> Row:
+        trouble = watch.troubles.get(source.name)
+        message = newest.get(source.topic)
+        if trouble is not None or message is None:
+            return row(source.topic, False, trouble or "nothing arrived")
+        age_ms = 1e3 * (self._node.get_clock().now().nanoseconds * 1e-9 - self._stamp_s(message))
+        raw = source.kind is Image
+        size = f"{message.width}x{message.height} {message.encoding}" if raw else message.format
+        found = f"{source.arrivals.rate_hz(time.monotonic()):.1f} Hz, {size}"
+        if self._stamp_s(message) == 0.0:
+            fix = "set the driver's stamps: without them a plan is placed by its arrival"
+            return row(source.topic, False, f"{found}, unstamped", fix)
+        ok = -50.0 < age_ms < 500.0
+        fix = "synchronise the clocks (chrony, PTP), or mend the driver's stamps"
+        return row(source.topic, ok, f"{found}, last one {age_ms:.0f} ms old", fix)
+
+    def _stamp_s(self, message: Any) -> float:
+        return stamp_to_s(message.header.stamp)
+
+    def _check_controller(self, topic: str) -> Row:
+        node = self._node
+        takers = self._takers(topic)
+        givers = {info.node_name for info in node.get_publishers_info_by_topic(topic)}
+        rivals = sorted(givers - {WATCHDOG, "policy_node"})
+        if not takers:
+            fix = f"start the controller, or remap the node's command topic to it (now {topic})"
+            return row(topic, False, "no controller listens", fix)
+        found = f"{', '.join(sorted(takers))} listens"
+        if rivals:
+            fix = "one publisher a command topic: stop the others"
+            return row(topic, False, f"{found}; {', '.join(rivals)} publishes too", fix)
+        return row(topic, True, found)
+
+
+def main() -> None:
+    """Print the findings as one line of JSON."""
+    parser = argparse.ArgumentParser()
+    for name in ("policy", "camera", "commands"):
+        parser.add_argument(f"--{name}", nargs="*", default=[])
+    parser.add_argument("--seconds", type=float, default=3.0)
+    args = parser.parse_args()
+    rclpy.init()
+    node = rclpy.create_node("doctor")
+    try:
+        print(json.dumps(GraphCheck(node, args.seconds).look(args)), flush=True)
+    finally:
+        node.destroy_node()
+        rclpy.try_shutdown()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What a person at a terminal or a joystick uses beside a running policy."""

@@ -1,0 +1,57 @@
+"""Runs a person's command as a short-lived node: ROS's own words apart, errors as one line."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Callable
+
+import rclpy
+from rclpy.node import Node
+from rclpy.signals import SignalHandlerOptions
+from rclpy.utilities import remove_ros_args
+
+from vla_align_ros.errors import VlaAlignError
+
+POLICY_HELP = "name of the policy node, in this node's namespace (default policy_node)"
+INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+
+
+def run_command(
+    name: str,
+    parser: argparse.ArgumentParser,
+    work: Callable[[Node, argparse.Namespace], int],
+    arguments: list[str] | None = None,
+) -> int:
+    """Parse, make the node `name`, and run `work(node, args)`; returns the exit status.
+
+    Ctrl-C is a KeyboardInterrupt in `work`. A VlaAlignError is printed, with status 1.
+    """
+    words = sys.argv if arguments is None else [parser.prog, *arguments]
+    args = parser.parse_args(remove_ros_args(words)[1:])
+    rclpy.init(args=words[1:], signal_handler_options=SignalHandlerOptions.NO)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    node = rclpy.create_node(name)
+    try:
+        return work(node, args)
+    except VlaAlignError as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    finally:
+        node.destroy_node()
+        rclpy.try_shutdown()
+
+
+def add_policy(parser: argparse.ArgumentParser) -> None:
+    """Declare which policy is meant."""
+    parser.add_argument("--policy", default="policy_node", metavar="NAME", help=POLICY_HELP)
+
+
+def add_wait(parser: argparse.ArgumentParser, seconds: float) -> None:
+    """Declare how long the policy may take."""
+    parser.add_argument(
+        "--wait", type=float, default=seconds, metavar="S", help=f"seconds to wait ({seconds:g})"
+    )

@@ -1,0 +1,226 @@
+"""`ros2 run vla_align_ros operator_console`: words with history, live status, a key that stops."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from diagnostic_msgs.msg import DiagnosticArray
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.node import Node
+
+from vla_align_ros.contract.prompt import clean_instruction
+from vla_align_ros.errors import ConfigurationError, ContractError, OperatorError
+from vla_align_ros.extras import install_hint
+from vla_align_ros.ros.operating.client import ANSWER_S, PolicyClient
+from vla_align_ros.ros.operating.command_line import add_policy, run_command
+
+REFRESH_S = 0.2
+ESCAPE_S = 0.05  # how long a lone Escape waits to be told from an arrow key
+PATIENCE_S = 6.0
+SHOWN = ("camera_rate_hz", "image_age_ms", "latency_total_p99_ms")
+MENDS = {"disarmed": "/arm", "stopped": "/reset, then /arm", "takeover": "/give"}
+HELP = """words            an instruction; an empty line changes nothing
+/arm /disarm     let the policy move, or not
+/stop /reset     latch a stop (also Escape and Ctrl-X, at any time), and release it
+/takeover /give  a person drives by other means; give the arm back
+/withdraw        no instruction any more: the arm holds
+/help /quit      this; leave (Ctrl-D): the policy goes on with its last instruction"""
+
+
+class Console:
+    """Turns lines into requests, and keeps what the policy answers; knows nothing of a terminal.
+
+    `tell` prints a line for the person.
+    """
+
+    def __init__(self, client: PolicyClient, tell: Callable[[str], None]) -> None:
+        self.client = client
+        self.figures: dict[str, str] = {}
+        self._tell = tell
+        self._commands: dict[str, Callable[[], Any]] = {
+            "/arm": lambda: self._ask(lambda: client.arm(True)),
+            "/disarm": lambda: self._ask(lambda: client.arm(False)),
+            "/stop": self.stop,
+            "/reset": lambda: self._ask(client.reset),
+            "/takeover": lambda: client.take_over(True),
+            "/give": lambda: client.take_over(False),
+            "/withdraw": lambda: client.say(""),
+            "/help": lambda: tell(HELP),
+        }
+        client.node.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
+
+    @property
+    def words(self) -> list[str]:
+        """The commands, for completion."""
+        return [*self._commands, "/quit"]
+
+    def take(self, line: str) -> bool:
+        """Do what a line asks; False to leave."""
+        text = line.strip()
+        if text == "/quit":
+            return False
+        if text in self._commands:
+            self._commands[text]()
+        elif text.startswith("/"):
+            self._tell(f"no such command: {text}; /help lists them")
+        elif text:
+            self._say(text)
+        return True
+
+    def stop(self) -> None:
+        """Latch a stop at once."""
+        self.client.stop()
+        self._tell("stop sent; /reset and /arm let it move again")
+
+    def line(self) -> str:
+        """The live status, one line."""
+        status = self.client.status
+        if not status:
+            return f"{self.client.policy}: nothing heard"
+        state = "MOVING" if status["moving"] else f"holds: {status['hold_reason']}"
+        parts = [str(status["state"]), state, f"“{status['instruction'] or '-'}”"]
+        parts += [f"{key} {self.figures[key]}" for key in SHOWN if key in self.figures]
+        mend = MENDS.get(str(status["hold_reason"]), "") if not status["moving"] else ""
+        return " | ".join([*parts, *([mend] if mend else [])])
+
+    def _say(self, text: str) -> None:
+        try:
+            clean_instruction(text)
+        except ContractError as error:
+            self._tell(str(error))
+            return
+        if self.client.hears_words():
+            self.client.say(text)
+        else:
+            self._tell(f"{self.client.policy} does not listen: configure and activate it")
+
+    def _ask(self, call: Callable[[], Any]) -> None:
+        """Call a service beside the prompt, so that the stop need not wait for an answer."""
+        threading.Thread(target=self._ask_patiently, args=(call,), daemon=True).start()
+
+    def _ask_patiently(self, call: Callable[[], Any]) -> None:
+        end_s = time.monotonic() + PATIENCE_S
+        while time.monotonic() < end_s:
+            if not self.client.answers():
+                time.sleep(REFRESH_S)
+                continue
+            answered = threading.Event()
+            future = call()  # a server is seen before its answers find the way: ask again
+            future.add_done_callback(lambda _, answered=answered: answered.set())
+            if answered.wait(ANSWER_S):
+                self._tell(future.result().message)
+                return
+        self._tell(f"{self.client.policy} does not answer")
+
+    def _on_diagnostics(self, message: DiagnosticArray) -> None:
+        for status in message.status:
+            if status.name.endswith(f"{self.client.policy.lstrip('/')}: policy"):
+                self.figures = {item.key: item.value for item in status.values}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser."""
+    parser = argparse.ArgumentParser(
+        prog="operator_console",
+        description="Drive a policy node from a terminal.",
+        epilog=HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_policy(parser)
+    return parser
+
+
+def find_history() -> Path:
+    """The file of earlier lines, by the XDG rules; its folder is made."""
+    base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    folder = Path(base) / "vla_align_ros"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / "console_history"
+
+
+def open_console(node: Node, args: argparse.Namespace) -> int:
+    """Run the console until it is left."""
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise OperatorError(
+            "the console needs a terminal",
+            got="input or output that is none",
+            expected="an interactive terminal",
+            fix="use say, stop_arm, or ros2 run with a terminal (docker run -it)",
+        )
+    try:
+        from prompt_toolkit.patch_stdout import patch_stdout
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(
+            "the console needs a library",
+            got=f"no {error.name}",
+            expected="prompt_toolkit",
+            fix=install_hint("prompt_toolkit"),
+        ) from error
+
+    console = Console(PolicyClient(node, args.policy), lambda text: print(text, flush=True))
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+    spinner = threading.Thread(target=_spin, args=(executor,), name="ros", daemon=True)
+    spinner.start()
+    try:
+        session = _make_session(console)
+        with patch_stdout():
+            print(HELP)
+            while console.take(session.prompt("> ")):
+                pass
+    except EOFError:
+        pass
+    finally:
+        executor.shutdown()
+        spinner.join(2.0)
+    print(f"left; the policy goes on: {console.line()}")
+    return 0
+
+
+def _make_session(console: Console) -> Any:
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.auto_suggest import AutoSuggestFromHistory
+    from prompt_toolkit.completion import WordCompleter
+    from prompt_toolkit.history import FileHistory
+    from prompt_toolkit.key_binding import KeyBindings
+
+    keys = KeyBindings()
+
+    @keys.add("escape", eager=True)
+    @keys.add("c-x", eager=True)
+    def _(event: Any) -> None:
+        console.stop()
+
+    session: Any = PromptSession(
+        history=FileHistory(str(find_history())),
+        auto_suggest=AutoSuggestFromHistory(),
+        completer=WordCompleter(console.words, sentence=True),
+        complete_while_typing=False,
+        key_bindings=keys,
+        bottom_toolbar=console.line,
+        refresh_interval=REFRESH_S,
+    )
+    session.app.ttimeoutlen = session.app.timeoutlen = ESCAPE_S
+    return session
+
+
+def _spin(executor: SingleThreadedExecutor) -> None:
+    with contextlib.suppress(ExternalShutdownException):
+        executor.spin()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the console; 0 when it was left, 1 where it cannot run."""
+    return run_command("operator_console", build_parser(), open_console, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
