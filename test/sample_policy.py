@@ -19,6 +19,9 @@ from vla_align_ros.contract.normalize import Normalizer, compute_statistics
 from vla_align_ros.contract.processor import Processor
 from vla_align_ros.contract.prompt import PromptTemplate, PromptTokenizer
 from vla_align_ros.contract.spec import ActionSpec, CameraSpec, PolicySpec, StateSpec
+from vla_align_ros.runtime.golden import prove_bundle
+from vla_align_ros.runtime.policy import Policy
+from vla_align_ros.runtime.proofs import keep_proof
 
 STATE_NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
 HORIZON = 4
@@ -136,6 +139,13 @@ def make_golden(processor: Processor, samples: int = 3) -> dict[str, np.ndarray]
         ]
     )
     return arrays
+
+
+def prove(bundle: Bundle) -> Bundle:
+    """Keep a proof in a bundle, without which no node runs it."""
+    with Policy.open(bundle) as policy:
+        keep_proof(policy, prove_bundle(bundle, policy.backend))
+    return bundle
 
 
 def make_bundle(

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from sample_policy import make_bundle
+from sample_policy import make_bundle, prove
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_S, SWITCH_S = 4.0, 1.5
@@ -35,7 +35,7 @@ def run_demo(*arguments: str, share: Path = ROOT) -> subprocess.CompletedProcess
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_bundle(tmp_path_factory.mktemp("policy")).path
+    return prove(make_bundle(tmp_path_factory.mktemp("policy"))).path
 
 
 @pytest.fixture(scope="module")

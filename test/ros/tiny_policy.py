@@ -24,6 +24,9 @@ from vla_align_ros.contract.processor import Processor
 from vla_align_ros.contract.prompt import PromptTemplate, PromptTokenizer
 from vla_align_ros.contract.sight import SightStatistics
 from vla_align_ros.contract.spec import ActionSpec, CameraSpec, PolicySpec, StateSpec
+from vla_align_ros.runtime.golden import prove_bundle
+from vla_align_ros.runtime.policy import Policy
+from vla_align_ros.runtime.proofs import keep_proof
 
 HORIZON = 4
 RATE_HZ = 5.0
@@ -201,4 +204,6 @@ def write_tiny_bundle(
         limits=limits,
         sight=make_sight_statistics() if sight else None,
     )
+    with Policy.open(bundle) as policy:
+        assert keep_proof(policy, prove_bundle(bundle, policy.backend))["ok"]
     return bundle.path

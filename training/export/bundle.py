@@ -24,8 +24,8 @@ from vla_align_ros.contract.bundle import Bundle, write_bundle
 from vla_align_ros.contract.files import read_json_object, readable_json, write_durably
 from vla_align_ros.contract.graphs import GraphSpec, find_layout
 from vla_align_ros.errors import ExportError
-from vla_align_ros.inference.pipeline import open_graphs
 from vla_align_ros.runtime.golden import prove_bundle
+from vla_align_ros.runtime.policy import Policy
 from vla_align_ros.runtime.proofs import keep_proof
 
 FIX = "export with --precision fp32, or auto, which keeps in float what does not bear fewer bits"
@@ -76,7 +76,8 @@ def export_run(
             exact = Bundle.open(stages.root / "bundle-fp32")
             proof["behaviour"] = prove_behaviour(exact, bundle, episodes)
             require_proof(proof, FIX)
-        keep_proof(bundle, proof)
+        with Policy.open(bundle) as policy:
+            keep_proof(policy, proof)
         os.rename(bundle.path, out)
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     return {
@@ -166,8 +167,5 @@ def _write(
 
 
 def _prove(bundle: Bundle) -> dict[str, Any]:
-    engine = open_graphs(bundle, "onnx")
-    try:
-        return prove_bundle(bundle, engine)
-    finally:
-        engine.close()
+    with Policy.open(bundle) as policy:
+        return prove_bundle(bundle, policy.backend)

@@ -44,10 +44,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     bundle = Bundle.open(args.bundle)
     with Policy.open(bundle, args.backend, args.threads) as policy:
         proof = prove_bundle(bundle, policy.backend, policy.precision)
-    if args.episodes:
-        proof["behaviour"] = _prove_behaviour(bundle, args)
+        if args.episodes:
+            proof["behaviour"] = _prove_behaviour(bundle, args)
+        proof = keep_proof(policy, proof)
     print(f"bundle {bundle.short_id}")
-    proof = keep_proof(bundle, proof)
     for line in describe_proof(proof):
         print(line)
     return {**proof, "bundle_id": bundle.id, "ok": is_proved(proof)}

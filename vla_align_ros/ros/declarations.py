@@ -25,6 +25,11 @@ BUNDLE_HELP = "folder of the policy bundle that configure loads and verifies"
 DECLARATIONS = (
     Declaration("bundle", "", BUNDLE_HELP),
     Declaration("backend", "onnx", "inference backend by its registered name"),
+    Declaration(
+        "allow_unproven",
+        False,
+        "configure although no proof says that bundle and backend act as the trained model",
+    ),
     Declaration("threads", 1, "threads that one inference uses", 1, 64),
     Declaration(
         "image_transport",

@@ -33,6 +33,7 @@ class PolicyParameters:
 
     bundle: str
     backend: str
+    allow_unproven: bool
     threads: int
     image_transport: str
     expected_image_rate_hz: float
@@ -140,6 +141,7 @@ def read_parameters(node: Node) -> PolicyParameters:
     return PolicyParameters(
         bundle=value("bundle"),
         backend=value("backend"),
+        allow_unproven=value("allow_unproven"),
         threads=value("threads"),
         image_transport=choice("image_transport", "raw", "compressed"),
         expected_image_rate_hz=value("expected_image_rate_hz"),

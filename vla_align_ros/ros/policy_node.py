@@ -29,6 +29,7 @@ from vla_align_ros.ros.transitions import Result, answer_illegal_requests, trans
 from vla_align_ros.ros.watching import CHECK_PERIOD_S, SourceWatch
 from vla_align_ros.runtime.interlock import Interlock
 from vla_align_ros.runtime.policy import Policy
+from vla_align_ros.runtime.proofs import require_proof
 from vla_align_ros.runtime.runner import PolicyRunner
 from vla_align_ros.runtime.safety import SafetyGate
 
@@ -154,6 +155,8 @@ class PolicyNode(LifecycleNode):
                 expected=frame,
                 fix="use the robot file that the policy was trained for",
             )
+        if not parameters.allow_unproven:
+            require_proof(policy)
         policy.warm_up()
         self._sight = SightTopics(self, policy.bundle, parameters)
         self._runner = PolicyRunner(

@@ -70,8 +70,15 @@ class Policy:
 
     @property
     def precision(self) -> str:
-        """What the policy is computed in, as the table of limits names it."""
-        return str(self.bundle.manifest["provenance"]["precision"])
+        """What the policy is computed in, as the table of limits names it.
+
+        The bundle's own, unless the backend computes a float32 graph in less, or runs engines.
+        """
+        stored = str(self.bundle.manifest["provenance"]["precision"])
+        engines = getattr(self.backend, "engines", None)
+        if engines is not None:
+            return str(engines.precision)
+        return str(getattr(self.backend, "precision", stored)) if stored == "fp32" else stored
 
     @property
     def processor(self) -> Processor:

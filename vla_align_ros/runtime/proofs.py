@@ -2,42 +2,60 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from vla_align_ros.contract.bundle import Bundle
 from vla_align_ros.errors import BundleError
+from vla_align_ros.runtime.policy import Policy
 from vla_align_ros.runtime.table import is_proved
 
-ENGINES = ("tensorrt", "tensorrt_rtx")
-"""Backends that run what was compiled for one machine; their proof lies beside the engine."""
+DEVICE = "device"
+"""Among an engine's gates, the proof that ran on the machine itself."""
 
 
-def keep_proof(bundle: Bundle, proof: dict[str, Any]) -> dict[str, Any]:
-    """Write a proof into the bundle's report; return it.
+def keep_proof(policy: Policy, proof: Mapping[str, Any]) -> dict[str, Any]:
+    """Write a proof where it is looked for, and return it: into the bundle's report by backend, or
+    beside the engine that it is of.
 
     What was measured before on the same backend and not this time (behaviour) is kept.
     """
-    proofs = dict(bundle.report().get("proofs", {}))
-    before = proofs.get(proof["backend"], {})
-    if before.get("precision") == proof["precision"] and "behaviour" in before:
-        proof = {"behaviour": before["behaviour"], **proof}
-    proofs[proof["backend"]] = proof
-    bundle.add_report({"proofs": proofs, "verify": proof})
-    return proof
+    before = find_proof(policy)
+    kept = dict(proof)
+    if before is not None and before["precision"] == proof["precision"] and "behaviour" in before:
+        kept = {"behaviour": before["behaviour"], **kept}
+    engines = getattr(policy.backend, "engines", None)
+    if engines is not None:
+        engines.add_gates({DEVICE: kept})
+        return kept
+    proofs = policy.bundle.report().get("proofs", {})
+    policy.bundle.add_report({"proofs": {**proofs, policy.backend.name: kept}, "verify": kept})
+    return kept
 
 
-def require_proof(bundle: Bundle, backend: str) -> None:
-    """Raise a BundleError, with the command that mends it, unless the bundle is proved.
+def find_proof(policy: Policy) -> dict[str, Any] | None:
+    """Return the proof of a policy on its backend, None if there is none."""
+    engines = getattr(policy.backend, "engines", None)
+    if engines is not None:
+        engines = policy.bundle.engine(engines.target)  # what was added since it was opened
+    proofs: Mapping[str, Any] = (
+        policy.bundle.report().get("proofs", {}) if engines is None else engines.gates
+    )
+    found = proofs.get(policy.backend.name if engines is None else DEVICE)
+    return found if isinstance(found, dict) else None
 
-    Args:
-        bundle: opened. backend: name of what will run it; each backend is proved by itself.
+
+def require_proof(policy: Policy) -> None:
+    """Raise a BundleError, with the command that mends it, unless the policy is proved.
+
+    Each backend is proved by itself: another engine rounds otherwise.
     """
-    proof = bundle.report().get("proofs", {}).get(backend)
+    proof, backend = find_proof(policy), policy.backend.name
     if proof is not None and is_proved(proof):
         return
     raise BundleError(
         "policy is not proved",
         got="no proof" if proof is None else "a proof that failed",
         expected=f"golden samples within their limits on the backend {backend!r}",
-        fix=f"run `vla-align verify {bundle.path} --backend {backend}` on this machine",
+        fix=f"run `vla-align verify {policy.bundle.path} --backend {backend}` on this machine, or "
+        "set the parameter allow_unproven",
     )
