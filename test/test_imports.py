@@ -34,6 +34,7 @@ ALLOWED: dict[str, set[str]] = {
     "training.data": {"errors", "contract", "runtime", "sim"},  # DAgger flies the policy
     "training.closed_loop": {"errors", "contract", "runtime", "sim", "demo"},
     "training.export": {"errors", "contract", "inference", "runtime"},
+    "training.export.behaviour": {"contract", "errors", "runtime", "sim"},  # closed loop
     "training.sight": {"errors", "extras", "contract", "runtime"},  # Wilson's interval
     "training.strange_scenes": {"errors", "contract", "runtime", "sim"},
     "training.evaluate": {"errors", "contract", "inference", "runtime", "sim"},

@@ -88,6 +88,8 @@ def test_is_on_the_graph_only_while_configured(make_node: MakeNode) -> None:
         "/policy_node/delta_twist_cmds",
         "/policy_node/gripper_commands",
         "/policy_node/action_chunk",
+        "/policy_node/sight/attention",
+        "/policy_node/sight/familiarity",
     }
     assert node.trigger_cleanup() == OK
     assert topics_of(node) == before

@@ -145,30 +145,53 @@ def _is_weight(tensor: Any) -> bool:
 
 
 def _round_results(model: Any, nodes: list[Any], low: Any) -> None:
+    """Round what goes into the nodes and what comes out of them, and compute in float32."""
     import onnx_ir as ir
 
+    lowered = set(nodes)
+    rounded: dict[str, Any] = {}
     for node in nodes:
         for index, value in enumerate(node.inputs):
-            if value is None or value.dtype != ir.DataType.FLOAT:
+            if value is None or value.dtype != ir.DataType.FLOAT or value.producer() in lowered:
                 continue
             if value.name in model.graph.initializers:
-                node.replace_input_with(index, _rounded_constant(model, value, low))
+                replacement = _rounded_constant(model, value, low)
+            else:
+                if value.name not in rounded:
+                    rounded[value.name] = _there_and_back(value, low)
+                    model.graph.insert_before(node, _makers(rounded[value.name]))
+                replacement = rounded[value.name]
+            node.replace_input_with(index, replacement)
+    for node in nodes:
         for value in node.outputs:
             if value.dtype != ir.DataType.FLOAT:
                 continue
             users = list(value.uses())
-            is_output = value in model.graph.outputs
-            narrow = ir.node("Cast", [value], {"to": low})
-            narrow.outputs[0].name = f"{value.name}_{low.name.lower()}"
-            wide = ir.node("Cast", [narrow.outputs[0]], {"to": ir.DataType.FLOAT})
-            result = wide.outputs[0]
-            result.name, result.shape = f"{value.name}_rounded", value.shape
-            result.type = ir.TensorType(ir.DataType.FLOAT)
-            model.graph.insert_after(node, [narrow, wide])
+            result = _there_and_back(value, low)
+            model.graph.insert_after(node, _makers(result))
             for user, index in users:
                 user.replace_input_with(index, result)
-            if is_output:
+            if value in model.graph.outputs:
                 _swap_output(model, value, result)
+
+
+def _there_and_back(value: Any, low: Any) -> Any:
+    """A value of two new casts: to 16 bits and back."""
+    import onnx_ir as ir
+
+    narrow = ir.node("Cast", [value], {"to": low})
+    narrow.outputs[0].name = f"{value.name}_{low.name.lower()}"
+    narrow.outputs[0].type = ir.TensorType(low)
+    wide = ir.node("Cast", [narrow.outputs[0]], {"to": ir.DataType.FLOAT})
+    result = wide.outputs[0]
+    result.name, result.shape = f"{value.name}_rounded", value.shape
+    result.type = ir.TensorType(ir.DataType.FLOAT)
+    return result
+
+
+def _makers(result: Any) -> list[Any]:
+    last = result.producer()
+    return [last.inputs[0].producer(), last]
 
 
 def _rounded_constant(model: Any, value: Any, low: Any) -> Any:
