@@ -130,7 +130,8 @@ def _narrow(model: Any, value: Any, low: Any) -> Any:
         values = source.numpy()
         if low == ir.DataType.FLOAT16 and not _is_weight(source):
             values = np.clip(values, -_LARGEST_HALF, _LARGEST_HALF)
-        return ir.tensor(values.astype(low.numpy()))
+        with np.errstate(over="ignore"):  # an infinite weight is for the gates to find
+            return ir.tensor(values.astype(low.numpy()))
 
     tensor = ir.LazyTensor(load, dtype=low, shape=value.shape, name=name)
     model.graph.register_initializer(

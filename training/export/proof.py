@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from vla_align_ros.contract.bundle import Bundle
 from vla_align_ros.contract.graphs import GraphSpec
-from vla_align_ros.errors import ExportError
+from vla_align_ros.errors import ExportError, NonFiniteError
 from vla_align_ros.inference.base import Backend, open_backend
 from vla_align_ros.inference.pipeline import GraphPipeline
 from vla_align_ros.runtime.golden import prove_bundle
@@ -105,20 +105,38 @@ def prove_graphs(
             numbers. floors: what rounding to bfloat16 does to the same outputs.
 
     Returns:
-        As `prove_bundle`, with "numbers" for every output of every graph.
+        As `prove_bundle`, with "numbers" for every output of every graph. If an action is not
+        finite, "dimensions" is empty and "not_finite" says what it was.
     """
     limits = find_golden_limits(precision)
     specs = bundle.acting_graphs
     errors = measure_graphs(specs, exact, other, samples)
     numbers = judge_numbers(errors, floors, limits.noise, limits.agreement)
     with opened(specs, other) as backends:
-        proof = prove_bundle(bundle, GraphPipeline(specs, backends), precision)
+        try:
+            proof = prove_bundle(bundle, GraphPipeline(specs, backends), precision)
+        except NonFiniteError as error:
+            proof = _not_finite(bundle, precision, str(error))
     if proof["numbers"] is not None:
         numbers["outputs"] |= {
             "actions (end to end)": proof["numbers"]["outputs"]["policy.actions"]
         }
     numbers["ok"] = all(row["ok"] for row in numbers["outputs"].values())
     return {**proof, "numbers": numbers, "ok": proof["ok"] and numbers["ok"]}
+
+
+def _not_finite(bundle: Bundle, precision: str, why: str) -> dict[str, Any]:
+    """The proof of graphs that give NaN or infinity: none."""
+    return {
+        "ok": False,
+        "dimensions": {},
+        "numbers": None,
+        "agreement": None,
+        "backend": "onnx",
+        "precision": precision,
+        "samples": int(bundle.golden()["reference_actions"].shape[0]),
+        "not_finite": why,
+    }
 
 
 def require_proof(proof: Mapping[str, Any], fix: str) -> None:
@@ -139,6 +157,8 @@ def require_proof(proof: Mapping[str, Any], fix: str) -> None:
     agreement = proof["agreement"]
     if agreement is not None and not agreement["ok"]:
         failed["tokens"] = (f"{agreement['share']:.2f} equal", f"{agreement['limit']:g}")
+    if "not_finite" in proof:
+        failed["actions"] = ("not a finite number", "finite numbers")
     if behaviour is not None and not behaviour["ok"]:
         rates = (
             f"{behaviour['candidate']} of {behaviour['episodes']} against {behaviour['reference']}"

@@ -22,6 +22,9 @@ Arrays = dict[str, npt.NDArray[Any]]
 LEAST_FLOOR = 1e-6
 """Noise below which a floor says nothing: float32's own."""
 
+UNBOUNDED = 1e12
+"""Stands for an infinite error, which JSON lacks."""
+
 
 class Recorder:
     """A backend that notes what goes in and comes out of another."""
@@ -79,12 +82,15 @@ def measure_outputs(
 
 
 def relative_rms(values: npt.ArrayLike, reference: npt.ArrayLike) -> float:
-    """Root mean square of the difference, as a share of the reference's; inf if not finite."""
+    """Root mean square of the difference, as a share of the reference's.
+
+    ``UNBOUNDED`` if a value is not finite.
+    """
     wanted = np.asarray(reference, dtype=np.float64)
     difference = np.asarray(values, dtype=np.float64) - wanted
     scale = float(np.sqrt(np.square(wanted).mean()))
     error = float(np.sqrt(np.square(difference).mean())) / max(scale, LEAST_FLOOR)
-    return error if np.isfinite(error) else float("inf")
+    return error if np.isfinite(error) else UNBOUNDED
 
 
 def judge_numbers(

@@ -1,0 +1,194 @@
+"""An export that is killed goes on; one that refuses or ends leaves nothing of its own behind."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from training.export.stages import Stages, digest, open_stages
+from vla_align_ros.errors import ExportError
+
+
+def quietly(_line):
+    pass
+
+
+def write(text):
+    return lambda folder: (folder / "a.txt").write_text(text) and None
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_step_is_done_once_for_the_same_facts(tmp_path):
+    made = []
+
+    def make(folder):
+        made.append(folder)
+        (folder / "a.txt").write_text("x")
+
+    for _ in range(2):
+        stages = Stages(tmp_path, quietly)
+        first = stages.run("step", {"seed": 1}, make)
+        assert (first / "a.txt").read_text() == "x"
+    assert len(made) == 1 and stages.reused == ["step"]
+    assert stages.run("step", {"seed": 2}, make) != first
+    assert len(made) == 2
+
+
+def test_a_damaged_result_is_made_again(tmp_path):
+    first = Stages(tmp_path, quietly).run("step", {}, write("right"))
+    before = digest(first)
+    (first / "a.txt").write_text("wrong")
+    again = Stages(tmp_path, quietly).run("step", {}, write("right"))
+    assert (again / "a.txt").read_text() == "right" and digest(again) == before
+    (again / "extra").write_text("")
+    assert names(Stages(tmp_path, quietly).run("step", {}, write("right"))) == [
+        "a.txt",
+        "stage.json",
+    ]
+
+
+def test_a_full_disk_is_one_error_and_keeps_what_is_whole(tmp_path):
+    out = tmp_path / "bundle"
+
+    def full(folder):
+        (folder / "half").write_text("half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with (
+        pytest.raises(ExportError, match="No space left on device"),
+        open_stages(out, quietly) as stages,
+    ):
+        stages.run("first", {}, write("whole"))
+        stages.run("second", {}, full)
+    assert not out.exists()
+    left = [path.name for path in (tmp_path / ".bundle.stages").iterdir()]
+    assert any(name.startswith("first-") for name in left)
+    assert not any("second" in name for name in left)
+    with open_stages(out, quietly) as stages:
+        stages.run("first", {}, pytest.fail)
+        stages.run("second", {}, write("whole"))
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("error", [ExportError("no"), None])
+def test_a_refusal_and_a_good_end_leave_nothing(tmp_path, error):
+    def export():
+        with open_stages(tmp_path / "bundle", quietly) as stages:
+            stages.run("first", {}, write("whole"))
+            if error is not None:
+                raise error
+
+    if error is None:
+        export()
+    else:
+        with pytest.raises(ExportError):
+            export()
+    assert names(tmp_path) == []
+
+
+def test_an_interrupt_keeps_what_is_whole(tmp_path):
+    def interrupt(folder):
+        (folder / "half").write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), open_stages(tmp_path / "bundle", quietly) as stages:
+        stages.run("first", {}, write("whole"))
+        stages.run("second", {}, interrupt)
+    left = names(tmp_path / ".bundle.stages")
+    assert len([name for name in left if name.startswith("first-")]) == 1
+    assert not any("second" in name for name in left)
+
+
+EXPORT = """
+    import os, sys, signal
+    from pathlib import Path
+    from training.export import stages
+    from training.export.bundle import export_run
+
+    wanted = int(sys.argv[3])
+    moments = iter(range(1000))
+
+    def watch(function):
+        def watched(*arguments, **options):
+            if next(moments) == wanted:
+                os.kill(os.getpid(), getattr(signal, sys.argv[4]))
+            return function(*arguments, **options)
+        return watched
+
+    # Before and after each step's result takes its place, and around the bundle's own.
+    stages._write_index = watch(stages._write_index)
+    Path.rename = watch(Path.rename)
+    os.rename = watch(os.rename)
+    export_run(sys.argv[1], sys.argv[2], "int8", say=lambda line: print(line, flush=True))
+    print("whole")
+"""
+
+
+def test_a_kill_at_any_moment_leaves_no_bundle_and_the_next_call_goes_on(tmp_path):
+    """Each moment once by SIGKILL or SIGINT; the last call finds every step done."""
+    pytest.importorskip("onnxscript", reason="needs the extra [export]")
+    from tiny_export import make_run
+
+    from vla_align_ros.contract.bundle import Bundle
+
+    run, out = make_run(tmp_path / "run"), tmp_path / "out" / "bundle"
+    script = tmp_path / "export.py"
+    script.write_text(textwrap.dedent(EXPORT))
+    reused = 0
+    for moment in range(0, 24, 2):
+        kind = "SIGKILL" if moment % 4 == 0 else "SIGINT"
+        done = subprocess.run(
+            [sys.executable, str(script), str(run), str(out), str(moment), kind],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode == 0:
+            break
+        assert done.returncode in (-signal.SIGKILL, -signal.SIGINT, 1), done.stderr
+        if kind == "SIGINT":
+            assert "KeyboardInterrupt" in done.stderr, done.stderr
+        assert not out.exists() or Bundle.open(out), "whole or not at all"
+        found = done.stdout.count("taken from an interrupted export")
+        assert found >= reused, "what was done stays done"
+        reused = found
+        if out.exists():  # the kill came after the bundle took its place
+            break
+    assert moment >= 6, "there are moments to kill at"
+    assert Bundle.open(out).report()["proofs"]["onnx"]["ok"]
+
+
+def test_two_exports_to_one_place_wait_for_each_other(tmp_path):
+    script = textwrap.dedent(
+        """
+        import sys, time
+        from pathlib import Path
+        from training.export.stages import open_stages
+
+        with open_stages(Path(sys.argv[1]), print) as stages:
+            def make(folder):
+                time.sleep(1.0)
+                (folder / "a").write_text("x")
+            stages.run("slow", {}, make)
+        """
+    )
+    words = [sys.executable, "-c", script, str(tmp_path / "bundle")]
+    started = time.monotonic()
+    first = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    time.sleep(0.3)
+    second = subprocess.run(words, stderr=subprocess.PIPE, text=True, check=True)
+    _, said = first.communicate()
+    assert first.returncode == 0, said
+    assert time.monotonic() - started > 1.9, "one after the other"
+    assert "waiting" in second.stderr + said
