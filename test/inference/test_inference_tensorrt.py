@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 from sample_engines import make_engine_set, make_facts, write_facts
 from sample_policy import HORIZON, LENGTH, SIZE, make_bundle
+from sample_policy import run_reference as run_policy
 from tensorrt_fakes import VERSIONS, FakeDriver, FakeEngine, make_tensorrt
 
+from vla_align_ros.cli import main
 from vla_align_ros.contract.bundle import Bundle
 from vla_align_ros.contract.golden import iterate_observations
 from vla_align_ros.errors import BackendError, BundleError
@@ -24,6 +26,7 @@ from vla_align_ros.inference.tensorrt.backend import open_engines
 from vla_align_ros.inference.tensorrt.cuda import Cuda
 from vla_align_ros.inference.tensorrt.device import describe_device
 from vla_align_ros.runtime.policy import Policy
+from vla_align_ros.runtime.proofs import require_proof
 
 PIXELS, IDS, STATE = (1, 3, SIZE, SIZE), (1, LENGTH), (1, 7)
 ROWS, BLOCK, PATCHES, WIDTH = LENGTH + 5 + 6, (2, 1, 4), 5, 3
@@ -192,6 +195,28 @@ def test_a_policy_opens_the_engines_of_this_gpu_by_the_name_of_the_library(tmp_p
         assert policy.infer(observation).actions.shape == (HORIZON, 7)
         assert policy.backend.engines.target == "sm89"
     assert list((tmp_path / "cache/vla_align_ros/kernels").iterdir())
+
+
+def test_verify_proves_engines_beside_them_and_the_node_then_takes_them(
+    tmp_path, monkeypatch, capsys
+):
+    machine = Machine(tmp_path, monkeypatch)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    machine.engines["policy"].function = lambda given: {"actions": run_policy(given)}
+    with Policy.open(machine.bundle, "tensorrt_rtx") as policy:
+        assert policy.precision == "bf16", "the engine's, not the bundle's"
+        with pytest.raises(BundleError, match="--backend tensorrt_rtx"):
+            require_proof(policy)
+    command = ["verify", str(machine.bundle.path), "--backend", "tensorrt_rtx"]
+    assert main(command) == 0, capsys.readouterr()
+    assert machine.bundle.engine("sm89").gates["device"]["precision"] == "bf16"
+    assert not machine.bundle.report()
+    with Policy.open(machine.bundle, "tensorrt_rtx") as policy:
+        require_proof(policy)
+    machine.engines["policy"].function = lambda given: {"actions": run_policy(given) + 1}
+    assert main(command) == 1
+    with Policy.open(machine.bundle, "tensorrt_rtx") as policy, pytest.raises(BundleError):
+        require_proof(policy)
 
 
 def test_any_path_in_a_bundle_leads_to_its_engines(tmp_path, monkeypatch):
@@ -421,9 +446,10 @@ def test_compiled_kernels_are_kept_and_taken_and_a_damaged_file_is_dropped(tmp_p
     assert machine.driver.journal.count("kernels attached") == 2, "one cache for all engines"
     assert "kernels read: b'compiled'" not in machine.driver.journal
     stamp = kept.stat().st_mtime_ns
+    machine.bundle.engine("sm89").add_gates({"device": {}})
     machine.open().close()
     assert "kernels read: b'compiled'" in machine.driver.journal
-    assert kept.stat().st_mtime_ns == stamp, "nothing new was compiled"
+    assert kept.stat().st_mtime_ns == stamp, "a proof was added, but nothing new was compiled"
     kept.write_bytes(original[:-1] + b"X")
     machine.driver.journal.clear()
     machine.open().close()

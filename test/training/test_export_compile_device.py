@@ -19,7 +19,7 @@ from vla_align_ros.errors import BackendError, ExportError
 from vla_align_ros.inference.tensorrt.device import Device
 from vla_align_ros.inference.tensorrt.library import RTX, TENSORRT, Library
 
-API = json.loads((Path(__file__).parents[1] / "inference/tensorrt_api.json").read_text())
+API = json.loads((Path(__file__).parents[1] / "tensorrt_api.json").read_text())
 FULL = [version for version in API if version.startswith("tensorrt ")]
 
 

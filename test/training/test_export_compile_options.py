@@ -24,7 +24,7 @@ from vla_align_ros.inference.tensorrt.library import (
 needs_rtx = pytest.mark.skipif(
     RTX not in installed_libraries(), reason="TensorRT-RTX is not installed: extra trt-rtx"
 )
-API = json.loads((Path(__file__).parents[1] / "inference/tensorrt_api.json").read_text())
+API = json.loads((Path(__file__).parents[1] / "tensorrt_api.json").read_text())
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ WIDE = {
     *("Softmax", "LayerNormalization", "RMSNormalization", "Pow", "ReduceMean", "ReduceSum"),
     *("Sqrt", "Reciprocal", "Div", "Cos", "Sin", "CumSum", "Exp", "Log", "ArgMax", "Range"),
     *("Cast", "Where", "Einsum", "ScatterND", "GatherND", "MatMulInteger", "DynamicQuantizeLinear"),
+    "ConstantOfShape",
 }
 """Operators that are never computed in 16 bits."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -66,9 +67,16 @@ def open_engines(
     check_fit(engines, loaded, gpu)
     cache = None
     if loaded.compiles_at_load:
-        name = f"{engines.facts['sha256'][:16]}-{loaded.version}-{gpu.architecture}"
-        cache = KernelCache((kernels or default_folder()) / name)
+        cache = KernelCache((kernels or default_folder()) / _name_kernels(engines))
     return TensorRTBackend(engines, loaded, Cuda(device), kernels=cache, cuda_graph=cuda_graph)
+
+
+def _name_kernels(engines: EngineSet) -> str:
+    """Return a name for what the engines themselves are; a proof that is added changes nothing."""
+    graphs = engines.facts["graphs"]
+    sums = "".join(graphs[name]["sha256"] for name in sorted(graphs))
+    digest = hashlib.sha256(sums.encode()).hexdigest()[:16]
+    return f"{digest}-{engines.facts['library_version']}-{engines.target}"
 
 
 def check_fit(engines: EngineSet, library: Library, device: Device) -> None:

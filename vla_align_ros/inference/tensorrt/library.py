@@ -124,7 +124,7 @@ def _check_version(library: Library) -> Library:
 
 @functools.cache
 def get_logger(library: Library) -> Any:
-    """Return the process's one logger of a library; it passes warnings on and keeps the errors.
+    """Return the process's one logger of a library; it keeps the errors, and tells the rest.
 
     TensorRT answers a failure with None or False; what went wrong it tells its logger alone, and
     of all loggers that it is given it uses the first. Read them by ``logger.take_errors()``.
@@ -142,7 +142,7 @@ def get_logger(library: Library) -> Any:
             if level in bad:
                 self._errors.append(message.strip())
             elif level == severity.WARNING:
-                _log.warning("%s: %s", library.title, message.strip())
+                _log.info("%s: %s", library.title, message.strip())
             else:
                 _log.debug("%s: %s", library.title, message)
 

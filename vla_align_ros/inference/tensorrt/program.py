@@ -59,8 +59,10 @@ class Program:
 
 
 def plan_program(graphs: Graphs) -> Program:
-    """Plan a chunk policy ("policy", "vision" before it or not) or a token policy ("vision",
-    "prefill", "decode").
+    """Plan the inference of a policy.
+
+    Args:
+        graphs: "policy", with "vision" before it or not; or "vision", "prefill" and "decode".
 
     Raises:
         BackendError: if the graphs make no policy, a shape is not fixed, or two graphs differ in a
