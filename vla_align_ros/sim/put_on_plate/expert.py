@@ -19,7 +19,9 @@ MAX_TRANSLATION_M = 0.04
 MAX_ROTATION_RAD = 0.30
 OVER_M = 0.025
 CLOSE_STEPS, RELEASE_STEPS = 6, 3
-TIPPED_RAD = 0.12
+TIPPED_RAD, NEAR_M = 0.12, 0.05
+LAG_STEPS, JUMP_M = 2.0, 0.03
+TURN_COST_M = 0.015  # a radian
 OPEN, CLOSED = 1.0, 0.0
 
 
@@ -33,6 +35,7 @@ class PlateExpert:
         self._attempt = 0
         self._grasps: list[Grasp] = []
         self._planned_at: tuple[Array, Array] | None = None
+        self._seen_at: Array | None = None
 
     def act(self) -> Array:
         """The next action (7,): metres, rotation vector in rad (base frame), gripper 0 or 1."""
@@ -53,6 +56,7 @@ class PlateExpert:
     def _reach(self) -> Array:
         tip, heading = self._grasp()
         wanted = tip + _up(TIP_BELOW_TOOL_M)
+        ahead = wanted + self._roll()
         position, rotation = self._env.tool_pose()
         turn = self._turn_to(heading)
         sideways = float(np.hypot(*(wanted - position)[:2]))
@@ -64,7 +68,7 @@ class PlateExpert:
             return self._move(np.zeros(3), np.zeros(3), CLOSED)
         above = max(self._top_m() + OVER_M + TIP_BELOW_TOOL_M - wanted[2], 0.02)
         clear = float(np.clip(4.0 * (sideways - 0.008) + 0.15 * max(upright - 0.05, 0.0), 0, above))
-        return self._move_to(wanted + _up(clear), turn, OPEN, low=wanted[2] + clear)
+        return self._move_to(ahead + _up(clear), turn, OPEN, low=wanted[2] + clear)
 
     def _close(self) -> Array:
         if self._steps >= 3 and self._env.is_grasped():
@@ -119,8 +123,11 @@ class PlateExpert:
     def _grasp(self) -> tuple[Array, float]:
         """Tip (3,) and heading of the grasp in hand, which moves with the thing."""
         position, rotation = self._env.pose(self._env.scene.source)
-        if self._planned_at is None or _tilt(self._planned_at[1], rotation) > TIPPED_RAD:
-            self._grasps = rank_grasps(self._env.hulls(self._env.scene.source), TABLE_TOP_M)
+        near = float(np.hypot(*(position - self._env.tool_pose()[0])[:2])) < NEAR_M
+        tipped = self._planned_at and not near and _tilt(self._planned_at[1], rotation) > TIPPED_RAD
+        if self._planned_at is None or tipped:
+            ranked = rank_grasps(self._env.hulls(self._env.scene.source), TABLE_TOP_M)
+            self._grasps = sorted(ranked, key=self._effort)
             self._planned_at = (position, rotation)
         chosen = self._grasps[min(7 * self._attempt, len(self._grasps) - 1)]
         start, then = self._planned_at
@@ -128,6 +135,19 @@ class PlateExpert:
         turn = np.array([[np.cos(yaw), -np.sin(yaw)], [np.sin(yaw), np.cos(yaw)]])
         offset = chosen.tip_m - start
         return position + np.r_[turn @ offset[:2], offset[2]], chosen.heading_rad + yaw
+
+    def _effort(self, grasp: Grasp) -> float:
+        """A grasp's cost with that of turning the gripper to it."""
+        _, rotation = self._env.tool_pose()
+        turn = grasp.heading_rad - np.arctan2(rotation[1, 1], rotation[0, 1])
+        return grasp.cost_m + TURN_COST_M * float(abs((turn + np.pi / 2) % np.pi - np.pi / 2))
+
+    def _roll(self) -> Array:
+        """How far (3,) the source will have rolled by the time that the arm gets there."""
+        position, _ = self._env.pose(self._env.scene.source)
+        step = np.zeros(3) if self._seen_at is None else position - self._seen_at
+        self._seen_at = position
+        return LAG_STEPS * step * [1.0, 1.0, 0.0] if np.linalg.norm(step) < JUMP_M else np.zeros(3)
 
     def _top_m(self, *, moving: bool = True) -> float:
         """Height of the highest thing, with or without the source."""
@@ -162,11 +182,11 @@ class PlateExpert:
 
     def _move(self, offset: Array, turn: Array, gripper: float) -> Array:
         back = self._env.base_rotation().T
-        return np.r_[
-            back @ _shorten(offset, MAX_TRANSLATION_M),
-            back @ _shorten(turn, MAX_ROTATION_RAD),
-            gripper,
-        ]
+        action = np.zeros(7)
+        action[:3] = back @ _shorten(offset, MAX_TRANSLATION_M)
+        action[3:6] = back @ _shorten(turn, MAX_ROTATION_RAD)
+        action[6] = gripper
+        return action
 
 
 def _shorten(vector: Array, longest: float) -> Array:

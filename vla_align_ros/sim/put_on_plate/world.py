@@ -24,6 +24,7 @@ with warnings.catch_warnings():
         WidowX250SBridgeDatasetFlatTable,
     )
     from mani_skill.utils import sapien_utils
+    from mani_skill.utils.logging_utils import logger
     from mani_skill.utils.structs.pose import Pose
     from mani_skill.utils.structs.types import SimConfig
 
@@ -59,7 +60,7 @@ class PlateWorld(BaseEnv):
             (WidowX250SBridgeDatasetFlatTable,),
             {"urdf_path": str(root / ROBOT), "uid": "widowx250s_put_on_plate"},
         )
-        logging.getLogger("mani_skill").setLevel(logging.ERROR)
+        logger.setLevel(logging.ERROR)  # it warns of its own robot at every scene
         focal, (x, y) = FOCAL_PX * scale, (value * scale for value in CENTRE_PX)
         super().__init__(
             robot_uids=robot,
