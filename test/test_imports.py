@@ -30,6 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "training": {"errors", "extras", "contract"},
     "training.data": {"errors", "contract", "runtime", "sim"},  # DAgger flies the policy
     "training.closed_loop": {"errors", "contract", "runtime", "sim", "demo"},
+    "training.benchmark": {"errors", "contract", "runtime", "sim"},
     "training.export": {"errors", "contract", "inference", "runtime"},
     "training.sight": {"errors", "extras", "contract", "runtime"},  # Wilson's interval
     "training.evaluate": {"errors", "contract", "inference", "runtime", "sim"},

@@ -18,7 +18,7 @@ Phase = Literal["reach", "close", "carry", "release", "retreat"]
 MAX_TRANSLATION_M = 0.04
 MAX_ROTATION_RAD = 0.30
 OVER_M = 0.025
-CLOSE_STEPS, RELEASE_STEPS = 6, 3
+CLOSE_STEPS, RELEASE_STEPS, GONE_STEPS = 6, 3, 6
 TIPPED_RAD, NEAR_M = 0.12, 0.05
 LAG_STEPS, JUMP_M = 2.0, 0.03
 TURN_COST_M = 0.015  # a radian
@@ -51,6 +51,11 @@ class PlateExpert:
                 return self._release()
             case "retreat":
                 return self._retreat()
+
+    @property
+    def finished(self) -> bool:
+        """Whether the source lies on its target and the gripper has gone up."""
+        return self._phase == "retreat" and self._steps >= GONE_STEPS and self._env.succeeded()
 
     # -- phases -------------------------------------------------------------------------------
     def _reach(self) -> Array:
@@ -106,7 +111,7 @@ class PlateExpert:
     def _retreat(self) -> Array:
         position, _ = self._env.tool_pose()
         high = TABLE_TOP_M + 0.14
-        if self._steps > 6 and not self._env.succeeded():
+        if self._steps >= GONE_STEPS and not self._env.succeeded():
             self._try_again()
         rise = max(high - float(position[2]), 0.0)
         return self._move_to(position + _up(rise), np.zeros(3), OPEN, low=0.0)
