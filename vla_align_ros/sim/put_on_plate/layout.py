@@ -51,7 +51,7 @@ class Scene:
     others: tuple[Thing, ...]
     table: int
     texture: int | None
-    start_joints: Array
+    start_joints: tuple[float, ...]
     moved_to_m: tuple[float, float, float] | None
 
     @property
@@ -133,7 +133,7 @@ def _plate_scene(env: Environment, assets: Assets, number: int) -> Scene:
     words = template.format(object=source.words["name"], plate=target.words["name"])
     joints = places.START_JOINTS
     if env.joint_offsets:
-        joints = joints + places.joint_offsets_rad()[extra]
+        joints = tuple(np.add(joints, places.joint_offsets_rad()[extra]).tolist())
     return Scene(
         env,
         number,

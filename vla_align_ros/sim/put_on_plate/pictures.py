@@ -42,7 +42,7 @@ def blend_foreground(
     """
     left, top, right, bottom = bounding_box(foreground)
     shape = (right - left + 1, bottom - top + 1)
-    stretched = cv2.resize(texture, shape, interpolation=cv2.INTER_LINEAR).astype(np.float32)
+    stretched = cv2.resize(texture.astype(np.float32), shape, interpolation=cv2.INTER_LINEAR)
     box = (slice(top, bottom + 1), slice(left, right + 1))
     mixed = picture.astype(np.float32)
     mixed[box] = stretched * mix + mixed[box] * (1.0 - mix)

@@ -15,8 +15,9 @@ CENTRE_M = np.array([-0.16, 0.0])
 HALF_EDGE_M = 0.075
 GAP_M, WIDE_GAP_M = 0.070, 0.150
 
-START_JOINTS = np.array(
-    [-0.01840777, 0.0398835, 0.22242722, -0.00460194, 1.36524296, 0.00153398, 0.037, 0.037]
+START_JOINTS: tuple[float, ...] = (
+    *(-0.01840777, 0.0398835, 0.22242722, -0.00460194, 1.36524296, 0.00153398),
+    *(0.037, 0.037),
 )
 """Six arm joints in rad and two fingers in m, as measured on the data set's robot."""
 

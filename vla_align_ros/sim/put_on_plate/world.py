@@ -137,7 +137,7 @@ class PlateWorld(BaseEnv):
         if self._are_moving():
             self.settle(LONG_SETTLE_STEPS)
         self.agent.robot.set_pose(sapien.Pose([x, y, z], q=[0, 0, 0, 1]))
-        self.agent.reset(init_qpos=self._scene.start_joints)
+        self.agent.reset(init_qpos=np.array(self._scene.start_joints))
 
     def evaluate(self) -> dict[str, Any]:
         """Nothing: the wrapper judges."""
