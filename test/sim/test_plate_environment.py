@@ -20,7 +20,7 @@ if real_assets() is None:
 from vla_align_ros.contract.actions import matrix_from_rotvec
 from vla_align_ros.errors import SimulationError
 from vla_align_ros.sim.put_on_plate.environment import PutOnPlateEnv, euler_from_matrix
-from vla_align_ros.sim.put_on_plate.expert import MAX_ROTATION_RAD, MAX_TRANSLATION_M, PlateExpert
+from vla_align_ros.sim.put_on_plate.expert import FAST_M, MAX_ROTATION_RAD, PlateExpert
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the simulator's own, about itself
 STILL_OPEN = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0])
@@ -124,7 +124,7 @@ def test_the_experts_actions_stay_within_their_limits(env: PutOnPlateEnv) -> Non
     expert = PlateExpert(env)
     for _ in range(40):
         action = expert.act()
-        assert np.linalg.norm(action[:3]) <= MAX_TRANSLATION_M + 1e-9
+        assert np.linalg.norm(action[:3]) <= FAST_M + 1e-9
         assert np.linalg.norm(action[3:6]) <= MAX_ROTATION_RAD + 1e-9
         assert action[6] in (0.0, 1.0)
         env.advance(action)

@@ -15,12 +15,13 @@ from vla_align_ros.sim.put_on_plate.world import TABLE_TOP_M
 Array = NDArray[np.float64]
 Phase = Literal["reach", "close", "carry", "release", "retreat"]
 
-MAX_TRANSLATION_M = 0.04
+MAX_TRANSLATION_M, FAST_M = 0.04, 0.07  # fast only after what rolls away
 MAX_ROTATION_RAD = 0.30
 OVER_M = 0.025
-CLOSE_STEPS, RELEASE_STEPS, GONE_STEPS = 6, 3, 6
+CLOSE_STEPS, RELEASE_STEPS, LONGEST_RELEASE_STEPS, GONE_STEPS = 6, 3, 12, 6
+WIDE_OPEN_M, SHAKE_RAD = 0.034, 0.2
 TIPPED_RAD, NEAR_M = 0.12, 0.05
-LAG_STEPS, JUMP_M = 2.0, 0.03
+LAG_STEPS, ROLLING_M, JUMP_M = 2.0, 0.004, 0.03
 TURN_COST_M = 0.015  # a radian
 OPEN, CLOSED = 1.0, 0.0
 
@@ -36,6 +37,7 @@ class PlateExpert:
         self._grasps: list[Grasp] = []
         self._planned_at: tuple[Array, Array] | None = None
         self._seen_at: Array | None = None
+        self._hurry = False
 
     def act(self) -> Array:
         """The next action (7,): metres, rotation vector in rad (base frame), gripper 0 or 1."""
@@ -59,6 +61,9 @@ class PlateExpert:
 
     # -- phases -------------------------------------------------------------------------------
     def _reach(self) -> Array:
+        if self._attempt and self._env.is_grasped():  # it jammed in the open gripper
+            self._start("carry")
+            return self._move(np.zeros(3), np.zeros(3), CLOSED)
         tip, heading = self._grasp()
         wanted = tip + _up(TIP_BELOW_TOOL_M)
         ahead = wanted + self._roll()
@@ -72,7 +77,8 @@ class PlateExpert:
             self._start("close")
             return self._move(np.zeros(3), np.zeros(3), CLOSED)
         above = max(self._top_m() + OVER_M + TIP_BELOW_TOOL_M - wanted[2], 0.02)
-        clear = float(np.clip(4.0 * (sideways - 0.008) + 0.15 * max(upright - 0.05, 0.0), 0, above))
+        beside = sideways - (0.022 if self._hurry else 0.008)
+        clear = float(np.clip(4.0 * beside + 0.15 * max(upright - 0.05, 0.0), 0.0, above))
         return self._move_to(ahead + _up(clear), turn, OPEN, low=wanted[2] + clear)
 
     def _close(self) -> Array:
@@ -104,9 +110,11 @@ class PlateExpert:
         return self._move_to(wanted, np.zeros(3), CLOSED, low=float(wanted[2]))
 
     def _release(self) -> Array:
-        if self._steps >= RELEASE_STEPS:
+        jammed = self._env.is_grasped() and self._env.finger_m() > WIDE_OPEN_M
+        if self._steps >= RELEASE_STEPS and not (jammed and self._steps < LONGEST_RELEASE_STEPS):
             self._start("retreat")
-        return self._move(np.zeros(3), np.zeros(3), OPEN)
+        shake = _up(SHAKE_RAD if self._steps % 4 < 2 else -SHAKE_RAD) if jammed else np.zeros(3)
+        return self._move(np.zeros(3), shake, OPEN)
 
     def _retreat(self) -> Array:
         position, _ = self._env.tool_pose()
@@ -118,7 +126,7 @@ class PlateExpert:
 
     # -- plans --------------------------------------------------------------------------------
     def _start(self, phase: Phase) -> None:
-        self._phase, self._steps = phase, 0
+        self._phase, self._steps, self._hurry = phase, 0, False
 
     def _try_again(self) -> None:
         self._attempt += 1
@@ -152,7 +160,10 @@ class PlateExpert:
         position, _ = self._env.pose(self._env.scene.source)
         step = np.zeros(3) if self._seen_at is None else position - self._seen_at
         self._seen_at = position
-        return LAG_STEPS * step * [1.0, 1.0, 0.0] if np.linalg.norm(step) < JUMP_M else np.zeros(3)
+        length = float(np.linalg.norm(step[:2]))
+        self._hurry = ROLLING_M < length < JUMP_M
+        ahead = np.array([*step[:2], 0.0]) if length < JUMP_M else np.zeros(3)
+        return LAG_STEPS * ahead
 
     def _top_m(self, *, moving: bool = True) -> float:
         """Height of the highest thing, with or without the source."""
@@ -188,7 +199,7 @@ class PlateExpert:
     def _move(self, offset: Array, turn: Array, gripper: float) -> Array:
         back = self._env.base_rotation().T
         action = np.zeros(7)
-        action[:3] = back @ _shorten(offset, MAX_TRANSLATION_M)
+        action[:3] = back @ _shorten(offset, FAST_M if self._hurry else MAX_TRANSLATION_M)
         action[3:6] = back @ _shorten(turn, MAX_ROTATION_RAD)
         action[6] = gripper
         return action

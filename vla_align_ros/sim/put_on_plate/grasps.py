@@ -31,6 +31,7 @@ FINALISTS = 10  # of each heading
 GRIP_HEIGHT_M = 0.020
 DEEP_CELLS, FLAT_CELLS = 7, 12
 WIDE_COST, CONTACT_COST_M = 0.2, 0.020  # a narrow grip forgives more; a flat one holds better
+TIGHT_COST, ROOMY_M = 3.0, 0.042  # what fills the open gripper jams in it
 
 
 @dataclass(frozen=True)
@@ -152,6 +153,7 @@ def _grasps_at(solid: Cells, tip: int, middle: Array) -> list[tuple[float, int, 
         depth = (int(tops[held[0] : held[-1] + 1, b].max()) - tip) * CELL_M
         beside = float(np.hypot(a + 0.5 - middle[0], b + 0.5 - middle[1]))
         cost = CELL_M * (beside + off_centre + WIDE_COST * width) + max(DEPTH_M - depth, 0.0)
+        cost += TIGHT_COST * max(width * CELL_M - ROOMY_M, 0.0)
         found.append((cost, a, b, tip, width))
     return found
 
