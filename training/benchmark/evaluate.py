@@ -56,8 +56,8 @@ def evaluate_suite(request: Request) -> dict[str, Any]:
     seeds = range(request.seed, request.seed + request.episodes)
     tasks = [
         Task(actor, env, seed, keep=request.out is not None and seed - request.seed < SAMPLES)
+        for seed in seeds  # first, so that what is there so far covers every environment alike
         for env in names
-        for seed in seeds
         for actor in actors
     ]
     with tqdm(total=len(tasks), unit="episode", desc=request.rules.suite) as bar:

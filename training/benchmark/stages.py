@@ -22,6 +22,7 @@ from vla_align_ros.sim.shifts import SHIFTS
 Action = NDArray[np.float64]
 
 TABLETOP = "tabletop"
+LOOK_EVERY = 4  # steps of the expert, for the times and the report
 SUITE_NAMES = (*SUITES, TABLETOP)
 
 
@@ -136,12 +137,12 @@ class PlateStage:
         return make_record(policy, env, seed, words, outcome, sim.steps, notes, keep=keep)
 
     def _expert_actions(self, notes: Notes) -> Iterator[Action]:
-        """The expert's actions, with the pictures that a policy would see until it is done."""
+        """The expert's actions; it needs no pictures, so only some are drawn, until it is done."""
         from vla_align_ros.sim.put_on_plate.expert import PlateExpert
 
         expert = PlateExpert(self._env)
         while True:
-            if not expert.finished:
+            if self._env.steps % LOOK_EVERY == 0 and not expert.finished:
                 notes.look(self._env)
             yield expert.act()
 
