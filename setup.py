@@ -45,6 +45,13 @@ EXTRAS = {
         "opencv-python-headless>=4.9,<6",
         "trossen-arm-sim>=0.2.3,<0.3",
     ],
+    "benchmark": [
+        "mani-skill>=3.0.1,<3.1",
+        "opencv-python-headless>=4.9,<6",
+        "sapien>=3.0.3,<4",
+        "scipy>=1.11,<2",
+        "torch>=2.13,<3",
+    ],
     "ros": [
         "ros-ament-index-python>=1.8,<2",
         "ros-builtin-interfaces>=2,<3",
@@ -130,6 +137,7 @@ setup(
             "export = vla_align_ros.cli:export",
         ],
         "vla_align_ros.commands": [
+            "assets = vla_align_ros.commands.assets",
             "bench = vla_align_ros.commands.bench",
             "blend = training.commands.blend",
             "collect = training.commands.collect",

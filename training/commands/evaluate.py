@@ -1,39 +1,120 @@
-"""`vla-align evaluate`: closed-loop success of a bundle, in and out of distribution."""
+"""`vla-align evaluate`: closed-loop success of policies, in and out of distribution."""
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
-SUMMARY = "run a bundle in closed loop in the simulator and report success with its interval"
+from vla_align_ros.errors import ConfigurationError
+
+SUMMARY = "run policies in closed loop in a simulator and report success with its interval"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("bundle", help="policy bundle")
-    parser.add_argument("--shift", nargs="+", default=["none"], help="named shifts, or 'all'")
-    parser.add_argument("--episodes", type=int, default=50, help="episodes a shift")
+    parser.add_argument("bundle", nargs="*", help="policy bundles; several only with --suite")
+    parser.add_argument("--policy", choices=["expert"], help="the scripted expert in their place")
+    parser.add_argument("--episodes", type=int, default=50, help="episodes an environment or shift")
     parser.add_argument("--seed", type=int, default=0, help="first seed; seeds are consecutive")
     parser.add_argument(
         "--execute", type=int, default=2, metavar="K", help="actions executed of each chunk"
     )
-    parser.add_argument(
+    parser.add_argument("--threads", type=int, default=1, help="of the policy's inference")
+    suite = parser.add_argument_group("a suite of environments")
+    suite.add_argument("--suite", help="put_on_plate, vl_think or tabletop")
+    suite.add_argument("--envs", nargs="+", default=["all"], metavar="ENV", help="or 'all'")
+    suite.add_argument("--jobs", type=int, default=1, help="simulators side by side")
+    suite.add_argument(
+        "--out",
+        type=Path,
+        help="keep episodes, report.json and report.html; continues what is there",
+    )
+    suite.add_argument("--assets", help="folder that `vla-align assets` describes")
+    suite.add_argument(
+        "--size", type=parse_size, default=(640, 480), metavar="WxH", help="picture (640x480)"
+    )
+    suite.add_argument("--render", choices=["cpu", "gpu"], default="cpu", help="who draws")
+    shifts = parser.add_argument_group("without --suite: the table-top's shifts, one bundle")
+    shifts.add_argument("--shift", nargs="+", default=["none"], help="named shifts, or 'all'")
+    shifts.add_argument(
         "--swap",
         action="store_true",
         help="name the other object and judge the first: a policy that follows words fails",
     )
-    parser.add_argument("--threads", type=int, default=1)
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Read "320x240"."""
+    try:
+        width, height = (int(part) for part in text.lower().split("x"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size like 320x240") from None
+    return width, height
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Evaluate every shift in turn; print and return the table."""
+    """Evaluate a suite, or the table-top's shifts; print and return the table."""
+    if not args.bundle and args.policy is None:
+        raise ConfigurationError(
+            "Nothing to evaluate", got="no policy", expected="bundles, or --policy expert"
+        )
+    if args.suite is not None:
+        return run_suite(args)
+    if len(args.bundle) != 1 or args.policy is not None:
+        raise ConfigurationError(
+            "One bundle at a time",
+            got=f"{len(args.bundle)} bundles" + (" and --policy" if args.policy else ""),
+            expected="one bundle, or --suite NAME",
+            fix="add --suite put_on_plate, vl_think or tabletop",
+        )
+    return run_shifts(args)
+
+
+def run_suite(args: argparse.Namespace) -> dict[str, Any]:
+    """Evaluate policies, and the expert if asked, over a suite."""
+    from training.benchmark.evaluate import Request, evaluate_suite
+    from training.benchmark.stages import Rules
+
+    report = evaluate_suite(
+        Request(
+            Rules(args.suite, args.execute, args.size, args.render),
+            [*args.bundle, *([None] if args.policy else [])],
+            args.envs,
+            args.episodes,
+            args.seed,
+            args.jobs,
+            args.threads,
+            args.assets,
+            args.out,
+        )
+    )
+    for policy in report["policies"]:
+        print(policy["policy"][:12])
+        for name, row in policy["envs"].items():
+            low, high = row["interval"]
+            print(
+                f"  {name:18} {row['successes']:3d}/{row['episodes']}  {row['success_rate']:.2f} "
+                f"[{low:.2f}, {high:.2f}]  at the end {row['successes_end']}  "
+                f"{row['step_ms']:.1f} ms/step"
+            )
+    for row in report["comparisons"]:
+        print(
+            f"{row['better'][:12]} over {row['worse'][:12]}: {row['difference']:+.3f}, "
+            f"p {row['p_value']:.2g} ({row['pairs']} pairs)"
+        )
+    return report
+
+
+def run_shifts(args: argparse.Namespace) -> dict[str, Any]:
+    """Evaluate every shift of the table-top in turn."""
     from training.closed_loop import evaluate
     from vla_align_ros.sim.shifts import SHIFTS, find_shift
 
     names = list(SHIFTS) if args.shift == ["all"] else args.shift
     rows = [
         evaluate(
-            args.bundle,
+            args.bundle[0],
             shift=find_shift(name).name,
             episodes=args.episodes,
             seed=args.seed,

@@ -28,7 +28,8 @@ from vla_align_ros.errors import DataError
 
 if TYPE_CHECKING:
     from vla_align_ros.runtime.policy import Policy
-    from vla_align_ros.sim.tabletop import SimObservation, TabletopEnv
+    from vla_align_ros.sim.robot import SimObservation
+    from vla_align_ros.sim.tabletop import TabletopEnv
 
 ENVIRONMENTS = ("tabletop",)
 MAX_STEPS = 80

@@ -7,6 +7,7 @@ import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
+from vla_align_ros.sim.robot import SITE_FROM_TOOL
 from vla_align_ros.sim.scene import arm_model_path
 
 Array = NDArray[np.float64]
@@ -14,9 +15,6 @@ Array = NDArray[np.float64]
 JOINTS = tuple(f"joint_{k}" for k in range(6))
 GRIPPER_OPEN_M = 0.044
 START_JOINTS_RAD = np.array([0.0, 1.0, 1.0, 0.9, 0.0, 0.0])
-# The site's x axis points along the fingers; the tool frame is turned so that a gripper that
-# points straight down at yaw 0 has the identity rotation (roll, pitch, yaw stay regular there).
-SITE_FROM_TOOL = np.array([[0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [-1.0, 0.0, 0.0]])
 REACH_LOW_M = np.array([0.12, -0.30, 0.005])
 REACH_HIGH_M = np.array([0.52, 0.30, 0.40])
 

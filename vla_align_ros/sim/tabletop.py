@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import mujoco
@@ -23,13 +22,13 @@ from vla_align_ros.sim.arm import (
     JOINTS,
     REACH_HIGH_M,
     REACH_LOW_M,
-    SITE_FROM_TOOL,
     START_JOINTS_RAD,
     ArmKinematics,
 )
 from vla_align_ros.sim.catalogue import RECEPTACLES
 from vla_align_ros.sim.dress import dress, overlay, place
 from vla_align_ros.sim.layout import Layout, Placed, Task, draw_layout
+from vla_align_ros.sim.robot import SITE_FROM_TOOL, STATE_NAMES, SimObservation
 from vla_align_ros.sim.shifts import Shift, find_shift
 
 Array = NDArray[np.float64]
@@ -39,7 +38,6 @@ TICK_S = 0.02
 TICKS_PER_STEP = round(1.0 / CONTROL_HZ / TICK_S)
 FRAME = "base_link"
 CAMERA = "front"
-STATE_NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
 _SETTLE_STEPS = 60
 _ON_RECEPTACLE_Z_M = 0.05
 
@@ -51,19 +49,6 @@ def tabletop_spec(horizon: int = 8) -> PolicySpec:
         state=StateSpec(STATE_NAMES),
         action=ActionSpec(frame=FRAME, rate_hz=CONTROL_HZ, horizon=horizon),
     )
-
-
-@dataclass(frozen=True)
-class SimObservation:
-    """What the robot senses.
-
-    `image` is (S, S, 3) uint8 RGB or None without a renderer; `state` is (7,) float32: tool
-    position in metres, roll, pitch, yaw in radians (base frame), gripper opening 0..1.
-    """
-
-    image: NDArray[np.uint8] | None
-    state: NDArray[np.float32]
-    time_s: float
 
 
 class TabletopEnv:

@@ -1,0 +1,154 @@
+"""`vla-align evaluate --suite`: resumable, the same in one process or two, one report."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+if importlib.util.find_spec("mujoco") is None:
+    pytest.skip("needs the extra [sim]", allow_module_level=True)
+
+from sample_policy import make_bundle
+
+from training.benchmark import evaluate as front
+from training.benchmark import run as runner
+from training.benchmark.evaluate import Request, evaluate_suite
+from training.benchmark.run import Actor, Task, run_tasks
+from training.benchmark.stages import Rules
+from training.benchmark.store import EpisodeStore
+from vla_align_ros.cli import main
+from vla_align_ros.contract.bundle import Bundle
+from vla_align_ros.errors import BundleError, ConfigurationError, SimulationError
+
+RULES = Rules("tabletop", max_steps=40)
+EXPERT = Actor("expert", None)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return make_bundle(tmp_path_factory.mktemp("policy"))
+
+
+def request(**changes: Any) -> Request:
+    values = {"rules": RULES, "bundles": [None], "envs": ["none"], "episodes": 2}
+    return Request(**{**values, **changes})
+
+
+def untimed(folder: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (folder / "episodes.jsonl").read_text().splitlines()]
+    kept = [{k: v for k, v in line.items() if not k.endswith("_ms")} for line in lines]
+    return sorted(kept, key=lambda line: (line["env"], line["seed"]))
+
+
+def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
+    envs = ["none", "distractors"]
+    for jobs in (1, 2):
+        report = evaluate_suite(request(envs=envs, jobs=jobs, out=tmp_path / str(jobs)))
+        assert list(report["envs"]) == envs
+        assert all(row["successes"] == row["episodes"] == 2 for row in report["envs"].values())
+        assert all(row["step_ms"] > 0.0 for row in report["envs"].values())
+    assert untimed(tmp_path / "1") == untimed(tmp_path / "2")
+
+
+def test_an_interrupted_evaluation_goes_on_where_it_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[int] = []
+    run_one = runner.Worker.run
+
+    def count(self: runner.Worker, task: Task) -> Any:
+        if len(ran) == 2:
+            raise KeyboardInterrupt
+        ran.append(task.seed)
+        return run_one(self, task)
+
+    monkeypatch.setattr(runner.Worker, "run", count)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_suite(request(episodes=4, out=tmp_path))
+    assert ran == [0, 1] and len(untimed(tmp_path)) == 2
+    ran.clear()
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_suite(request(episodes=6, out=tmp_path))
+    assert ran == [2, 3]
+    monkeypatch.setattr(runner.Worker, "run", run_one)
+    report = evaluate_suite(request(episodes=4, out=tmp_path))
+    assert report["envs"]["none"]["episodes"] == 4
+    assert json.loads((tmp_path / "report.json").read_text())["envs"] == report["envs"]
+
+
+def test_a_worker_that_dies_is_one_clear_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "_run_in_worker", _die)
+    store = EpisodeStore(tmp_path, RULES, {})
+    tasks = [Task(EXPERT, "none", seed, keep=False) for seed in range(2)]
+    with pytest.raises(SimulationError, match="worker process died"):
+        run_tasks(tasks, store, RULES, assets=None, jobs=2, threads=1, done=lambda record: None)
+
+
+def _die(task: Task) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_policies_are_compared_on_the_same_seeds(bundle: Bundle, tmp_path: Path) -> None:
+    report = evaluate_suite(request(bundles=[str(bundle.path), None], episodes=3, out=tmp_path))
+    assert [policy["policy"] for policy in report["policies"]] == [bundle.id, "expert"]
+    assert report["policies"][0]["envs"]["none"]["infer_ms"] > 0.0
+    first, second = report["comparisons"]
+    assert (first["better"], first["losses"]) == (bundle.id, 3)
+    assert (second["wins"], second["pairs"], second["rank_biserial"]) == (3, 3, 1.0)
+    page = (tmp_path / "report.html").read_text()
+    assert bundle.id[:12] in page and "Wilcoxon" in page
+    shown = [tmp_path / name.split("'")[0] for name in page.split("<img src='")[1:]]
+    assert len(shown) == 2 * front.SAMPLES and all(path.is_file() for path in shown)
+
+
+def test_the_command_prints_a_line_an_environment_and_json_last(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    options = ["--suite", "tabletop", "--envs", "unseen_table", "--episodes", "1", "--json"]
+    assert main(["evaluate", "--policy", "expert", *options]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "expert" and lines[1].startswith("  unseen_table         1/1  1.00 [0.21, ")
+    row = json.loads(lines[-1])["envs"]["unseen_table"]
+    assert {"successes", "episodes", "interval", "step_ms"} <= set(row)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"episodes": 0}, "Nothing to run"),
+        ({"jobs": 0}, "Nothing to run"),
+        ({"envs": ["moonlight"]}, "No such environment.*moonlight"),
+        ({"rules": Rules("libero")}, "No such suite.*put_on_plate, vl_think, tabletop"),
+    ],
+)
+def test_mistakes_are_one_clear_error(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        evaluate_suite(request(**changes))
+
+
+def test_what_the_command_refuses(
+    bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate"]) == 1
+    assert "Nothing to evaluate" in capsys.readouterr().err
+    assert main(["evaluate", str(bundle.path), str(bundle.path)]) == 1
+    assert "--suite" in capsys.readouterr().err
+    with pytest.raises(BundleError):
+        evaluate_suite(request(bundles=[str(tmp_path / "nowhere")]))
+    with pytest.raises(SystemExit):
+        main(["evaluate", "--policy", "expert", "--suite", "tabletop", "--size", "big"])
+
+
+def test_without_assets_the_plate_suites_say_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VLA_ALIGN_ASSETS", raising=False)
+    for suite in ("put_on_plate", "vl_think"):
+        with pytest.raises(ConfigurationError, match="vla-align assets"):
+            evaluate_suite(request(rules=Rules(suite), envs=["all"]))

@@ -1,0 +1,1 @@
+"""Closed-loop evaluation over suites of environments: episodes, statistics, one report."""

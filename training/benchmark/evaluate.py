@@ -1,0 +1,163 @@
+"""A whole evaluation: which episodes, run or found, and the report of all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from training.benchmark import stages
+from training.benchmark.episode import Record
+from training.benchmark.figures import average_axes, compare, summarise
+from training.benchmark.page import save_pictures, write_report
+from training.benchmark.run import Actor, Task, run_tasks
+from training.benchmark.stages import Rules
+from training.benchmark.store import EpisodeStore
+from vla_align_ros.errors import ConfigurationError
+
+SAMPLES = 2  # episodes of each environment whose pictures are kept
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked for: `bundles` None among them is the expert."""
+
+    rules: Rules
+    bundles: Sequence[str | None]
+    envs: Sequence[str]
+    episodes: int
+    seed: int = 0
+    jobs: int = 1
+    threads: int = 1
+    assets: str | None = None
+    out: Path | None = None
+
+
+def evaluate_suite(request: Request) -> dict[str, Any]:
+    """Run or find every episode; return the report, and write it where `out` says.
+
+    ConfigurationError on a request that makes no sense; SimulationError when a worker dies.
+    """
+    names = _choose_environments(request)
+    if request.episodes < 1 or request.jobs < 1 or request.rules.executed < 1:
+        raise ConfigurationError(
+            "Nothing to run",
+            got=f"{request.episodes} episodes, {request.jobs} jobs, {request.rules.executed} "
+            "actions a chunk",
+            expected="at least one of each",
+            fix="correct --episodes, --jobs or --execute",
+        )
+    assets = _describe_assets(request)
+    actors = [Actor.of(bundle) for bundle in request.bundles]
+    store = EpisodeStore(request.out, request.rules, assets)
+    seeds = range(request.seed, request.seed + request.episodes)
+    tasks = [
+        Task(actor, env, seed, keep=request.out is not None and seed - request.seed < SAMPLES)
+        for seed in seeds  # first, so that what is there so far covers every environment alike
+        for env in names
+        for actor in actors
+    ]
+    with tqdm(total=len(tasks), unit="episode", desc=request.rules.suite) as bar:
+        bar.update(sum(task.key in store for task in tasks))
+
+        def note(record: Record) -> None:
+            if request.out is not None and record.pictures:
+                save_pictures(request.out, record)
+            bar.update()
+            bar.set_postfix_str(f"{record.env} {'ok' if record.success else 'failed'}")
+
+        run_tasks(
+            tasks,
+            store,
+            request.rules,
+            assets=request.assets,
+            jobs=request.jobs,
+            threads=request.threads,
+            done=note,
+        )
+    report = _report(request, actors, names, store, assets)
+    if request.out is not None:
+        write_report(request.out, report)
+    return report
+
+
+def _choose_environments(request: Request) -> tuple[str, ...]:
+    there = stages.environment_names(request.rules.suite)
+    if list(request.envs) == ["all"]:
+        return there
+    unknown = [name for name in request.envs if name not in there]
+    if unknown or not request.envs:
+        raise ConfigurationError(
+            "No such environment",
+            got=", ".join(unknown) or "none",
+            expected="all, or some of " + ", ".join(there),
+            fix="correct --envs",
+        )
+    return tuple(request.envs)
+
+
+def _describe_assets(request: Request) -> dict[str, Any]:
+    """Which published files are there, for the plate's suites: episodes depend on them."""
+    if request.rules.suite == stages.TABLETOP:
+        return {}
+    from vla_align_ros.sim.put_on_plate.assets import check_assets, find_root
+
+    check = check_assets(find_root(request.assets))
+    if not check.complete:
+        raise ConfigurationError(
+            "The benchmark's assets are incomplete",
+            got=f"{len(check.missing)} files missing, {'a' if check.robot else 'no'} robot",
+            expected="all published files",
+            fix="see `vla-align assets`",
+        )
+    return {"matching": check.matching, "stand_ins": list(check.stand_ins())}
+
+
+def _report(
+    request: Request,
+    actors: Sequence[Actor],
+    names: Sequence[str],
+    store: EpisodeStore,
+    assets: dict[str, Any],
+) -> dict[str, Any]:
+    suite = request.rules.suite
+    seeds = range(request.seed, request.seed + request.episodes)
+    axes = {name: stages.axis_of(suite, name) for name in names}
+    policies: list[dict[str, Any]] = []
+    lines: dict[str, list[dict[str, Any]]] = {}
+    for actor in actors:
+        envs = {}
+        for name in names:
+            found = store.select((actor.id, name, seed) for seed in seeds)
+            lines.setdefault(actor.id, []).extend(found)
+            envs[name] = summarise(found)
+        policies.append(
+            {
+                "policy": actor.id,
+                "bundle": actor.bundle,
+                "envs": envs,
+                "axes": average_axes(envs, axes),
+            }
+        )
+    first = policies[0]
+    return {
+        "suite": suite,
+        "episodes": request.episodes,
+        "seed": request.seed,
+        "executed": request.rules.executed,
+        "size_px": list(request.rules.size_px),
+        "max_steps": request.rules.max_steps,
+        "assets": assets,
+        "axes_of_envs": axes,
+        "policies": policies,
+        "envs": first["envs"],
+        "comparisons": [
+            {"better": one.id, "worse": other.id, **compare(lines[one.id], lines[other.id])}
+            for one in actors
+            for other in actors
+            if one.id != other.id
+        ],
+    }

@@ -1,0 +1,159 @@
+"""Runs every episode that is still missing, in one process or several."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+
+from training.benchmark.episode import EXPERT, Record
+from training.benchmark.stages import Rules, Stage, open_stage
+from training.benchmark.store import EpisodeStore
+from vla_align_ros.errors import SimulationError
+from vla_align_ros.runtime.policy import Policy
+
+DRAWING_THREADS = "LP_NUM_THREADS"  # of Mesa's software renderer
+
+
+@dataclass(frozen=True)
+class Actor:
+    """Who acts: the expert, or a policy by its id and folder."""
+
+    id: str
+    bundle: str | None
+
+    @classmethod
+    def of(cls, bundle: str | None) -> Actor:
+        """The expert for None, else the policy of a bundle (BundleError if it is none)."""
+        if bundle is None:
+            return cls(EXPERT, None)
+        with Policy.open(bundle) as policy:
+            return cls(policy.bundle_id, bundle)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One episode to run; `keep` asks for some of its pictures."""
+
+    actor: Actor
+    env: str
+    seed: int
+    keep: bool
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        """What an episode is found by."""
+        return self.actor.id, self.env, self.seed
+
+
+class Worker:
+    """A simulator and the policies opened so far, in this process."""
+
+    def __init__(self, rules: Rules, assets: str | None, threads: int) -> None:
+        self._stage: Stage = open_stage(rules, assets)
+        self._threads = threads
+        self._policies: dict[str, Policy] = {}
+
+    def run(self, task: Task) -> Record:
+        """Drive one episode."""
+        bundle = task.actor.bundle
+        if bundle is not None and bundle not in self._policies:
+            policy = Policy.open(bundle, threads=self._threads)
+            policy.warm_up()
+            self._policies[bundle] = policy
+        policy_or_none = self._policies[bundle] if bundle is not None else None
+        return self._stage.run(policy_or_none, task.env, task.seed, keep=task.keep)
+
+    def close(self) -> None:
+        """Free everything."""
+        for policy in self._policies.values():
+            policy.close()
+        self._stage.close()
+
+
+_worker: Worker | None = None
+
+
+def _open_worker(rules: Rules, assets: str | None, threads: int) -> None:
+    global _worker
+    _worker = Worker(rules, assets, threads)
+
+
+def _run_in_worker(task: Task) -> Record:
+    assert _worker is not None
+    return _worker.run(task)
+
+
+def run_tasks(
+    tasks: Sequence[Task],
+    store: EpisodeStore,
+    rules: Rules,
+    *,
+    assets: str | None,
+    jobs: int,
+    threads: int,
+    done: Callable[[Record], None],
+) -> None:
+    """Run the tasks that the store lacks; each is kept as soon as it ends, then told to `done`.
+
+    SimulationError if a worker dies; what it had finished is kept.
+    """
+    missing = [task for task in tasks if task.key not in store]
+    if not missing:
+        return
+    cores = os.cpu_count() or 1
+    os.environ.setdefault(DRAWING_THREADS, str(max(1, cores // max(jobs, 1))))
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    runs = _run_here if jobs == 1 else _run_apart
+    for record in runs(missing, rules, assets, jobs, threads):
+        store.add(record)
+        done(record)
+
+
+def _run_here(
+    tasks: Sequence[Task], rules: Rules, assets: str | None, jobs: int, threads: int
+) -> Iterator[Record]:
+    worker = Worker(rules, assets, threads)
+    try:
+        for task in tasks:
+            yield worker.run(task)
+    finally:
+        worker.close()
+
+
+def _run_apart(
+    tasks: Sequence[Task], rules: Rules, assets: str | None, jobs: int, threads: int
+) -> Iterator[Record]:
+    """In `jobs` processes; only a few episodes are handed out ahead, so an error stops soon."""
+    waiting = iter(tasks)
+    running: set[Future[Record]] = set()
+    with ProcessPoolExecutor(
+        max_workers=min(jobs, len(tasks)),
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_open_worker,
+        initargs=(rules, assets, threads),
+    ) as pool:
+        try:
+            while True:
+                for task in waiting:
+                    running.add(pool.submit(_run_in_worker, task))
+                    if len(running) >= 2 * jobs:
+                        break
+                if not running:
+                    return
+                finished, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    yield future.result()
+        except BrokenProcessPool as cause:
+            raise SimulationError(
+                "A worker process died",
+                got=cause,
+                expected=f"{jobs} processes that open the simulator",
+                fix="run again with --jobs 1 to see why; finished episodes with --out are kept",
+            ) from cause
+        finally:
+            for future in running:
+                future.cancel()

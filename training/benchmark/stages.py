@@ -1,0 +1,195 @@
+"""One episode of any suite, by a policy or by the scripted expert, and what is noted of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.benchmark.episode import Notes, Record, Sim, make_record
+from vla_align_ros.contract.observation import Observation
+from vla_align_ros.contract.spec import PolicySpec
+from vla_align_ros.errors import ConfigurationError
+from vla_align_ros.runtime.policy import Policy
+from vla_align_ros.sim.put_on_plate.environments import CONTROL_HZ, MAX_STEPS, SUITES
+from vla_align_ros.sim.robot import STATE_NAMES
+from vla_align_ros.sim.shifts import SHIFTS
+
+Action = NDArray[np.float64]
+
+TABLETOP = "tabletop"
+LOOK_EVERY = 4  # steps of the expert, for the times and the report
+SUITE_NAMES = (*SUITES, TABLETOP)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How episodes are run; those of other rules are not comparable.
+
+    `size_px` is the camera's (width, height); the table-top draws its own size.
+    """
+
+    suite: str
+    executed: int = 2
+    size_px: tuple[int, int] = (640, 480)
+    render_backend: str = "cpu"
+    max_steps: int = MAX_STEPS
+
+
+class Stage(Protocol):
+    """A simulator that is open; `run` drives one episode, `policy` None being the expert."""
+
+    def run(self, policy: Policy | None, env: str, seed: int, *, keep: bool) -> Record:
+        """Drive one episode."""
+
+    def close(self) -> None:
+        """Free the simulator."""
+
+
+def environment_names(suite: str) -> tuple[str, ...]:
+    """The environments of a suite in the order of its tables; ConfigurationError if unknown."""
+    if suite == TABLETOP:
+        return tuple(SHIFTS)
+    if suite in SUITES:
+        return tuple(env.name for env in SUITES[suite])
+    raise ConfigurationError(
+        "No such suite", got=repr(suite), expected="one of " + ", ".join(SUITE_NAMES)
+    )
+
+
+def axis_of(suite: str, env: str) -> str:
+    """The axis that an environment belongs to."""
+    if suite == TABLETOP:
+        return SHIFTS[env].axis
+    return next(found.axis for found in SUITES[suite] if found.name == env)
+
+
+def open_stage(rules: Rules, assets: str | None) -> Stage:
+    """Open the simulator of a suite."""
+    if rules.suite == TABLETOP:
+        return TabletopStage(rules)
+    return PlateStage(rules, assets)
+
+
+def camera_of(spec: PolicySpec) -> str:
+    """The one camera of a policy that can drive these simulators; ConfigurationError otherwise."""
+    problems = {
+        f"{len(spec.cameras)} cameras": len(spec.cameras) != 1,
+        f"{spec.action.rate_hz:g} Hz": abs(spec.action.rate_hz - CONTROL_HZ) > 1e-6,
+        "another state": spec.state is not None and tuple(spec.state.names) != STATE_NAMES,
+    }
+    if any(problems.values()):
+        raise ConfigurationError(
+            "The policy does not fit the simulator",
+            got=", ".join(problem for problem, there in problems.items() if there),
+            expected=f"one camera, {CONTROL_HZ:g} Hz, no state or {', '.join(STATE_NAMES)}",
+            fix="evaluate a policy trained for a single camera at 5 Hz",
+        )
+    return spec.cameras[0].name
+
+
+def policy_actions(
+    policy: Policy, sim: Sim, instruction: str, executed: int, notes: Notes
+) -> Iterator[Action]:
+    """The actions of a policy that looks after every `executed` of them."""
+    camera = camera_of(policy.spec)
+    while True:
+        seen = notes.look(sim)
+        assert seen.image is not None
+        state = seen.state if policy.spec.state is not None else None
+        observation = Observation({camera: seen.image}, state, instruction, seen.time_s)
+        with notes.clock.timing("infer"):
+            chunk = policy.infer(observation)
+        yield from chunk.actions[:executed]
+
+
+class PlateStage:
+    """The WidowX benchmark: always all steps, as published."""
+
+    def __init__(self, rules: Rules, assets: str | None) -> None:
+        from vla_align_ros.sim.put_on_plate.environment import PutOnPlateEnv
+
+        self._rules = rules
+        self._env = PutOnPlateEnv(
+            assets, size_px=rules.size_px, render_backend=rules.render_backend
+        )
+
+    def run(self, policy: Policy | None, env: str, seed: int, *, keep: bool) -> Record:
+        """Drive one episode to its last step."""
+        sim, notes = self._env, Notes()
+        sim.begin(seed, environment=env)
+        words = sim.scene.instruction
+        actions = (
+            self._expert_actions(notes)
+            if policy is None
+            else policy_actions(policy, sim, words, self._rules.executed, notes)
+        )
+        for action in islice(actions, self._rules.max_steps):
+            with notes.clock.timing("advance"):
+                sim.advance(action)
+        if keep:
+            notes.look(sim)
+        outcome = (sim.succeeded_once, sim.succeeded(), sim.grasped_once)
+        return make_record(policy, env, seed, words, outcome, sim.steps, notes, keep=keep)
+
+    def _expert_actions(self, notes: Notes) -> Iterator[Action]:
+        """The expert's actions; it needs no pictures, so only some are drawn, until it is done."""
+        from vla_align_ros.sim.put_on_plate.expert import PlateExpert
+
+        expert = PlateExpert(self._env)
+        while True:
+            if self._env.steps % LOOK_EVERY == 0 and not expert.finished:
+                notes.look(self._env)
+            yield expert.act()
+
+    def close(self) -> None:
+        """Free the simulator."""
+        self._env.close()
+
+
+class TabletopStage:
+    """The MuJoCo table-top: an episode ends when the object lies on its receptacle."""
+
+    def __init__(self, rules: Rules) -> None:
+        from vla_align_ros.sim.tabletop import TabletopEnv
+
+        self._rules = rules
+        self._env = TabletopEnv()
+
+    def run(self, policy: Policy | None, env: str, seed: int, *, keep: bool) -> Record:
+        """Drive one episode until success or the last step."""
+        sim, notes = self._env, Notes()
+        sim.begin(seed, shift=env)
+        words = sim.task.instruction
+        actions = (
+            self._expert_actions(notes)
+            if policy is None
+            else policy_actions(policy, sim, words, self._rules.executed, notes)
+        )
+        steps, grasped, success = 0, False, False
+        for action in islice(actions, self._rules.max_steps):
+            with notes.clock.timing("advance"):
+                sim.advance(action)
+            steps += 1
+            grasped |= sim.held_object() == sim.task.object
+            success = sim.succeeded()
+            if success:
+                break
+        outcome = (success, success, grasped)
+        return make_record(policy, env, seed, words, outcome, steps, notes, keep=keep)
+
+    def _expert_actions(self, notes: Notes) -> Iterator[Action]:
+        from vla_align_ros.sim.expert import Expert
+
+        expert = Expert()
+        while True:
+            notes.look(self._env)
+            yield expert.act(self._env)
+
+    def close(self) -> None:
+        """Free the simulator."""
+        self._env.close()
