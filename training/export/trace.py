@@ -26,6 +26,7 @@ TRANSPOSED = ".T"
 
 _EXTERNAL_FROM_BYTES = 1024
 _ONE_FILE_UP_TO_BYTES = 1 << 30  # protobuf ends at 2 GiB
+_IN_FLIGHT_BYTES = 1 << 28  # of weights that are read and not yet written
 
 Reader = Callable[[str], Tensor]
 
@@ -79,7 +80,13 @@ def save_graph(model: Any, path: Path) -> None:
     held = [value.const_value for value in model.graph.initializers.values()]
     size = sum(tensor.nbytes for tensor in held if not _lies_in(path.parent, tensor))
     beside = path.name + ".data" if size > _ONE_FILE_UP_TO_BYTES else None
-    ir.save(model, path, external_data=beside, size_threshold_bytes=_EXTERNAL_FROM_BYTES)
+    ir.save(
+        model,
+        path,
+        external_data=beside,
+        size_threshold_bytes=_EXTERNAL_FROM_BYTES,
+        max_in_flight_bytes=_IN_FLIGHT_BYTES,
+    )
 
 
 def share_weights(model: Any, other: Path) -> None:

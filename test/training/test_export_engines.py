@@ -1,0 +1,134 @@
+"""`export --trt`: a bundle gets engines for a GPU that is not there, proved by what they mean."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import shutil
+
+import pytest
+
+pytest.importorskip("onnxscript", reason="needs the extra [export]")
+pytest.importorskip("tensorrt_rtx_bindings", reason="needs the extra [trt-rtx]")
+
+from tiny_export import make_run
+
+from training.commands import export as command
+from training.export.bundle import export_run
+from training.export.engines import export_engines
+from vla_align_ros.contract.bundle import Bundle
+from vla_align_ros.errors import ExportError
+from vla_align_ros.runtime.limits import GoldenLimits
+
+
+def quietly(_line):
+    pass
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory):
+    """The same tiny policy in fp32 and with weights in 8 bits."""
+    folder = tmp_path_factory.mktemp("bundles")
+    run = make_run(folder / "run")
+    for precision in ("fp32", "int8"):
+        export_run(run, folder / precision, precision, say=quietly)
+    return folder
+
+
+@pytest.fixture
+def bundle(bundles, tmp_path):
+    return shutil.copytree(bundles / "fp32", tmp_path / "bundle")
+
+
+def files(folder):
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def run_command(*words):
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        result = command.run(parser.parse_args([str(word) for word in words]))
+    return json.loads(json.dumps(result)), printed.getvalue()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "int8", "fp8", "auto"])
+def test_each_precision_is_proved_and_built_the_same_on_repeat(bundle, precision):
+    before = files(bundle)
+    words = ("--trt", "--bundle", bundle, "--target", "sm89", "--precision", precision)
+    result, printed = run_command(*words)
+    assert result["ok"] and result["proof"]["ok"] and "unproven until it ran there" in printed
+    opened = Bundle.open(bundle)
+    assert opened.engine_targets() == ["sm89"]
+    engines = opened.engine("sm89")
+    assert (engines.precision, engines.facts["architecture"]) == (precision, "sm89")
+    assert engines.gates["graphs"]["ok"] and "device" not in engines.gates
+    first = engines.engine_path("policy").read_bytes()
+    assert len(first) > 10_000
+    run_command(*words)
+    assert opened.engine("sm89").engine_path("policy").read_bytes() == first
+    kept = {name: content for name, content in files(bundle).items() if "engines/" not in name}
+    assert kept == before, "the bundle itself is as it was"
+
+
+def test_several_targets_of_a_bundle_whose_weights_are_in_8_bits(bundles, tmp_path):
+    path = shutil.copytree(bundles / "int8", tmp_path / "bundle")
+    export_engines(path, "sm86,sm120", "bf16", options=["builderOptimizationLevel=1"], say=quietly)
+    opened = Bundle.open(path)
+    assert opened.engine_targets() == ["sm120", "sm86"]
+    assert opened.engine("sm120").facts["scheme"] == "bfloat16"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_run_becomes_a_bundle_with_engines_in_one_command(bundles, tmp_path):
+    out = tmp_path / "bundle"
+    words = (bundles / "run", "--out", out, "--trt", "--target", "sm80", "--precision", "bf16")
+    result, printed = run_command(*words)
+    assert result["export"]["precision"] == "fp32" and result["precision"] == "bf16"
+    assert Bundle.open(out).engine("sm80").precision == "bf16"
+    assert printed.count("proved") >= 2
+
+
+def test_a_failed_gate_leaves_the_bundle_and_its_old_engines(bundle, monkeypatch):
+    export_engines(bundle, "sm89", "bf16", say=quietly)
+    before = files(bundle)
+    strict = {"int8": GoldenLimits(0.0, 0.0, 0.0, noise=0.0, agreement=1.0)}
+    monkeypatch.setattr("vla_align_ros.runtime.limits.GOLDEN_LIMITS", strict)
+    with pytest.raises(ExportError, match="fails its proof"):
+        export_engines(bundle, "sm89", "int8", say=quietly)
+    assert files(bundle) == before
+    assert [path.name for path in bundle.parent.iterdir()] == ["bundle"]
+
+
+def test_auto_keeps_the_worst_parts_until_the_gates_pass(bundle, monkeypatch):
+    """A limit that int8 misses by little: some parts stay, not all, and the table says which."""
+    worst = export_engines(bundle, "sm89", "int8", say=quietly)["proof"]["dimensions"]
+    dims = {name: row["max"] for name, row in worst.items()}
+    millimetres = 0.9 * max(dims["dx"], dims["dy"], dims["dz"])
+    strict = {"auto": GoldenLimits(millimetres, 2.0, 0.1, noise=100.0, agreement=0.0)}
+    monkeypatch.setattr("vla_align_ros.runtime.limits.GOLDEN_LIMITS", strict)
+    result = export_engines(bundle, "sm89", "auto", say=quietly)
+    kept = [row["kept"] for row in result["sensitivity"]]
+    assert any(kept) and kept == sorted(kept, reverse=True), "the worst first"
+    errors = [row["error_alone"] for row in result["sensitivity"]]
+    assert errors == sorted(errors, reverse=True)
+    assert result["proof"]["ok"]
+
+
+def test_a_bundle_with_rounded_activations_is_no_source(bundles, tmp_path):
+    export_run(bundles / "run", tmp_path / "b", "int8_dynamic", say=quietly)
+    with pytest.raises(ExportError, match="engines cannot be made of this bundle"):
+        export_engines(tmp_path / "b", "sm89", "bf16", say=quietly)
+
+
+def test_int4_that_moves_the_arm_too_far_is_refused_with_what_would_do(bundle):
+    with pytest.raises(ExportError, match=r"dx off by .* mm.*auto"):
+        export_engines(bundle, "sm89", "int4", block=32, say=quietly)
+    assert Bundle.open(bundle).engine_targets() == []
