@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 from tensorrt_fakes import FakeDriver
@@ -75,3 +81,57 @@ def test_memory_is_zeroed_and_freed_once():
     cuda.close()
     cuda.close()
     assert not driver.memory and driver.journal.count("cuStreamDestroy") == 1
+
+
+THROUGH_THE_BINDINGS = """
+import numpy as np
+from vla_align_ros.errors import BackendError
+from vla_align_ros.inference.tensorrt.cuda import Cuda
+from vla_align_ros.inference.tensorrt.device import Device, describe_device
+assert describe_device() == Device("Stub", "sm89", 1 << 33, "13.1")
+try:
+    describe_device(3)
+except BackendError as refused:
+    assert "cuDeviceGet failed: got STUB_NAME: stub text" in str(refused)
+cuda = Cuda()
+one, other = cuda.allocate(64), cuda.allocate(64)
+given, taken = (cuda.allocate_pinned(64).view(np.float32) for _ in range(2))
+def queue():
+    cuda.copy_in(one, given)
+    cuda.copy(other + 8, one, 56)
+    cuda.copy_out(taken, other)
+given[:] = np.arange(16)
+queue()
+cuda.synchronize()
+assert taken.tolist() == [0, 0, *range(14)], taken
+graph = cuda.capture(queue)
+given[:] = 5
+assert taken[2] == 0, "recorded, not run"
+cuda.launch_graph(graph)
+cuda.synchronize()
+assert taken.tolist() == [0, 0, *[5] * 14], taken
+cuda.destroy_graph(graph)
+try:
+    cuda.capture(lambda: 1 / 0)
+except ZeroDivisionError:
+    pass
+cuda.destroy_graph(cuda.capture(queue))
+cuda.close()
+"""
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
+@pytest.mark.skipif(find_spec("cuda") is None, reason="cuda-bindings is not installed")
+def test_the_real_bindings_take_what_they_are_given_before_a_driver_of_stubs(tmp_path):
+    source = Path(__file__).parent / "driver_stub.c"
+    library = tmp_path / "libcuda.so.1"
+    options = ["-shared", "-fPIC", "-w", f"-Wl,-soname,{library.name}"]
+    subprocess.run(["cc", *options, "-o", str(library), str(source), "-ldl"], check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", THROUGH_THE_BINDINGS],
+        env={**os.environ, "LD_LIBRARY_PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "context released\n"

@@ -20,7 +20,7 @@ from tiny_models import STATE_DIM
 
 from training.commands import export as command
 from training.export.bundle import export_run
-from training.export.trace import load_graph
+from training.export.graph_file import load_graph
 from vla_align_ros.contract.bundle import Bundle
 from vla_align_ros.contract.observation import Observation
 from vla_align_ros.errors import ConfigurationError, ExportError, TrainingError

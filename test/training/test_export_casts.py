@@ -13,7 +13,7 @@ import onnx_ir as ir
 from onnx import TensorProto, helper, numpy_helper
 
 from training.export.casts import lower_precision
-from training.export.trace import load_graph, save_graph
+from training.export.graph_file import load_graph, save_graph
 from vla_align_ros.inference.base import open_backend
 
 RNG = np.random.default_rng(2)

@@ -128,6 +128,30 @@ def test_weights_beside_the_graph_are_read_and_count(tmp_path):
     assert not (tmp_path / "third").exists()
 
 
+def test_weights_that_lie_beside_another_graph_count_too(tmp_path):
+    first = write_attention(tmp_path / "prefill.onnx", "bf16", external=True)
+    content = first.read_bytes()
+    shared = tmp_path / "decode.onnx"
+    shared.write_bytes(content)
+    assert hash_graph(shared) == hash_graph(first)
+    before = hash_graph(shared)
+    (tmp_path / "other.onnx.data").write_bytes(b"not named in the graph")
+    assert hash_graph(shared) == before
+    weights = tmp_path / "prefill.onnx.data"
+    weights.write_bytes(weights.read_bytes()[::-1])
+    assert hash_graph(shared) != before
+    assert hash_graph(write_attention(tmp_path / "whole.onnx")) != before
+
+
+def test_making_engines_of_a_bundle_needs_no_torch():
+    code = (
+        "import sys\n"
+        "for name in ('torch', 'transformers', 'onnxscript', 'peft'): sys.modules[name] = None\n"
+        "import training.export.engines, training.commands.export"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 # -- caches -------------------------------------------------------------------------------------
 def test_a_build_that_was_made_before_is_taken_and_a_damaged_one_made_again(tmp_path, monkeypatch):
     graph, cache = write_attention(tmp_path / "graph.onnx", "bf16"), tmp_path / "cache"

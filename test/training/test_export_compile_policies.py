@@ -11,9 +11,9 @@ from tensorrt_fakes import VERSIONS, FakeDriver, FakeEngine, make_tensorrt
 from tiny_export import make_run, trace_run
 
 from training.export.compile import build_engine
+from training.export.graph_file import load_graph
 from training.export.precision import ENGINE_PLANS, find_plan, write_plan
 from training.export.products import find_products
-from training.export.trace import load_graph
 from vla_align_ros.inference import open_backend
 from vla_align_ros.inference.pipeline import GraphPipeline
 from vla_align_ros.inference.tensorrt.backend import TensorRTBackend

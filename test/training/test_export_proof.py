@@ -16,7 +16,7 @@ from tiny_export import make_model, make_run
 from training.export.bundle import export_run
 from training.export.precision import Plan, write_plan
 from training.export.proof import measure_graphs, prove_graphs, require_proof
-from training.export.source import prepare_samples
+from training.export.restore import prepare_samples
 from vla_align_ros.contract.bundle import Bundle
 from vla_align_ros.errors import ExportError
 

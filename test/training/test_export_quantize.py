@@ -16,10 +16,10 @@ import onnx_ir as ir
 from onnx import TensorProto, helper, numpy_helper
 
 from training.export.calibrate import choose_range, measure_ranges
+from training.export.graph_file import load_graph, save_graph
 from training.export.precision import Plan, apply_plan, find_plan, restore_weights, write_plan
 from training.export.products import DELICATE, find_products
 from training.export.quantize import quantize, round_weight
-from training.export.trace import load_graph, save_graph
 from vla_align_ros.errors import ExportError
 from vla_align_ros.inference.base import open_backend
 

@@ -14,10 +14,10 @@ import onnx_ir as ir
 from tiny_export import make_processor, make_run, trace_run
 from tiny_models import build, tiny_config, tokens_config
 
+from training.export.graph_file import load_graph, save_graph, share_weights
 from training.export.preview import preview_export
 from training.export.proof import check_parity, run_graphs
 from training.export.source import RunSource, reference_outputs
-from training.export.trace import load_graph, save_graph, share_weights
 from training.model import GroundingConfig
 from training.model.openvla import openvla_7b_json, openvla_config
 from vla_align_ros.errors import ExportError
@@ -125,7 +125,7 @@ def test_graphs_are_plain_static_and_name_their_weights(tokens):
 def apart(tokens, tmp_path, monkeypatch):
     """The token policy's graphs with their weights in files beside them, as large ones have."""
     run, folder, specs = tokens
-    monkeypatch.setattr("training.export.trace._ONE_FILE_UP_TO_BYTES", 60_000)
+    monkeypatch.setattr("training.export.graph_file._ONE_FILE_UP_TO_BYTES", 60_000)
     for spec in specs:
         model = load_graph(folder / f"{spec.name}.onnx")
         if spec.name == "decode":

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from training.export.behaviour import prove_behaviour
+from training.export.graph_file import OPSET
 from training.export.precision import find_plan
 from training.export.products import DELICATE
 from training.export.proof import check_parity, require_proof, run_graphs
@@ -19,7 +20,6 @@ from training.export.reduce import Exact, measure_floors, reduce_graphs
 from training.export.sight_graph import export_sight
 from training.export.source import RunSource, add_reference, read_reference, reference_outputs
 from training.export.stages import Stages, digest, open_stages
-from training.export.trace import OPSET
 from vla_align_ros.contract.bundle import Bundle, write_bundle
 from vla_align_ros.contract.files import read_json_object, readable_json, write_durably
 from vla_align_ros.contract.graphs import GraphSpec, find_layout

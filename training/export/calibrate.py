@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from training.export.graph_file import load_graph, save_graph
 from training.export.products import find_products
-from training.export.trace import load_graph, save_graph
 from vla_align_ros.inference.base import open_backend
 
 Inputs = Mapping[str, npt.NDArray[Any]]

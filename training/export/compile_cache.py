@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import os
 import shutil
 import warnings
@@ -40,13 +41,26 @@ class BuiltEngine:
 
 
 def hash_graph(onnx: Path) -> str:
-    """Return the sha256 of an ONNX file; with weights beside it, that of both files' sha256."""
-    weights = onnx.with_name(onnx.name + ".data")
+    """Return the sha256 of an ONNX file; with weights in files beside it, that of all sha256."""
     try:
-        sums = [hash_file(path)[0] for path in (onnx, weights) if path == onnx or path.exists()]
-    except OSError as cause:
+        sums = [hash_file(path)[0] for path in (onnx, *_find_weights(onnx))]
+    except (OSError, ValueError) as cause:
         raise ExportError("graph cannot be read", got=cause, expected=str(onnx)) from cause
     return sums[0] if len(sums) == 1 else hashlib.sha256("\n".join(sums).encode()).hexdigest()
+
+
+def _find_weights(onnx: Path) -> list[Path]:
+    """List the files beside a graph that it names; two graphs may share one file of weights.
+
+    A name is looked for as bytes, since reading the graph would need onnx. One that stands there
+    by chance costs a needless build, never a wrong engine.
+    """
+    with onnx.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return [
+            path
+            for path in sorted(onnx.parent.glob("*.data"))
+            if content.find(path.name.encode()) >= 0
+        ]
 
 
 def engine_key(onnx_sha256: str, target: Target, options: Mapping[str, str]) -> str:

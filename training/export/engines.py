@@ -14,7 +14,7 @@ from training.export.compile_target import parse_targets, resolve_target
 from training.export.precision import find_plan
 from training.export.proof import require_proof
 from training.export.reduce import Exact, reduce_graphs
-from training.export.source import KEPT, write_restored
+from training.export.restore import KEPT, write_restored
 from training.export.stages import Stages, digest, open_stages
 from vla_align_ros.contract.bundle import Bundle
 from vla_align_ros.contract.engines import build_command

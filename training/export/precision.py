@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from training.export.casts import lower_precision
+from training.export.graph_file import OPSET, load_graph, save_graph
 from training.export.products import DELICATE, add_constant, drop_unused, find_products
 from training.export.quantize import BLOCKS, quantize
-from training.export.trace import OPSET, load_graph, save_graph
 from vla_align_ros.errors import ExportError
 
 AUTO = "auto"

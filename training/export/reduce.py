@@ -13,12 +13,12 @@ from typing import Any
 import numpy.typing as npt
 
 from training.export.calibrate import measure_ranges
+from training.export.graph_file import load_graph, save_graph, share_weights
 from training.export.precision import AUTO, Plan, find_plan, write_plan
 from training.export.products import find_products
 from training.export.proof import Errors, measure_graphs, opened, prove_graphs, run_graphs
-from training.export.source import denormalize, prepare_samples
+from training.export.restore import denormalize, prepare_samples
 from training.export.stages import Stages
-from training.export.trace import load_graph, save_graph, share_weights
 from vla_align_ros.contract.bundle import Bundle
 from vla_align_ros.contract.files import read_json_object, readable_json, write_durably
 from vla_align_ros.contract.graphs import GraphSpec

@@ -16,9 +16,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from training.export.graph_file import OPSET
 from training.export.source import RunSource
 from training.export.stages import Stages
-from training.export.trace import OPSET
 from training.model import PrismaticVLA
 from training.sight.config import WatchConfig, choose_blocks
 from training.sight.features import ENCODER

@@ -1,8 +1,7 @@
-"""What is exported: a finished run, or the graphs of a bundle that was exported before."""
+"""What is exported: a finished run, its network read tensor by tensor."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -11,14 +10,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from training.export.precision import restore_weights
-from training.export.trace import OPSET, load_graph, save_graph, share_weights, trace_graph
+from training.export.graph_file import OPSET, save_graph, share_weights
+from training.export.restore import denormalize, prepare_samples
+from training.export.trace import trace_graph
 from training.golden_inputs import GOLDEN_INPUTS, read_golden_inputs
 from training.model.checkpoint import DESCRIPTION, WEIGHTS, read_json
 from vla_align_ros.contract.files import hash_file
-from vla_align_ros.contract.golden import iterate_observations
 from vla_align_ros.contract.graphs import GraphSpec
-from vla_align_ros.contract.observation import Observation
 from vla_align_ros.contract.processor import Processor
 from vla_align_ros.errors import ExportError
 
@@ -26,7 +24,6 @@ CONFIG = "config.json"
 RUN_SUMMARY = "run.json"
 DATASET = "dataset.json"
 PROCESSOR = "processor"
-KEPT = "kept.json"
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -119,21 +116,6 @@ class RunSource:
         }
 
 
-def prepare_samples(golden: Mapping[str, npt.NDArray[Any]], processor: Processor) -> list[Arrays]:
-    """Return golden observations as the graphs take them."""
-    return [processor.prepare(seen) for seen in iterate_observations(golden, processor.spec)]
-
-
-def write_restored(graphs: Mapping[str, Path], folder: Path) -> dict[str, list[str]]:
-    """Save a bundle's graphs in float32; return by graph the products that its export spared."""
-    kept = {}
-    for name, path in graphs.items():
-        model = load_graph(path)
-        kept[name] = list(restore_weights(model))
-        save_graph(model, folder / f"{name}.onnx")
-    return kept
-
-
 def reference_outputs(source: RunSource) -> Arrays:
     """Run the fp32 model in torch on the golden inputs; return "actions" (N, H, A) normalised."""
     import torch
@@ -159,18 +141,6 @@ def read_reference(folder: Path) -> npt.NDArray[np.float32]:
 def add_reference(source: RunSource, outputs: npt.NDArray[np.float32]) -> Arrays:
     """Return golden arrays: the inputs and reference_actions (N, H, 7) float64, un-normalised."""
     return {**source.inputs, "reference_actions": denormalize(source.processor, outputs)}
-
-
-def denormalize(processor: Processor, outputs: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """Turn normalised actions (N, H, A) into metres, radians and fractions, as the robot does."""
-    unseen = np.zeros((1, 1, 3), dtype=np.uint8)  # decoding looks at an observation's stamp alone
-    nothing = Observation({"none": unseen}, None, "", 0.0)
-    return np.stack(
-        [
-            processor.decode({"actions": np.asarray(output)[None]}, nothing).actions
-            for output in np.asarray(outputs)
-        ]
-    )
 
 
 def _files(folder: Path, prefix: str) -> list[str]:

@@ -1,0 +1,47 @@
+"""What a bundle gives to an export without torch: samples, physical actions, float32 graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from training.export.graph_file import load_graph, save_graph
+from training.export.precision import restore_weights
+from vla_align_ros.contract.golden import iterate_observations
+from vla_align_ros.contract.observation import Observation
+from vla_align_ros.contract.processor import Processor
+
+KEPT = "kept.json"
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+def prepare_samples(golden: Mapping[str, npt.NDArray[Any]], processor: Processor) -> list[Arrays]:
+    """Return golden observations as the graphs take them."""
+    return [processor.prepare(seen) for seen in iterate_observations(golden, processor.spec)]
+
+
+def write_restored(graphs: Mapping[str, Path], folder: Path) -> dict[str, list[str]]:
+    """Save a bundle's graphs in float32; return by graph the products that its export spared."""
+    kept = {}
+    for name, path in graphs.items():
+        model = load_graph(path)
+        kept[name] = list(restore_weights(model))
+        save_graph(model, folder / f"{name}.onnx")
+    return kept
+
+
+def denormalize(processor: Processor, outputs: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Turn normalised actions (N, H, A) into metres, radians and fractions, as the robot does."""
+    unseen = np.zeros((1, 1, 3), dtype=np.uint8)  # decoding looks at an observation's stamp alone
+    nothing = Observation({"none": unseen}, None, "", 0.0)
+    return np.stack(
+        [
+            processor.decode({"actions": np.asarray(output)[None]}, nothing).actions
+            for output in np.asarray(outputs)
+        ]
+    )
