@@ -83,7 +83,7 @@ def test_stop_arm_stops_every_policy_that_it_finds(probe: Probe) -> None:
     assert run(probe, "say", "--arm", CARROT)[0] == 0
     probe.wait_for_motion()
     status, text = run(probe, "stop_arm")
-    assert (status, text.strip()) == (0, "stopped: /policy_node")
+    assert (status, text.strip()) == (0, "/policy_node: stopped")
     assert probe.latest("hold_reason") == "stopped"
 
 
@@ -98,7 +98,7 @@ def test_stop_arm_waits_for_a_key_or_for_its_terminal_to_go(probe: Probe, cause:
         else:
             terminal.process.send_signal(signal.SIGHUP)
         probe.wait_for_hold("stopped", 5.0)
-        terminal.expect("stopped: /policy_node")
+        terminal.expect("/policy_node: stopped")
 
 
 def test_the_console_arms_says_and_stops_on_a_key(probe: Probe, tmp_path: Path) -> None:

@@ -45,7 +45,9 @@ class GraphCheck:
         self._patience.wait(lambda: False, DISCOVERY_S)
         asked = bool(args.policy or args.camera or args.commands)
         policies = [name if name.startswith("/") else f"/{name}" for name in args.policy]
-        policies = policies if asked else find_policies(node)
+        if not asked:  # a graph is not seen all at once
+            self._patience.wait(lambda: bool(find_policies(node)), self._seconds)
+            policies = find_policies(node)
         cameras, commands = list(args.camera), list(args.commands)
         rows = []
         for name in policies:

@@ -54,7 +54,9 @@ def stop_arm(node: Node, args: argparse.Namespace) -> int:
                     patience.wait(lambda: False, LOOK_S)
                     _add(node, clients, [] if args.policy else find_policies(node))
         _stop(clients, patience, args.wait)
-        print(f"stopped: {', '.join(clients)}", flush=True)
+        for name, client in clients.items():
+            idle = client.status["hold_reason"] != "stopped"
+            print(f"{name}: {'inactive, nothing to stop' if idle else 'stopped'}", flush=True)
         return 0
     finally:
         patience.close()
@@ -93,10 +95,11 @@ def _stop(clients: dict[str, PolicyClient], patience: Patience, timeout_s: float
         return client.status.get("hold_reason") in ("stopped", "inactive")
 
     end_s = time.monotonic() + timeout_s
-    while not all(standing(client) for client in clients.values()):
+    while True:
         for client in clients.values():
-            client.stop()
-        patience.wait(lambda: all(map(standing, clients.values())), REPEAT_S)
+            client.stop()  # an inactive one latches it, too; an unconfigured one comes up disarmed
+        if patience.wait(lambda: all(map(standing, clients.values())), REPEAT_S):
+            return
         if time.monotonic() > end_s:
             moving = [name for name, client in clients.items() if not standing(client)]
             raise OperatorError(
