@@ -18,11 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from training.export.names import TRANSPOSED, note_lost_names
 from vla_align_ros.contract.spec import TensorSpec
 
 OPSET = 21
-TRANSPOSED = ".T"
-"""Ends the name of a weight that the graph holds transposed: (inputs, outputs), as MatMul wants."""
 
 _EXTERNAL_FROM_BYTES = 1024
 _ONE_FILE_UP_TO_BYTES = 1 << 30  # protobuf ends at 2 GiB
@@ -57,6 +56,7 @@ def trace_graph(
             verbose=False,
         )
     model = program.model
+    used = [name for name in model.graph.initializers if name in stored]
     for name, value in model.graph.initializers.items():
         if name in stored:
             value.const_value = _lazy(read, name, value.shape)
@@ -65,6 +65,7 @@ def trace_graph(
         program.optimize()
     model = program.model
     ir.passes.common.ClearMetadataAndDocStringPass()(model)
+    note_lost_names(model, read, used)
     model.producer_name, model.producer_version = "vla_align_ros", None
     return model
 
