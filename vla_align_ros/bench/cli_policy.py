@@ -60,7 +60,7 @@ def list_rows(
 
     Args:
         bundle: folder. run: from which torch takes its weights, if not from the bundle.
-        threads: for inference. chosen: names of backends; torch is always tried.
+        threads: for inference. chosen: names of backends; by default all.
     """
     from vla_align_ros.bench.engine_rows import Row
     from vla_align_ros.inference.base import BACKENDS
@@ -69,7 +69,8 @@ def list_rows(
     if unknown:
         raise BackendError("inference backend is unknown", got=unknown, expected=sorted(BACKENDS))
     options = {"threads": threads}
-    yield Row("torch", bundle, "torch", options, run)
-    yield Row("torch_bf16", bundle, "torch", {**options, "precision": "bf16"}, run)
+    if "torch" in (chosen or BACKENDS):
+        yield Row("torch", bundle, "torch", options, run)
+        yield Row("torch_bf16", bundle, "torch", {**options, "precision": "bf16"}, run)
     for name in sorted(set(chosen or BACKENDS) - {"torch"}):
         yield Row(name, bundle, name, options)

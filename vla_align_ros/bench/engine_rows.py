@@ -5,6 +5,7 @@ All rows stay open and take turns in short bursts; what disturbs the machine dis
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import time
@@ -71,7 +72,8 @@ class Worker:
 
     def ask(self, what: str, *arguments: Any) -> Any:
         """Send a request ("time" with a count, "prove", "memory") and wait for its answer."""
-        self._pipe.send((what, *arguments))
+        with contextlib.suppress(OSError):  # it died; the answer that does not come says how
+            self._pipe.send((what, *arguments))
         return self._receive(ANSWER_LIMIT_S)
 
     def close(self) -> None:
