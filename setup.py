@@ -68,6 +68,7 @@ EXTRAS = {
         "ros-trajectory-msgs>=5.3,<6",
     ],
     "console": ["prompt-toolkit>=3.0.36,<4"],
+    "openvino": ["openvino>=2026,<2027"],
     # A Jetson has TensorRT from JetPack; a wheel beside it would be another version.
     "trt": ["cuda-bindings>=12.9,<14", "tensorrt>=10.3,<12; platform_machine == 'x86_64'"],
     "trt-rtx": [
@@ -154,11 +155,14 @@ setup(
             "train = training.commands.train",
             "verify = vla_align_ros.commands.verify",
         ],
+        "vla_align_ros.torch_policies": ["prismatic = training.export.torch_policy:load_policy"],
         "vla_align_ros.gates": [
             "behaviour = training.export.behaviour:prove_behaviour",
         ],
         "vla_align_ros.benches": [
             "faults = vla_align_ros.bench.cli_faults",
+            "export = training.commands.bench_export",
+            "policy = vla_align_ros.bench.cli_policy",
             "runtime = vla_align_ros.bench.cli_runtime",
             "soak = vla_align_ros.bench.cli_soak",
             "training = training.commands.bench_training",

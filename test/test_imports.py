@@ -41,7 +41,7 @@ ALLOWED: dict[str, set[str]] = {
     "training.sight": {"errors", "extras", "contract", "runtime"},  # Wilson's interval
     "training.strange_scenes": {"errors", "contract", "runtime", "sim"},
     "training.evaluate": {"errors", "contract", "inference", "runtime", "sim"},
-    "training.commands": {"errors", "contract", "inference", "runtime", "sim"},
+    "training.commands": {"errors", "contract", "inference", "runtime", "sim", "demo", "bench"},
 }
 
 # A library -> the only places in vla_align_ros that may import it.
@@ -51,6 +51,7 @@ LAZY: dict[str, tuple[str, ...]] = {
     "mujoco": ("vla_align_ros.sim",),
     "onnxruntime": ("vla_align_ros.inference.onnx", "vla_align_ros.commands.doctor"),
     "sapien": ("vla_align_ros.sim.put_on_plate",),
+    "openvino": ("vla_align_ros.inference.openvino",),
     "tensorrt": ("vla_align_ros.inference.tensorrt",),
     "tensorrt_rtx": ("vla_align_ros.inference.tensorrt",),
     "tokenizers": ("vla_align_ros.contract.prompt",),
@@ -59,7 +60,8 @@ LAZY: dict[str, tuple[str, ...]] = {
     "trossen_arm_sim": ("vla_align_ros.sim",),
 }
 # Modules that exist to use a library, and are themselves imported lazily, may do so at the top.
-EAGER = {"vla_align_ros.sim", "vla_align_ros.inference.onnx", "vla_align_ros.inference.tensorrt"}
+EAGER = {"vla_align_ros.sim", "vla_align_ros.inference.tensorrt"}
+EAGER |= {f"vla_align_ros.inference.{name}" for name in ("onnx", "openvino", "torch")}
 ROS = {"launch", "launch_ros", "lifecycle_msgs", "rcl_interfaces", "rclpy", "sensor_msgs"}
 ROS |= {"builtin_interfaces", "diagnostic_msgs", "geometry_msgs", "std_msgs", "std_srvs"}
 ROS |= {"ament_index_python", "control_msgs", "rosgraph_msgs", "trajectory_msgs"}

@@ -37,6 +37,7 @@ EXTRA_OF_MODULE: dict[str, str] = {
     "mujoco": "sim",
     "trossen_arm_sim": "sim",
     "prompt_toolkit": "console",
+    "openvino": "openvino",
     "cuda": "trt-rtx",
     "tensorrt": "trt",
     "tensorrt_bindings": "trt",

@@ -89,6 +89,54 @@ def test_a_provider_that_onnxruntime_silently_drops_is_refused(graph, monkeypatc
         OnnxBackend(graph, providers=("CUDAExecutionProvider",))
 
 
+def test_options_for_a_provider_that_is_not_asked_for_are_refused(graph):
+    with pytest.raises(BackendError, match=r"not asked for: got \['CUDAExecutionProvider'\]"):
+        OnnxBackend(graph, provider_options={"CUDAExecutionProvider": {"use_tf32": "1"}})
+
+
+def test_an_option_that_a_provider_does_not_keep_is_refused(graph):
+    with pytest.raises(BackendError, match=r"CPUExecutionProvider does not keep its options"):
+        OnnxBackend(graph, provider_options={"CPUExecutionProvider": {"speed": "9"}})
+
+
+@pytest.mark.parametrize(
+    ("provider", "option"),
+    [("CUDAExecutionProvider", "use_tf32"), ("TensorrtExecutionProvider", "trt_fp16_enable")],
+)
+def test_providers_of_a_gpu_are_told_to_round_nothing(graph, monkeypatch, provider, option):
+    seen = {}
+
+    class Session:
+        def __init__(self, path, options, providers):
+            seen.update(dict(providers))
+            raise RuntimeError("no GPU in this test")
+
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: [provider])
+    monkeypatch.setattr("onnxruntime.InferenceSession", Session)
+    with pytest.raises(BackendError, match="no GPU in this test"):
+        OnnxBackend(graph, providers=(provider,))
+    assert seen[provider][option] == "0"
+    given = {provider: {option: "1"}}
+    with pytest.raises(BackendError, match="no GPU in this test"):
+        OnnxBackend(graph, providers=(provider,), provider_options=given)
+    assert seen[provider][option] == "1"
+
+
+def test_weights_beside_a_graph_are_read(graph, inputs, tmp_path):
+    onnx.save(
+        onnx.load(graph),
+        tmp_path / "policy.onnx",
+        save_as_external_data=True,
+        location="policy.onnx.data",
+        size_threshold=64,
+    )
+    found = OnnxBackend(tmp_path / "policy.onnx").infer(inputs)["actions"]
+    np.testing.assert_array_equal(found, OnnxBackend(graph).infer(inputs)["actions"])
+    (tmp_path / "policy.onnx.data").unlink()
+    with pytest.raises(BackendError, match="graph cannot be loaded"):
+        OnnxBackend(tmp_path / "policy.onnx")
+
+
 @pytest.mark.parametrize("content", [b"", b"\x80\x04K\x01.", b"no graph at all" * 9])
 def test_a_file_that_is_no_graph_is_refused(tmp_path, content):
     path = tmp_path / "policy.onnx"

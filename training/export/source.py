@@ -112,6 +112,7 @@ class RunSource:
             "recipe": config.get("recipe"),
             "dataset": read_json(named) if named.is_file() else None,
             "config": config,
+            "model": read_json(self.folder / DESCRIPTION),
             "run": summary,
         }
 

@@ -18,10 +18,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from training.export.graph_file import OPSET
+from training.export.names import TRANSPOSED, note_lost_names
 from vla_align_ros.contract.spec import TensorSpec
-
-TRANSPOSED = ".T"
-"""Ends the name of a weight that the graph holds transposed: (inputs, outputs), as MatMul wants."""
 
 Reader = Callable[[str], Tensor]
 
@@ -53,6 +51,7 @@ def trace_graph(
             verbose=False,
         )
     model = program.model
+    used = [name for name in model.graph.initializers if name in stored]
     for name, value in model.graph.initializers.items():
         if name in stored:
             value.const_value = _lazy(read, name, value.shape)
@@ -61,6 +60,7 @@ def trace_graph(
         program.optimize()
     model = program.model
     ir.passes.common.ClearMetadataAndDocStringPass()(model)
+    note_lost_names(model, read, used)
     model.producer_name, model.producer_version = "vla_align_ros", None
     return model
 

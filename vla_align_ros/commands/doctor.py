@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import importlib
 import importlib.util
 import os
 import platform
@@ -15,6 +14,7 @@ from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from typing import Any
 
+from vla_align_ros.commands.engine_checks import check_engines
 from vla_align_ros.commands.findings import Finding
 from vla_align_ros.commands.robot_checks import (
     check_bundle,
@@ -56,8 +56,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         *(check_module("base", name) for name, extra in EXTRA_OF_MODULE.items() if not extra),
         check_ros(),
         check_rclpy(),
-        check_onnxruntime(),
-        *(check_import("inference", name) for name in ("tensorrt_rtx", "tensorrt")),
+        *check_engines(),
         *(check_module("training", name) for name in ("torch", "transformers", "pyarrow", "av")),
         *(check_module("export", name) for name in ("onnx", "onnxscript")),
         *(check_module("simulation", name) for name in ("mujoco", "trossen_arm_sim")),
@@ -117,27 +116,6 @@ def check_module(section: str, name: str) -> Finding:
     if importlib.util.find_spec(name) is None:
         return Finding(section, name, False, "not installed", install_hint(name) or "")
     return Finding(section, name, True, describe_version(name))
-
-
-def check_import(section: str, name: str) -> Finding:
-    """Import a module for real: a wheel can be present while the library it needs is not."""
-    finding = check_module(section, name)
-    if not finding.ok:
-        return finding
-    try:
-        importlib.import_module(name)
-    except Exception as error:  # what a vendor's loader raises is not ours to list
-        return Finding(section, name, False, f"{finding.found}, but it cannot load: {error}")
-    return finding
-
-
-def check_onnxruntime() -> Finding:
-    """Name the execution providers that ONNX Runtime was built with."""
-    finding = check_import("inference", "onnxruntime")
-    if not finding.ok:
-        return finding
-    providers = importlib.import_module("onnxruntime").get_available_providers()
-    return Finding("inference", "onnxruntime", True, f"{finding.found} ({', '.join(providers)})")
 
 
 def check_ros() -> Finding:

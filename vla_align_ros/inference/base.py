@@ -19,8 +19,14 @@ BACKENDS = {
     "onnx": "vla_align_ros.inference.onnx:OnnxBackend",
     "tensorrt": "vla_align_ros.inference.tensorrt.backend:open_tensorrt",
     "tensorrt_rtx": "vla_align_ros.inference.tensorrt.backend:open_tensorrt_rtx",
+    "openvino": "vla_align_ros.inference.openvino:OpenVinoBackend",
+    "openvino_bf16": "vla_align_ros.inference.openvino:open_bf16",
+    "torch": "vla_align_ros.inference.torch:open_torch",
 }
 """Where each engine lives; its module, and so its library, is imported only when it is opened."""
+
+WHOLE = {"torch"}
+"""Engines that run a bundle's whole policy, not one graph: they are opened with its folder."""
 
 
 class Backend(Protocol):
@@ -83,6 +89,12 @@ def open_backend(name: str, graph_path: Path | str, **options: Any) -> Backend:
             expected=f"some of {list(signature.parameters)[1:]}",
         ) from cause
     return cast(Callable[..., Backend], factory)(Path(graph_path), **options)
+
+
+def check_threads(threads: object) -> None:
+    """Check a number of threads; BackendError unless it is an integer of 1 or more."""
+    if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
+        raise BackendError("thread count is wrong", got=repr(threads), expected="1 or more")
 
 
 def check_inputs(inputs: Mapping[str, npt.NDArray[Any]], expected: Sequence[TensorSpec]) -> None:

@@ -12,9 +12,11 @@ import onnxruntime
 
 from vla_align_ros.contract.spec import TensorSpec
 from vla_align_ros.errors import BackendError
-from vla_align_ros.inference.base import check_inputs
+from vla_align_ros.inference.base import check_inputs, check_threads
 
 CPU = "CPUExecutionProvider"
+CUDA = "CUDAExecutionProvider"
+TENSORRT = "TensorrtExecutionProvider"
 
 _DTYPES = {
     "tensor(float)": "float32",
@@ -31,14 +33,25 @@ _OPTIMIZATIONS = {
     "all": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
     "basic": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC,
 }
+_EXACT: dict[str, dict[str, str]] = {
+    CUDA: {"use_tf32": "0"},
+    TENSORRT: {"trt_fp16_enable": "0", "trt_int8_enable": "0", "trt_engine_cache_enable": "0"},
+}
+"""A graph's precision is its own: what a provider would round by itself or by the environment."""
 
 
 class OnnxBackend:
     """Runs an ONNX graph with ONNX Runtime, which frees the interpreter lock while it computes.
 
+    On the CPU inputs are read where they lie, and outputs are handed over, without copies.
+
     Args:
-        path: the .onnx file. threads: for one operator; operators run one after another.
+        path: the .onnx file; weights may lie in a file beside it. threads: for one operator;
+            operators run one after another.
         providers: execution providers, in order of preference; each must really be used.
+        provider_options: by provider, ONNX Runtime's own options for it, such as
+            ``{"TensorrtExecutionProvider": {"trt_engine_cache_enable": "1",
+            "trt_engine_cache_path": ...}}``. Without them nothing is rounded or cached.
         optimization: "all", or "basic" to compute rounded products as the graph has them.
 
     Raises:
@@ -54,18 +67,21 @@ class OnnxBackend:
         *,
         threads: int = 1,
         providers: Sequence[str] = (CPU,),
+        provider_options: Mapping[str, Mapping[str, str]] | None = None,
         optimization: str = "all",
     ) -> None:
-        if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
-            raise BackendError("thread count is wrong", got=repr(threads), expected="1 or more")
+        check_threads(threads)
         _check_providers(providers, onnxruntime.get_available_providers(), "available")
+        settings = _merge_options(providers, provider_options or {})
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.graph_optimization_level = _OPTIMIZATIONS[optimization]
         options.log_severity_level = _ERRORS_ONLY
         try:
-            session = onnxruntime.InferenceSession(str(path), options, providers=list(providers))
+            session = onnxruntime.InferenceSession(
+                str(path), options, providers=list(settings.items())
+            )
         except Exception as cause:  # each failure has a class of its own, without a common base
             raise BackendError(
                 "graph cannot be loaded",
@@ -73,6 +89,7 @@ class OnnxBackend:
                 expected=f"an ONNX file that ONNX Runtime {onnxruntime.__version__} can run",
             ) from cause
         _check_providers(providers, session.get_providers(), "in use")
+        _check_options(settings, session.get_provider_options())
         session.disable_fallback()
         self._session: Any = session
         self._inputs = tuple(_describe(node) for node in session.get_inputs())
@@ -114,6 +131,32 @@ class OnnxBackend:
         if self._session is None:
             raise BackendError("backend is closed", fix="open it again")
         return self._session
+
+
+def _merge_options(
+    providers: Sequence[str], given: Mapping[str, Mapping[str, str]]
+) -> dict[str, dict[str, str]]:
+    """Return every provider's options, in the providers' order."""
+    if not set(given) <= set(providers):
+        raise BackendError(
+            "options are for a provider that is not asked for",
+            got=sorted(given),
+            expected=f"some of {list(providers)}",
+        )
+    return {name: {**_EXACT.get(name, {}), **given.get(name, {})} for name in providers}
+
+
+def _check_options(wanted: Mapping[str, Mapping[str, str]], used: Mapping[str, Any]) -> None:
+    for provider, options in wanted.items():
+        found = {name: str(used.get(provider, {}).get(name)) for name in options}
+        other = {name: found[name] for name, value in options.items() if found[name] != str(value)}
+        if other:
+            raise BackendError(
+                f"{provider} does not keep its options",
+                got=other,
+                expected={name: options[name] for name in other},
+                fix="correct their names and values, or leave them out",
+            )
 
 
 def _check_providers(wanted: Sequence[str], found: Sequence[str], where: str) -> None:

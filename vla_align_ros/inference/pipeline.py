@@ -13,7 +13,7 @@ from vla_align_ros.contract.engines import LIBRARIES
 from vla_align_ros.contract.graphs import GraphSpec
 from vla_align_ros.contract.spec import ACTION_DIM, TensorSpec
 from vla_align_ros.errors import BackendError
-from vla_align_ros.inference.base import Backend, check_graph, check_inputs, open_backend
+from vla_align_ros.inference.base import WHOLE, Backend, check_graph, check_inputs, open_backend
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -41,7 +41,9 @@ class GraphPipeline:
         self._specs = tuple(specs)
         self._backends = dict(backends)
         self._decodes = specs[-1].name == "decode"
-        self.name = next(iter(backends.values())).name
+        first = next(iter(backends.values()))
+        self.name = first.name
+        self.precision = getattr(first, "precision", "fp32")
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -106,6 +108,7 @@ def open_graphs(bundle: Bundle, name: str, **options: Any) -> Backend:
     """Open a bundle's acting graphs on one engine by name, as one backend.
 
     TensorRT runs what was compiled for this machine's GPU, all graphs on the device.
+    An engine of ``WHOLE`` opens the folder instead.
 
     Raises:
         BackendError: as ``open_backend`` does. BundleError: if there are no engines for this GPU.
@@ -114,6 +117,8 @@ def open_graphs(bundle: Bundle, name: str, **options: Any) -> Backend:
         from vla_align_ros.inference.tensorrt.backend import open_engines
 
         return open_engines(bundle, name, **options)
+    if name in WHOLE:
+        return open_backend(name, bundle.path, **options)
     specs = bundle.acting_graphs
     opened: dict[str, Backend] = {}
     try:
