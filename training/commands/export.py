@@ -33,6 +33,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="trace without weights; say what it would need"
     )
+    parser.add_argument(
+        "--data",
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help="with --trt: data sets to calibrate on (default: the bundle's golden samples)",
+    )
     parser.add_argument("--trt", action="store_true", help="build TensorRT engines")
     parser.add_argument(
         "--target", default="device", help="device (default), or for TensorRT-RTX sm86,sm89,..."
@@ -70,6 +77,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         args.precision or "bf16",
         options=args.trt_option,
         block=args.block,
+        data=args.data,
         say=_say,
     )
     print(f"{result['bundle']}: {result['scheme']}")

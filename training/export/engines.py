@@ -14,7 +14,7 @@ from training.export.compile_target import parse_targets, resolve_target
 from training.export.precision import find_plan
 from training.export.proof import require_proof
 from training.export.reduce import Exact, reduce_graphs
-from training.export.restore import KEPT, write_restored
+from training.export.restore import KEPT, Arrays, write_restored
 from training.export.stages import Stages, digest, open_stages
 from vla_align_ros.contract.bundle import Bundle
 from vla_align_ros.contract.engines import build_command
@@ -34,6 +34,7 @@ def export_engines(
     *,
     options: Sequence[str] = (),
     block: int = 128,
+    data: Sequence[str | Path] = (),
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Add engines to a bundle, which stays as it is; needs neither the run nor torch.
@@ -44,7 +45,8 @@ def export_engines(
     Args:
         path: of the bundle. targets: comma-separated, "sm89" and the like, or "device".
         precision: of `ENGINE_PLANS`. options: of the builder, as trtexec names them. block: of
-            int4. say: what to do with lines of progress.
+            int4. data: data sets on which ranges of activations are measured; without any the
+            golden samples serve. say: what to do with lines of progress.
 
     Returns:
         {"ok", "bundle", "bundle_id", "precision", "engines" (by target: library, version, bytes,
@@ -54,12 +56,19 @@ def export_engines(
         ExportError: if a gate fails or the graphs do not compile; the bundle is then as it was.
     """
     bundle = Bundle.open(path)
-    find_plan(precision, engine=True, block=block)
+    plan = find_plan(precision, engine=True, block=block)
     wanted = [resolve_target(name) for name in parse_targets(targets)]
     builder = parse_options(options)
     with open_stages(bundle.path, say) as stages:
         exact = _restore(stages, bundle)
-        reduced = reduce_graphs(stages, exact, precision, engine=True, block=block)
+        reduced = reduce_graphs(
+            stages,
+            exact,
+            precision,
+            engine=True,
+            block=block,
+            calibration=_read_calibration(bundle, data) if plan.rounds_activations else None,
+        )
         require_proof(reduced.proof, FIX)
         made = {}
         for target in wanted:
@@ -93,6 +102,16 @@ def export_engines(
         "proof": reduced.proof,
         "sensitivity": reduced.table,
     }
+
+
+def _read_calibration(bundle: Bundle, data: Sequence[str | Path]) -> Sequence[Arrays] | None:
+    """Read samples of data sets, if any are given; only that needs what training needs."""
+    if not data:
+        return None
+    from training.export.calibration_data import read_calibration
+
+    config = bundle.manifest["provenance"].get("config", {})
+    return read_calibration(data, bundle.processor, config)
 
 
 def _restore(stages: Stages, bundle: Bundle) -> Exact:

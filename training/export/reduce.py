@@ -17,7 +17,7 @@ from training.export.graph_file import load_graph, save_graph, share_weights
 from training.export.precision import AUTO, Plan, find_plan, write_plan
 from training.export.products import find_products
 from training.export.proof import Errors, measure_graphs, opened, prove_graphs, run_graphs
-from training.export.restore import denormalize, prepare_samples
+from training.export.restore import denormalize, hash_samples, prepare_samples
 from training.export.stages import Stages
 from vla_align_ros.contract.bundle import Bundle
 from vla_align_ros.contract.files import read_json_object, readable_json, write_durably
@@ -140,7 +140,8 @@ def reduce_graphs(
 def _find_ranges(
     stages: Stages, exact: Exact, plan: Plan, samples: Samples
 ) -> dict[str, dict[str, float]]:
-    facts = {"graphs": exact.key, "samples": len(samples), "method": plan.method}
+    seen = {"samples": len(samples), "content": hash_samples(samples)}
+    facts = {"graphs": exact.key, **seen, "method": plan.method}
 
     def make(folder: Path) -> None:
         with opened(exact.specs, exact.folder) as backends:

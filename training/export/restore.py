@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,17 @@ Arrays = dict[str, npt.NDArray[Any]]
 def prepare_samples(golden: Mapping[str, npt.NDArray[Any]], processor: Processor) -> list[Arrays]:
     """Return golden observations as the graphs take them."""
     return [processor.prepare(seen) for seen in iterate_observations(golden, processor.spec)]
+
+
+def hash_samples(samples: Sequence[Mapping[str, npt.NDArray[Any]]]) -> str:
+    """Return a sha256 of what samples hold, in order."""
+    state = hashlib.sha256()
+    for sample in samples:
+        for name in sorted(sample):
+            array = np.ascontiguousarray(sample[name])
+            state.update(f"{name} {array.dtype} {array.shape} ".encode())
+            state.update(array.tobytes())
+    return state.hexdigest()
 
 
 def write_restored(graphs: Mapping[str, Path], folder: Path) -> dict[str, list[str]]:
