@@ -197,7 +197,9 @@ def make_tensorrt(version: str, driver: FakeDriver, engines: Mapping[bytes, Fake
         def get_tensor_location(self, name: str) -> str:
             return "HOST" if "location" in self._spec.refuses else "DEVICE"
 
-        def create_execution_context(self, config: Any = None) -> Any:
+        def create_execution_context(self, given: Any) -> Any:
+            ours = getattr(given, "_strategy", given)
+            assert ours == "USER_MANAGED", "else REQUIRE_USER_ALLOCATION refuses a context"
             if "context" in self._spec.refuses:
                 self._logger.log("ERROR", "out of memory")
                 return None
@@ -228,6 +230,9 @@ def make_tensorrt(version: str, driver: FakeDriver, engines: Mapping[bytes, Fake
         def create_runtime_cache(self) -> IRuntimeCache:
             return IRuntimeCache()
 
+        def set_execution_context_allocation_strategy(self, strategy: str) -> None:
+            self._strategy = strategy
+
         def set_runtime_cache(self, cache: IRuntimeCache) -> bool:
             journal.append("kernels attached")
             return True
@@ -238,10 +243,16 @@ def make_tensorrt(version: str, driver: FakeDriver, engines: Mapping[bytes, Fake
             self._addresses: dict[str, int] = {}
             self._engine = engine
             self._alive = [True]
+            self._scratch = 0
 
         def __del__(self) -> None:
             self._alive.clear()
             journal.append("context freed")
+
+        def set_device_memory(self, memory: int, size: int) -> None:
+            driver.check(memory, size)
+            assert size >= self._engine.device_memory_size_v2
+            self._scratch = memory
 
         def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
             self._shapes[name] = shape
@@ -266,6 +277,7 @@ def make_tensorrt(version: str, driver: FakeDriver, engines: Mapping[bytes, Fake
             if "run" in self._spec.refuses:
                 self._logger.log("ERROR", "kernel is missing")
                 return False
+            assert self._scratch, "a context that takes no memory must be given some"
             spec, places, alive = self._spec, dict(self._addresses), self._alive
 
             def view(name: str, kind: tuple[str, tuple[int, ...]]) -> np.ndarray:
@@ -312,5 +324,8 @@ def make_tensorrt(version: str, driver: FakeDriver, engines: Mapping[bytes, Fake
     vars(module).update({kind.__name__: kind for kind in classes})
     module.__version__ = version.split()[1]  # type: ignore[attr-defined]
     module.TensorIOMode = SimpleNamespace(INPUT="INPUT", OUTPUT="OUTPUT")  # type: ignore[attr-defined]
+    module.ExecutionContextAllocationStrategy = SimpleNamespace(  # type: ignore[attr-defined]
+        **{n: n for n in API[version]["ExecutionContextAllocationStrategy"].split()}
+    )
     module.TensorLocation = SimpleNamespace(DEVICE="DEVICE", HOST="HOST")  # type: ignore[attr-defined]
     return module

@@ -11,8 +11,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = [
-    {"backend": "onnx", "precision": "int8", "p50_ms": 96.04, "p90_ms": 99.0, "size_mb": 24.1},
+    {"backend": "onnx", "precision": "int8", "p50_ms": 96.04, "p90_ms": 99.0, "proved": True},
     {"backend": "tensorrt", "precision": "bf16", "p50_ms": 3.217, "p99_ms": None, "load_s": 1.5},
+    {"backend": "torch", "precision": "fp32", "p50_ms": 284.0, "size_mb": 635, "proved": False},
 ]
 
 
@@ -44,11 +45,12 @@ def record(bundle: Path, bench: Path, *words: str) -> subprocess.CompletedProces
 
 
 def test_a_machine_is_added_and_a_second_run_replaces_it(bundle, tmp_path):
-    done = record(bundle, make_bench(tmp_path, ROWS), "--name", "Some Board")
+    done = record(bundle, make_bench(tmp_path, ROWS, status=1), "--name", "Some Board")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
-        "| Some Board | onnx | int8 | 96 | 99 | - | - | - | 24.1 |",
-        "| Some Board | tensorrt | bf16 | 3.22 | - | - | 1.5 | - | - |",
+        "| Some Board | onnx | int8 | 96 | 99 | - | - | - | - | - | passed |",
+        "| Some Board | tensorrt | bf16 | 3.22 | - | - | - | 1.5 | - | - | - |",
+        "| Some Board | torch | fp32 | 284 | - | - | - | - | - | 635 | FAILED |",
     ]
     record(bundle, make_bench(tmp_path, ROWS[:1]), "--name", "Another")
     record(bundle, make_bench(tmp_path, ROWS[:1]), "--name", "Some Board")
@@ -62,7 +64,7 @@ def test_a_machine_is_added_and_a_second_run_replaces_it(bundle, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bench", "bundle", "devices.json"]
 
 
-@pytest.mark.parametrize(("rows", "status"), [([], 0), (ROWS, 1)])
+@pytest.mark.parametrize(("rows", "status"), [([], 0), ([], 1), (ROWS, 130)])
 def test_a_measurement_that_failed_adds_nothing(bundle, tmp_path, rows, status):
     done = record(bundle, make_bench(tmp_path, rows, status))
     assert done.returncode != 0 and "gave no rows" in done.stderr

@@ -281,7 +281,7 @@ def test_memory_is_taken_and_tensors_are_bound_before_the_first_run_alone(tmp_pa
     assert len(machine.driver.memory) == journal.count("cuMemAlloc"), "nothing is freed early"
     assert journal.index("cuStreamBeginCapture") > journal.index("bound new_values")
     floats = ROWS * np.prod(BLOCK) * 2
-    assert backend.device_bytes > 4 * floats + 3 * 4096
+    assert 4 * floats + 4096 < backend.device_bytes < 4 * floats + 2 * 4096 + 9000, "one scratch"
 
 
 @pytest.mark.parametrize("version", VERSIONS)

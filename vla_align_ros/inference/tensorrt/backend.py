@@ -189,9 +189,8 @@ class TensorRTBackend:
 
     @property
     def device_bytes(self) -> int:
-        """Device memory of tensors and execution contexts; weights are as large as the engines."""
-        scratch = sum(session.scratch_bytes for session in self._sessions.values())
-        return self._cuda.allocated_bytes + scratch
+        """Device memory of tensors and scratch; weights are about as large as the engines."""
+        return self._cuda.allocated_bytes
 
     def infer(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """Run the policy once; BackendError if the inputs do not fit or the device fails."""
@@ -246,8 +245,10 @@ class TensorRTBackend:
             pinned = cuda.allocate_pinned(values.nbytes).view(values.dtype)
             np.copyto(pinned, values)
             cuda.copy_in(self._address[name], pinned)
+        scratch_bytes = max(session.scratch_bytes for session in self._sessions.values())
+        scratch = cuda.allocate(scratch_bytes)  # one for all: engines run one after another
         for session in self._sessions.values():
-            session.bind(self._address)
+            session.bind(self._address, scratch, scratch_bytes)
         cuda.synchronize()
 
     def _warm_up(self, cuda_graph: bool) -> None:

@@ -46,11 +46,13 @@ class EngineSession:
         self._read_tensors()
         self._context = self._make_context(kernels)
 
-    def bind(self, addresses: Mapping[str, int]) -> None:
-        """Fix each input's shape and every tensor's address; each answer is checked.
+    def bind(self, addresses: Mapping[str, int], scratch: int, scratch_bytes: int) -> None:
+        """Fix each input's shape, every tensor's address and the scratch; each answer is checked.
 
-        TensorRT answers False, and logs, where others would raise.
+        TensorRT answers False, and logs, where others would raise. Contexts that run one after
+        another may share their scratch.
         """
+        self._context.set_device_memory(scratch, scratch_bytes)
         for tensor in self.inputs:
             shape = tuple(int(extent or 0) for extent in tensor.shape)
             if not self._context.set_input_shape(tensor.name, shape):
@@ -77,7 +79,7 @@ class EngineSession:
 
     @property
     def scratch_bytes(self) -> int:
-        """Device memory of the execution context, without weights and tensors."""
+        """Device memory that the context needs while it runs, beside weights and tensors."""
         return int(self._engine.device_memory_size_v2)
 
     def close_context(self) -> None:
@@ -119,10 +121,13 @@ class EngineSession:
                 self.outputs += (tensor,)
 
     def _make_context(self, kernels: KernelCache | None) -> Any:
+        """Make a context that takes no memory of its own, so that a run of it can be recorded."""
+        ours = self._library.module.ExecutionContextAllocationStrategy.USER_MANAGED
         if kernels is None:
-            context = self._engine.create_execution_context()
+            context = self._engine.create_execution_context(ours)
         else:
             self._config = self._engine.create_runtime_config()
+            self._config.set_execution_context_allocation_strategy(ours)
             if not kernels.attach(self._config):
                 raise self._refuse("refuses the cache of kernels")
             context = self._engine.create_execution_context(self._config)
