@@ -74,6 +74,26 @@ def test_the_safety_page_shows_the_faults_as_measured() -> None:
             assert fault[key] is None or f" {1e3 * fault[key]:.0f} |" in row
 
 
+def test_the_benchmarks_page_shows_the_node_as_measured() -> None:
+    page = (ROOT / "docs/benchmarks.md").read_text()
+    runs = read_results("runtime_prioritised")["runs"]
+    shared, soak = read_results("runtime_shared"), read_results("runtime_soak")
+    assert len(runs) == 3
+    row = find_row(page, "| the same, p99 ms |")
+    for kind in ("ours", "naive"):
+        values = [run[kind]["overhead_ms_p99"] for run in runs]
+        assert f"{sorted(values)[1]:.1f} ({min(values):.1f} to {max(values):.1f})" in row
+        assert f"| {shared[kind]['overhead_ms_p99']:.1f} |" in row
+    pictures = find_row(page, "| pictures received / sent |")
+    for run in (*runs, shared):
+        assert f"{run['ours']['frames_received']}/{run['ours']['frames_sent']}" in pictures
+    for name in ("queue", "newest", "ensemble", "blend"):
+        jerk = shared["strategies"][name]["jerk_rms_m_s3"]
+        assert f"| {jerk} |" in find_row(page, f"| `{name}` | ")
+    assert f"memory grew by {soak['rss_growth_mib']:.2f} MiB" in page
+    assert f"{soak['latency_ratio']:.2f} times as long" in page
+
+
 def test_results_are_of_the_shipped_bundle_and_meet_the_bar() -> None:
     bundle = json.loads((ROOT / "bundles/tabletop/manifest.json").read_text())["id"]
     demo, swap = (read_results(name)["report"] for name in ("tabletop_demo", "tabletop_swap"))

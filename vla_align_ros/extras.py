@@ -27,6 +27,7 @@ EXTRA_OF_MODULE: dict[str, str] = {
     "peft": "lora",
     "google": "rlds",
     "google_crc32c": "rlds",
+    "ml_dtypes": "export",
     "onnx": "export",
     "onnxscript": "export",
     "mani_skill": "benchmark",
