@@ -48,7 +48,7 @@ def half_turn(angle: float) -> float:
     st.floats(0.012, 0.05),
     st.floats(-3.0, 3.0),
 )
-@settings(max_examples=20)
+@settings(max_examples=8)
 def test_a_bar_is_grasped_across_its_middle(
     width: float, length: float, height: float, yaw: float
 ) -> None:

@@ -32,6 +32,7 @@ GRIP_HEIGHT_M = 0.020
 DEEP_CELLS, FLAT_CELLS = 7, 12
 WIDE_COST, CONTACT_COST_M = 0.2, 0.020  # a narrow grip forgives more; a flat one holds better
 TIGHT_COST, ROOMY_M = 3.0, 0.042  # what fills the open gripper jams in it
+SLIP_COST = 4.0  # of the width that bulges out below the tips: closing squeezes it away
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ def _grasps_along(points: Array, centre: Array, heading: float, table_m: float) 
 def _grasps_at(solid: Cells, tip: int, middle: Array) -> list[tuple[float, int, int, int, int]]:
     """(cost, cell along, cell across, tip's cell, width in cells) of free poses at one height."""
     grip = _any_above(solid[:, :, : tip + round(GRIP_HEIGHT_M / CELL_M)], tip)
-    blocked = _any_above(solid, max(tip - 1, 0))
+    blocked, whole = _any_above(solid, max(tip - 1, 0)), _any_above(solid, 0)
     under_palm = _any_above(solid, tip + round(PALM_ABOVE_TIP_M / CELL_M))
     half = round(HALF_WIDTH_M / CELL_M)
     inner, outer = (
@@ -154,6 +155,8 @@ def _grasps_at(solid: Cells, tip: int, middle: Array) -> list[tuple[float, int, 
         beside = float(np.hypot(a + 0.5 - middle[0], b + 0.5 - middle[1]))
         cost = CELL_M * (beside + off_centre + WIDE_COST * width) + max(DEPTH_M - depth, 0.0)
         cost += TIGHT_COST * max(width * CELL_M - ROOMY_M, 0.0)
+        belly = int(whole[low : a + inner + 1, rows].any(axis=1).sum()) - width
+        cost += SLIP_COST * CELL_M * max(belly, 0)
         found.append((cost, a, b, tip, width))
     return found
 
