@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="smol: DINOv2-S and SmolLM2-135M; tiny: for tests; openvla_7b: on a GPU (smol)",
     )
     parser.add_argument(
-        "--precisions", nargs="+", default=["fp32", "int8"], metavar="P", help="(fp32 int8)"
+        "--precisions", nargs="+", default=["fp32"], metavar="P", help="of bundles (fp32)"
     )
     parser.add_argument("--threads", type=int, default=2, help="for inference (default: 2)")
     parser.add_argument("--rounds", type=int, default=15, metavar="N", help="turns of each engine")
