@@ -90,7 +90,7 @@ def export_engines(
                 "versions": _versions(),
             }
             engine_set = add_engine_set(bundle, target.name, engines, facts)
-            engine_set.add_gates({"graphs": reduced.proof})
+            engine_set.add_gates({"graphs": {**reduced.proof, "sensitivity": reduced.table}})
             made[target.name] = _describe(engine_set.path, engines)
     return {
         "ok": True,

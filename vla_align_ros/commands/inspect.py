@@ -59,8 +59,24 @@ def describe_bundle(bundle: Bundle, report: dict[str, Any]) -> dict[str, list[st
             f"{name:{width}} {entry['bytes']:>10} bytes  sha256 {entry['sha256'][:12]}"
             for name, entry in sorted(files.items())
         ],
-        "proof": [_describe_proof(report.get("verify"))],
+        "proof": [_describe_proof(proof) for proof in _find_proofs(report)],
+        **({"engines": engines} if (engines := _describe_engines(bundle)) else {}),
     }
+
+
+def _find_proofs(report: dict[str, Any]) -> list[dict[str, Any] | None]:
+    return list(report.get("proofs", {}).values()) or [None]
+
+
+def _describe_engines(bundle: Bundle) -> list[str]:
+    """One line a target: what it is, and whether it was proved on such a GPU."""
+    lines = []
+    for target in bundle.engine_targets():
+        engines = bundle.engine(target)
+        made = f"{engines.facts['library']} {engines.facts['library_version']}"
+        verdict = "proved" if engines.gates.get("device", {}).get("ok") else "not proved on a GPU"
+        lines.append(f"{target}: {engines.facts['scheme']}, {made}, {verdict}")
+    return lines
 
 
 def _describe_tree(value: dict[str, Any], prefix: str = "") -> list[str]:
