@@ -37,7 +37,13 @@ EXTRAS = {
     "timm": ["timm>=1.0.15,<2"],
     "sight": ["emosvg>=0.1.7,<0.2", "resvg-py>=0.5,<1"],
     "wandb": ["wandb>=0.20,<1"],
-    "export": ["ml-dtypes>=0.5,<1", "onnx>=1.18,<2", "onnxscript>=0.7,<1", "torch>=2.13,<3"],
+    "export": [
+        "ml-dtypes>=0.5,<1",
+        "onnx>=1.18,<2",
+        "onnx-ir>=1,<2",
+        "onnxscript>=0.7,<1",
+        "torch>=2.13,<3",
+    ],
     "sim": [
         "av>=14,<19",
         "mink>=1,<2",

@@ -29,6 +29,7 @@ EXTRA_OF_MODULE: dict[str, str] = {
     "google_crc32c": "rlds",
     "ml_dtypes": "export",
     "onnx": "export",
+    "onnx_ir": "export",
     "onnxscript": "export",
     "mani_skill": "benchmark",
     "sapien": "benchmark",
