@@ -18,12 +18,15 @@ from vla_align_ros.ros.watching import CHECK_PERIOD_S, SourceWatch, WatchedSourc
 
 SECTION = "graph"
 DISCOVERY_S = 2.0
+LONGEST_DISCOVERY_S = 6.0  # a busy machine sees a graph bit by bit
+SETTLE_S = 1.0
 LATEST = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
 PICTURES = {"sensor_msgs/msg/Image": Image, "sensor_msgs/msg/CompressedImage": CompressedImage}
 COMMANDS = ("geometry_msgs/msg/TwistStamped", "geometry_msgs/msg/PoseStamped")
 WATCHDOG = "watchdog_node"
 
 Row = dict[str, Any]
+Topics = list[tuple[str, str]]
 
 
 def row(name: str, ok: bool, found: str, fix: str = "") -> Row:
@@ -46,21 +49,19 @@ class GraphCheck:
         asked = bool(args.policy or args.camera or args.commands)
         policies = [name if name.startswith("/") else f"/{name}" for name in args.policy]
         if not asked:  # a graph is not seen all at once
-            self._patience.wait(lambda: bool(find_policies(node)), self._seconds)
+            self._patience.wait(lambda: bool(find_policies(node)), LONGEST_DISCOVERY_S)
             policies = find_policies(node)
         cameras, commands = list(args.camera), list(args.commands)
         rows = []
         for name in policies:
             rows += self._check_policy(name)
-            space, _, base = name.rpartition("/")
-            pairs = self._topics_of(node.get_subscriber_names_and_types_by_node, base, space)
-            cameras += [topic for topic, kind in pairs if kind in PICTURES]
-            pairs = self._topics_of(node.get_publisher_names_and_types_by_node, base, space)
-            commands += [topic for topic, kind in pairs if kind in COMMANDS]
+            heard, sent = self._topics_of(name)
+            cameras += [topic for topic, kind in heard if kind in PICTURES]
+            commands += [topic for topic, kind in sent if kind in COMMANDS]
         if not (policies or asked):
             found = "none runs here; --camera and --commands look without one"
             rows.append(row("policies", True, found))
-        self._patience.wait(lambda: self._all_connected(cameras, commands), self._seconds)
+        self._patience.wait(lambda: self._all_connected(cameras, commands), LONGEST_DISCOVERY_S)
         rows += self._check_cameras(list(dict.fromkeys(cameras)))
         rows += [self._check_controller(topic) for topic in dict.fromkeys(commands)]
         return rows
@@ -88,11 +89,31 @@ class GraphCheck:
             )
         return rows
 
-    def _topics_of(self, ask: Any, base: str, space: str) -> list[tuple[str, str]]:
-        nodes = self._node.get_node_names_and_namespaces()
-        if (base, space or "/") not in nodes:
-            return []
-        return [(topic, types[0]) for topic, types in ask(base, space or "/")]
+    def _topics_of(self, name: str) -> tuple[Topics, Topics]:
+        """What a node subscribes to and publishes, once that no longer grows."""
+        end_s = time.monotonic() + LONGEST_DISCOVERY_S
+        known: tuple[Topics, Topics] = ([], [])
+        while time.monotonic() < end_s:
+            found = self._read_topics(name)
+            if found == known and found[0] and found[1]:
+                break
+            known = found
+            self._patience.wait(lambda: False, SETTLE_S)
+        return known
+
+    def _read_topics(self, name: str) -> tuple[Topics, Topics]:
+        space, _, base = name.rpartition("/")
+        space, node = space or "/", self._node
+        if (base, space) not in node.get_node_names_and_namespaces():
+            return [], []
+        heard, sent = (
+            sorted((topic, types[0]) for topic, types in ask(base, space))
+            for ask in (
+                node.get_subscriber_names_and_types_by_node,
+                node.get_publisher_names_and_types_by_node,
+            )
+        )
+        return heard, sent
 
     def _check_cameras(self, topics: list[str]) -> list[Row]:
         kinds = dict(self._node.get_topic_names_and_types())
