@@ -101,3 +101,14 @@ def test_results_are_of_the_shipped_bundle_and_meet_the_bar() -> None:
     assert {row["bundle_id"] for row in read_results("tabletop_shifts")["rows"]} == {bundle}
     assert bundle[:12] in (ROOT / "README.md").read_text()
     assert demo["success_rate"] >= 0.8 and swap["success_rate"] < 0.2
+
+
+@pytest.mark.parametrize("suite", ["put_on_plate", "vl_think"])
+def test_the_benchmarks_page_shows_the_expert_as_measured(suite: str) -> None:
+    page, results = (ROOT / "docs/benchmarks.md").read_text(), read_results(f"{suite}_expert")
+    assert [policy["policy"] for policy in results["policies"]] == ["expert"]
+    for name, row in results["envs"].items():
+        told = tell_success({**row, "success_interval": row["interval"]})
+        shown = find_row(page, f"| `{name}` |")
+        assert told in shown and f"| {row['successes_end']}/{row['episodes']} |" in shown
+        assert row["success_rate"] >= 0.9
