@@ -13,7 +13,14 @@ ROOT = Path(__file__).resolve().parent.parent
 ROWS = [
     {"backend": "onnx", "precision": "int8", "p50_ms": 96.04, "p90_ms": 99.0, "proved": True},
     {"backend": "tensorrt", "precision": "bf16", "p50_ms": 3.217, "p99_ms": None, "load_s": 1.5},
-    {"backend": "torch", "precision": "fp32", "p50_ms": 284.0, "size_mb": 635, "proved": False},
+    {
+        "backend": "torch",
+        "label": "torch again",
+        "precision": "fp32",
+        "p50_ms": 284.0,
+        "size_mb": 635,
+        "proved": False,
+    },
 ]
 
 
@@ -50,7 +57,7 @@ def test_a_machine_is_added_and_a_second_run_replaces_it(bundle, tmp_path):
     assert done.stdout.splitlines() == [
         "| Some Board | onnx | int8 | 96 | 99 | - | - | - | - | - | passed |",
         "| Some Board | tensorrt | bf16 | 3.22 | - | - | - | 1.5 | - | - | - |",
-        "| Some Board | torch | fp32 | 284 | - | - | - | - | - | 635 | FAILED |",
+        "| Some Board | torch again | fp32 | 284 | - | - | - | - | - | 635 | FAILED |",
     ]
     record(bundle, make_bench(tmp_path, ROWS[:1]), "--name", "Another")
     record(bundle, make_bench(tmp_path, ROWS[:1]), "--name", "Some Board")

@@ -21,10 +21,10 @@ from vla_align_ros.contract.bundle import Bundle
 from vla_align_ros.contract.golden import iterate_observations
 from vla_align_ros.errors import BackendError, BundleError
 from vla_align_ros.inference import open_backend
-from vla_align_ros.inference.tensorrt import backend as backend_module
-from vla_align_ros.inference.tensorrt.backend import open_engines
+from vla_align_ros.inference.tensorrt import opening as opening_module
 from vla_align_ros.inference.tensorrt.cuda import Cuda
 from vla_align_ros.inference.tensorrt.device import describe_device
+from vla_align_ros.inference.tensorrt.opening import open_engines
 from vla_align_ros.runtime.policy import Policy
 from vla_align_ros.runtime.proofs import require_proof
 
@@ -126,9 +126,9 @@ class Machine:
         self.folder = make_engine_set(self.bundle, built or "sm89", contents, **facts)
         give_module(monkeypatch, lambda name: module)
         monkeypatch.setattr(
-            backend_module, "describe_device", lambda index: describe_device(index, self.driver)
+            opening_module, "describe_device", lambda index: describe_device(index, self.driver)
         )
-        monkeypatch.setattr(backend_module, "Cuda", lambda index: Cuda(index, self.driver))
+        monkeypatch.setattr(opening_module, "Cuda", lambda index: Cuda(index, self.driver))
 
     def open(self, **options):
         return open_engines(self.bundle, self.library, kernels=self.kernels, **options)

@@ -17,8 +17,8 @@ from vla_align_ros.extras import install_hint
 
 BACKENDS = {
     "onnx": "vla_align_ros.inference.onnx:OnnxBackend",
-    "tensorrt": "vla_align_ros.inference.tensorrt.backend:open_tensorrt",
-    "tensorrt_rtx": "vla_align_ros.inference.tensorrt.backend:open_tensorrt_rtx",
+    "tensorrt": "vla_align_ros.inference.tensorrt.opening:open_tensorrt",
+    "tensorrt_rtx": "vla_align_ros.inference.tensorrt.opening:open_tensorrt_rtx",
     "openvino": "vla_align_ros.inference.openvino:OpenVinoBackend",
     "openvino_bf16": "vla_align_ros.inference.openvino:open_bf16",
     "torch": "vla_align_ros.inference.torch:open_torch",

@@ -114,7 +114,7 @@ def open_graphs(bundle: Bundle, name: str, **options: Any) -> Backend:
         BackendError: as ``open_backend`` does. BundleError: if there are no engines for this GPU.
     """
     if name in LIBRARIES:
-        from vla_align_ros.inference.tensorrt.backend import open_engines
+        from vla_align_ros.inference.tensorrt.opening import open_engines
 
         return open_engines(bundle, name, **options)
     if name in WHOLE:
