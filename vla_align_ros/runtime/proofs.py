@@ -14,10 +14,9 @@ DEVICE = "device"
 
 
 def keep_proof(policy: Policy, proof: Mapping[str, Any]) -> dict[str, Any]:
-    """Write a proof where it is looked for, and return it: into the bundle's report by backend, or
-    beside the engine that it is of.
+    """Write a proof where it is looked for, and return it.
 
-    What was measured before on the same backend and not this time (behaviour) is kept.
+    That is the bundle's report, by backend, or beside the engine that it is of. What was measured before on the same backend and not this time (behaviour) is kept.
     """
     before = find_proof(policy)
     kept = dict(proof)
