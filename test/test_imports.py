@@ -42,7 +42,7 @@ ALLOWED: dict[str, set[str]] = {
     "training.strange_scenes": {"errors", "contract", "runtime", "sim"},
     "training.evaluate": {"errors", "contract", "inference", "runtime", "sim"},
     "training.commands": {
-        *("errors", "share", "share", "contract", "inference", "runtime", "sim", "demo", "bench"),
+        *("errors", "share", "contract", "inference", "runtime", "sim", "demo", "bench"),
     },
 }
 

@@ -16,7 +16,8 @@ DEVICE = "device"
 def keep_proof(policy: Policy, proof: Mapping[str, Any]) -> dict[str, Any]:
     """Write a proof where it is looked for, and return it.
 
-    That is the bundle's report, by backend, or beside the engine that it is of. What was measured before on the same backend and not this time (behaviour) is kept.
+    That is the bundle's report, by backend, or beside the engine that it is of. What was measured
+    before on the same backend and not this time (behaviour) is kept.
     """
     before = find_proof(policy)
     kept = dict(proof)
