@@ -30,7 +30,7 @@ def test_rows_take_turns_and_the_first_has_a_twin(bundle):
     for row in summarise_rows(measured):
         assert row["inferences"] == 6 and row["proved"] and row["precision"] == "fp32"
         assert 0.0 < row["p50_ms"] <= row["p90_ms"] <= row["p99_ms"]
-        assert row["peak_mib"] is None or row["peak_mib"] > 10.0
+        assert row["memory_mb"] is None or row["memory_mb"] > 10.0
         assert row["size_mb"] > 0.0 and row["load_s"] > 0.0
     assert "opening two threads" in lines
 

@@ -14,7 +14,7 @@ def make_row(label, times_ms, *, ok=True, backend="onnx"):
     return {
         **{"label": label, "backend": backend, "precision": "fp32", "rounds": rounds},
         **{"first": (rounds[0][0][0] * 1.2, rounds[0][0][1] * 1.2), "load_s": 1.0},
-        **{"warm_up_s": 0.5, "peak_mib": 100.0, "size_mb": 3.0, "proof": {"ok": ok}},
+        **{"warm_up_s": 0.5, "memory_mb": 100.0, "size_mb": 3.0, "proof": {"ok": ok}},
     }
 
 

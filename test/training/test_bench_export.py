@@ -11,7 +11,6 @@ pytest.importorskip("transformers", reason="needs the extra [train]")
 pytest.importorskip("onnxscript", reason="needs the extra [export]")
 
 import torch
-from sample_policy import make_bundle
 from tiny_models import tiny_config, tokens_config
 
 from training.export.bench_gpu import build_random, measure_head, openvla_shapes
@@ -20,13 +19,15 @@ from training.model import PrismaticVLA
 from training.model.openvla.load import build_empty
 from training.model.smollm import find_smollm2, load_smollm2
 from vla_align_ros.cli import run_command
+from vla_align_ros.contract.bundle import Bundle
 from vla_align_ros.contract.processor import Processor
+from vla_align_ros.share import find_share
 
 HEADS = {"chunk": tiny_config(state=None), "tokens": tokens_config()}
 
 
 def test_a_run_of_a_shape_is_what_a_training_leaves_and_the_same_each_time(tmp_path):
-    example = make_bundle(tmp_path)
+    example = Bundle.open(find_share() / "bundles" / "tabletop")
     facts = [write_run("tiny", tmp_path / name, example, samples=2) for name in ("a", "b")]
     models = [PrismaticVLA.load(tmp_path / name).state_dict() for name in ("a", "b")]
     assert facts[0] == facts[1] and facts[0]["weights"] == "random"

@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def bench_shape(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Measure a shape, with the run and its bundles in a folder."""
     from training.export.shapes import write_run
-    from vla_align_ros.bench.engine_rows import measure_rows
+    from vla_align_ros.bench.engine_rows import measure_rows, say_now
     from vla_align_ros.bench.engine_table import find_best, summarise_rows, write_table
     from vla_align_ros.contract.bundle import Bundle
     from vla_align_ros.share import find_share
@@ -64,11 +64,11 @@ def bench_shape(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     facts = write_run(args.shape, folder / "run", example, samples=args.samples)
     print(
         f"{facts['shape']}: {facts['parameters'] / 1e6:.1f} M parameters, {facts['weights']} "
-        "weights; what a training adds is untrained"
+        "weights; of what a training adds, the head alone is fitted"
     )
     bundles, refused = export_precisions(folder, args.precisions)
     rows = list(list_rows(bundles, folder / "run", args.threads))
-    measured, absent = measure_rows(rows, rounds=args.rounds, burst=args.burst)
+    measured, absent = measure_rows(rows, rounds=args.rounds, burst=args.burst, say=say_now)
     figures = summarise_rows(measured)
     best = find_best(figures)
     print(write_table(figures))

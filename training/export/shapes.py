@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from training.model.smollm import find_smollm2
 from training.model.students import smol_model
 from training.model.tokenizers import build_student_tokenizer
 from vla_align_ros.contract.bundle import Bundle
+from vla_align_ros.contract.golden import iterate_observations
 from vla_align_ros.contract.normalize import Normalizer, Statistics
 from vla_align_ros.contract.processor import Processor
 from vla_align_ros.contract.prompt import PromptTemplate, PromptTokenizer
@@ -41,6 +42,7 @@ RANGE = np.array([0.01, 0.01, 0.01, np.radians(3.0), np.radians(3.0), np.radians
 """Of one step: 0.2 m/s and 60 degrees a second at 20 Hz, and the gripper's fraction."""
 
 PROMPT_TOKENS = 48
+FIT_STEPS = 1000
 
 
 def tiny_shape() -> tuple[VlaConfig, bool]:
@@ -78,8 +80,9 @@ SHAPES: dict[str, Callable[[], tuple[VlaConfig, bool]]] = {"smol": smol_shape, "
 def write_run(shape: str, folder: Path, example: Bundle, *, samples: int = 12) -> dict[str, Any]:
     """Write what a training would leave: weights, processor, golden inputs, configuration.
 
-    The towers and the language model have their published weights where they can be had; what a
-    training adds between and behind them is as it begins (seed 0). Nothing acts sensibly.
+    The towers and the language model have their published weights where they can be had; between
+    and before them everything is as a training begins (seed 0), and the chunk head alone is fitted
+    (see `fit_head`), so that actions span a robot's range. It cannot act on anything else.
 
     Args:
         shape: of `SHAPES`. folder: new. example: whose pictures, states and words are seen.
@@ -92,11 +95,14 @@ def write_run(shape: str, folder: Path, example: Bundle, *, samples: int = 12) -
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = PrismaticVLA(config, pretrained=published).eval()
+    golden = {name: array[:samples] for name, array in example.golden().items()}
+    wanted = example.processor.normalizers["action"].normalize(golden.pop("reference_actions"))
+    processor = make_processor(config, example, published)
+    seen = [processor.prepare(o) for o in iterate_observations(golden, processor.spec)]
+    fit_head(model, seen, torch.from_numpy(wanted).float())
     folder.mkdir(parents=True)
     model.save(folder)
-    golden = {name: array[:samples] for name, array in example.golden().items()}
-    del golden["reference_actions"]
-    make_processor(config, example, published).save(folder / "processor")
+    processor.save(folder / "processor")
     np.savez(folder / GOLDEN_INPUTS, **golden)  # type: ignore[arg-type]
     write_json({"recipe": f"bench_{shape}", "seed": 0}, folder / "config.json")
     return {
@@ -104,6 +110,31 @@ def write_run(shape: str, folder: Path, example: Bundle, *, samples: int = 12) -
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "weights": "published" if published else "random",
     }
+
+
+def fit_head(
+    model: PrismaticVLA, samples: Sequence[Mapping[str, Any]], wanted: torch.Tensor
+) -> None:
+    """Train the chunk head in place to give normalised actions (N, H, 7) on a few samples.
+
+    What it reads is disturbed by as much as it varies, as augmented pictures would: a head that
+    was never trained, or to the letter, answers rounding with motion that no policy shows.
+    """
+    head: Any = model.action_head
+    states: list[torch.Tensor] = []
+    hook = head.register_forward_pre_hook(lambda _, inputs: states.append(inputs[0]))
+    for sample in samples:
+        model.predict(**{name: torch.from_numpy(array) for name, array in sample.items()})
+    hook.remove()
+    read = torch.cat(states)
+    spread, generator = read.std(dim=(0, 1)), torch.Generator().manual_seed(0)
+    optimizer = torch.optim.AdamW(head.parameters(), lr=1e-3, weight_decay=0.01)
+    for _ in range(FIT_STEPS):
+        noise = spread * torch.randn(read.shape, generator=generator)
+        loss = (head(read + noise) - wanted).abs().mean()
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
 
 
 def make_processor(config: VlaConfig, example: Bundle, published: bool) -> Processor:

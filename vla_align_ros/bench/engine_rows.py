@@ -98,6 +98,11 @@ class Worker:
         return answer
 
 
+def say_now(text: str) -> None:
+    """Print a line of progress at once, also into a file."""
+    print(text, flush=True)
+
+
 def measure_rows(
     rows: Sequence[Row],
     *,
@@ -155,7 +160,7 @@ def _measure(
             "first": first[label],
             "rounds": taken[label],
             "proof": worker.ask("prove") if prove else None,
-            "peak_mib": worker.ask("memory"),
+            "memory_mb": worker.ask("memory"),
         }
 
 
@@ -186,7 +191,7 @@ def _serve(pipe: Connection, row: Row) -> None:
             elif what == "prove":
                 pipe.send((False, prove_bundle(bundle, policy.backend, policy.precision)))
             else:
-                pipe.send((False, read_peak_mib()))
+                pipe.send((False, read_peak_mb()))
     except EOFError:
         return
     except VlaAlignError as cause:
@@ -211,7 +216,7 @@ def measure_size(row: Row, bundle: Bundle) -> int:
     return sum(path.stat().st_size for path in (bundle.path / "model").iterdir())
 
 
-def read_peak_mib() -> float | None:
+def read_peak_mb() -> float | None:
     """Peak resident memory of this process alone, from its start; None where the system hides it.
 
     Not getrusage, whose peak a process inherits from the one that started it.
@@ -221,4 +226,4 @@ def read_peak_mib() -> float | None:
         return None
     lines = status.read_text(encoding="utf-8").splitlines()
     peak = next((line.split()[1] for line in lines if line.startswith("VmHWM")), None)
-    return None if peak is None else int(peak) / 1024
+    return None if peak is None else int(peak) * 1024 / 1e6

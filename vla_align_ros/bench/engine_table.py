@@ -34,7 +34,7 @@ def summarise_rows(measured: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]
                 "first_cpu_ratio": row["first"][1] / max(_busy(row), 1e-9),
                 "load_s": row["load_s"],
                 "warm_up_s": row["warm_up_s"],
-                "peak_mib": row["peak_mib"],
+                "memory_mb": row["memory_mb"],
                 "size_mb": row["size_mb"],
                 "proved": None if row["proof"] is None else bool(row["proof"]["ok"]),
                 "gates": row["proof"],
@@ -53,11 +53,11 @@ def write_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows as Markdown."""
     lines = [
         "| engine | precision | p50 ms | p90 | p99 | CPU ms | speed-up | CPU speed-up "
-        "| first / median | load s | peak MiB | size MB | gates |",
+        "| first / median | load s | memory MB | size MB | gates |",
         "|" + "---|" * 13,
     ]
     for row in rows:
-        peak = "-" if row["peak_mib"] is None else f"{row['peak_mib']:.0f}"
+        peak = "-" if row["memory_mb"] is None else f"{row['memory_mb']:.0f}"
         cells = [
             row["label"],
             row["precision"],
