@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,14 +12,17 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from training.export.graph_file import OPSET
+from training.export.graph_file import save_graph
+from training.export.graphs import use_eager_attention
 from training.export.source import RunSource
 from training.export.stages import Stages
+from training.export.trace import trace_graph
 from training.model import PrismaticVLA
 from training.sight.config import WatchConfig, choose_blocks
 from training.sight.features import ENCODER
 from vla_align_ros.contract.files import hash_file
 from vla_align_ros.contract.sight import ATTENTION, SIGHT_NAME, TOKENS, SightStatistics, read_sight
+from vla_align_ros.contract.spec import TensorSpec
 from vla_align_ros.errors import ExportError
 from vla_align_ros.inference.onnx import OnnxBackend
 
@@ -86,7 +85,7 @@ def export_sight(
     def write(folder: Path) -> None:
         model = PrismaticVLA.load(source.folder)
         graph = SightGraph(model, statistics.place, choose_attention_blocks(model))
-        write_sight_graph(graph, source.samples()[0], folder / "sight.onnx")
+        write_sight_graph(graph, source.processor.input_tensors(), folder / "sight.onnx")
         check_sight(folder / "sight.onnx", graph, source.samples())
 
     facts = {**source.facts(), "statistics": hash_file(known.resolve())[0]}
@@ -98,27 +97,14 @@ def choose_attention_blocks(model: PrismaticVLA) -> list[int]:
     return choose_blocks(WatchConfig(), int(model.llm.config.num_hidden_layers))
 
 
-def write_sight_graph(graph: SightGraph, inputs: Inputs, path: Path) -> None:
-    """Write the graph as one self-contained ONNX file with the inputs' shapes."""
-    import onnx_ir as ir
-
-    for module in graph.modules():
-        config = getattr(module, "config", None)
-        if config is not None and hasattr(config, "_attn_implementation"):
-            config._attn_implementation = "eager"  # others do not compute the weights
-    with _quiet():
-        program: Any = torch.onnx.export(
-            graph.eval().requires_grad_(False),
-            tuple(torch.from_numpy(value) for value in inputs.values()),
-            input_names=list(inputs),
-            output_names=[TOKENS, ATTENTION],
-            opset_version=OPSET,
-            dynamo=True,
-            optimize=True,
-            verbose=False,
-        )
-    ir.passes.common.ClearMetadataAndDocStringPass()(program.model)
-    ir.save(program.model, path)
+def write_sight_graph(graph: SightGraph, inputs: Sequence[TensorSpec], path: Path) -> None:
+    """Write the graph, whose inputs are the processor's."""
+    use_eager_attention(graph.model)  # others do not compute the weights
+    outputs = [TensorSpec(name, "float32", ()) for name in (TOKENS, ATTENTION)]
+    state = graph.state_dict()
+    save_graph(
+        trace_graph(graph.eval().requires_grad_(False), inputs, outputs, state.__getitem__), path
+    )
 
 
 @torch.no_grad()
@@ -162,17 +148,3 @@ def _recording(llm: Any, blocks: Sequence[int]) -> Iterator[dict[int, Tensor]]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the exporter's progress and its warnings about its own deprecations."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
