@@ -112,3 +112,15 @@ def test_the_benchmarks_page_shows_the_expert_as_measured(suite: str) -> None:
         shown = find_row(page, f"| `{name}` |")
         assert told in shown and f"| {row['successes_end']}/{row['episodes']} |" in shown
         assert row["success_rate"] >= 0.9
+
+
+def test_the_page_of_sight_tells_what_was_measured() -> None:
+    page, results = (ROOT / "docs/sight.md").read_text(), read_results("sight_shifts")
+    assert len(results["rows"]) >= 12 and results["episodes"] == 60
+    for row in results["rows"]:
+        told = "-"
+        if row["auroc"] is not None:
+            low, high = row["auroc_interval"]
+            told = f"{row['auroc']:.2f} [{low:.2f}, {high:.2f}]"
+        line = f"| `{row['shift']}` | {row['axis']} | {told} | {row['flagged']}/60 |"
+        assert line in page, line
