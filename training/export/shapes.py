@@ -129,12 +129,15 @@ def fit_head(
     read = torch.cat(states)
     spread, generator = read.std(dim=(0, 1)), torch.Generator().manual_seed(0)
     optimizer = torch.optim.AdamW(head.parameters(), lr=1e-3, weight_decay=0.01)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the head is small: threads would mostly wait for each other
     for _ in range(FIT_STEPS):
         noise = spread * torch.randn(read.shape, generator=generator)
         loss = (head(read + noise) - wanted).abs().mean()
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
+    torch.set_num_threads(threads)
 
 
 def make_processor(config: VlaConfig, example: Bundle, published: bool) -> Processor:
