@@ -84,6 +84,12 @@ def test_without_float32_there_is_nothing_to_compare_with(capsys):
     assert "fp32 among --precisions" in capsys.readouterr().err
 
 
+def test_what_is_kept_replaces_nothing(tmp_path, capsys):
+    words = ["bench", "export", "--shape", "tiny", "--keep", str(tmp_path)]
+    assert run_command(words) == 1
+    assert "exists already" in capsys.readouterr().err
+
+
 def test_a_shape_is_exported_proved_and_timed(tmp_path, capsys):
     words = ["bench", "export", "--shape", "tiny", "--precisions", "fp32", "--keep"]
     few = ["--rounds", "1", "--burst", "1", "--samples", "2", "--threads", "1", "--json"]

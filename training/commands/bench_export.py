@@ -44,6 +44,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise ConfigurationError(
             "nothing to compare with", got=args.precisions, expected="fp32 among --precisions"
         )
+    if args.keep is not None and args.keep.exists():
+        raise ConfigurationError(
+            "the folder exists already",
+            got=str(args.keep),
+            expected="a new path",
+            fix="remove it or choose another name",
+        )
     if args.keep is None:
         with tempfile.TemporaryDirectory(prefix="vla_align_bench.") as folder:
             result = bench_shape(args, Path(folder))
