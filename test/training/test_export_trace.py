@@ -191,7 +191,7 @@ def test_a_preview_needs_no_weights_and_sees_the_graph_that_is_exported(chunk, t
 
 
 def test_openvla_7b_is_traced_at_full_size_in_little_memory(tmp_path):
-    """In a process of its own, whose peak is its own."""
+    """Its decoding, the largest graph, in a process of its own, whose peak is its own."""
     import subprocess
     import sys
 
@@ -202,16 +202,14 @@ def test_openvla_7b_is_traced_at_full_size_in_little_memory(tmp_path):
     make_openvla_processor().save(run / "processor")
     script = (
         "import json, sys; from training.export.preview import preview_export;"
-        "print(json.dumps(preview_export(sys.argv[1])))"
+        "print(json.dumps(preview_export(sys.argv[1], only={'decode'})))"
     )
     done = subprocess.run(
         [sys.executable, "-c", script, str(run)], capture_output=True, text=True, check=True
     )
     preview = json.loads(done.stdout.splitlines()[-1])
     sizes = {name: graph["weight_bytes"] / 4e9 for name, graph in preview["graphs"].items()}
-    assert sizes["vision"] == pytest.approx(0.76, abs=0.02)
-    assert sizes["prefill"] == pytest.approx(6.74, abs=0.02)
-    assert sizes["decode"] == pytest.approx(sizes["prefill"], rel=1e-3)
+    assert sizes["decode"] == pytest.approx(6.74, abs=0.02)
     cache = preview["graphs"]["decode"]["inputs"][-1]
     assert cache["name"] == "values" and cache["shape"][1:] == [32, 32, 128]
     assert preview["peak_rss_gb"] < 4.0, "the weights alone are 30 GB"

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import resource
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from vla_align_ros.contract.processor import Processor
 
 
-def preview_export(run: str | Path, *, split_vision: bool = False) -> dict[str, Any]:
-    """Trace every graph of a run's network without its weights.
+def preview_export(
+    run: str | Path, *, split_vision: bool = False, only: Collection[str] | None = None
+) -> dict[str, Any]:
+    """Trace the graphs of a run's network without its weights.
 
     Args:
         run: folder with model.json and processor/; the weights need not be there.
-        split_vision: as `export_run` has it.
+        split_vision: as `export_run` has it. only: names of graphs; by default all.
 
     Returns:
         {"graphs": {name: {"nodes", "weight_bytes" (float32), "inputs", "outputs"}},
@@ -35,6 +38,8 @@ def preview_export(run: str | Path, *, split_vision: bool = False) -> dict[str, 
     shapes = {f"model.{name}": tensor.shape for name, tensor in model.state_dict().items()}
     graphs = {}
     for graph in plan_graphs(model, Processor.load(folder / PROCESSOR), split_vision=split_vision):
+        if only is not None and graph.spec.name not in only:
+            continue
         traced = trace_graph(
             graph.module,
             graph.spec.inputs,
