@@ -20,7 +20,7 @@ import openvino
 from vla_align_ros.errors import BackendError
 from vla_align_ros.inference import open_backend
 from vla_align_ros.inference import openvino as module
-from vla_align_ros.inference.openvino import OpenVinoBackend
+from vla_align_ros.inference.openvino import OpenVinoBackend, find_abilities
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def save_chain(path, side, links, extent=None):
 
 
 def has_bf16() -> bool:
-    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "BF16" in find_abilities(openvino.Core())
 
 
 def test_opening_and_running_reports_to_nobody(graph, tmp_path):
@@ -153,3 +153,29 @@ def test_other_threads_go_on_while_a_graph_runs(tmp_path):
     thread.join()
     assert end_s - start_s > 0.05, "too short to tell"
     assert sum(start_s < stamp_s < end_s for stamp_s in ticks) > 10
+
+
+def test_a_signal_still_comes_through_after_an_engine_was_opened_run_and_closed(tmp_path):
+    """OpenVINO alone leaves a stack for signals behind that is gone when one comes."""
+    path = save_chain(tmp_path / "chain.onnx", 512, 4)
+    script = f"""
+import gc, os, signal
+import numpy as np
+from vla_align_ros.inference.openvino import OpenVinoBackend
+from vla_align_ros.inference.signal_stack import signal_stack_size
+
+before = signal_stack_size()
+backend = OpenVinoBackend({str(path)!r})
+backend.infer({{"m0": np.ones((512, 512), np.float32)}})
+assert signal_stack_size() == before, (before, signal_stack_size())
+backend.close()
+del backend
+gc.collect()
+signal.signal(signal.SIGTERM, lambda *_: print("handled", flush=True))
+os.kill(os.getpid(), signal.SIGTERM)
+print("alive")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout.split()) == (0, ["handled", "alive"]), done.stderr

@@ -62,9 +62,9 @@ def _probe_openvino() -> tuple[bool, str, str]:
 
 
 def _probe_openvino_bf16() -> tuple[bool, str, str]:
-    from vla_align_ros.inference.openvino import openvino
+    from vla_align_ros.inference.openvino import find_abilities, openvino
 
-    able = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    able = find_abilities(openvino.Core())
     found = f"openvino {openvino.__version__}, CPU with {', '.join(able)}"
     return "BF16" in able, found, BF16_FIX
 

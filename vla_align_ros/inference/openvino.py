@@ -12,6 +12,7 @@ import numpy.typing as npt
 from vla_align_ros.contract.spec import TensorSpec
 from vla_align_ros.errors import BackendError
 from vla_align_ros.inference.base import check_inputs, check_threads
+from vla_align_ros.inference.signal_stack import keep_signal_stack
 
 _TELEMETRY = "openvino_telemetry"
 
@@ -70,7 +71,8 @@ class OpenVinoBackend:
         }
         model = _read_graph(core, Path(path))
         try:
-            compiled = core.compile_model(model, "CPU", options)
+            with keep_signal_stack():
+                compiled = core.compile_model(model, "CPU", options)
             used = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
             self._request: Any = compiled.create_infer_request()
         except RuntimeError as cause:
@@ -116,12 +118,18 @@ def open_bf16(path: Path | str, *, threads: int = 1, cache_dir: Path | None = No
     return OpenVinoBackend(path, threads=threads, precision="bf16", cache_dir=cache_dir)
 
 
+def find_abilities(core: Any) -> list[str]:
+    """Return what OpenVINO says that this CPU computes in, such as "BF16"."""
+    with keep_signal_stack():  # the plug-in of the CPU is loaded here, if not before
+        return [str(name) for name in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")]
+
+
 def _check_precision(core: Any, precision: str) -> None:
     if precision not in _HINTS:
         raise BackendError(
             "precision is unknown", got=repr(precision), expected=" or ".join(_HINTS)
         )
-    able = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    able = find_abilities(core)
     if precision.upper() not in able:
         raise _refuse_precision(precision, ", ".join(able))
 
