@@ -36,6 +36,7 @@ EXTRAS = {
     "rlds": ["google-crc32c>=1.5,<2", "protobuf>=5,<8"],
     "timm": ["timm>=1.0.15,<2"],
     "sight": ["emosvg>=0.1.7,<0.2", "resvg-py>=0.5,<1"],
+    "diagnose": ["scikit-learn>=1.5,<2"],
     "wandb": ["wandb>=0.20,<1"],
     "export": [
         "ml-dtypes>=0.5,<1",
@@ -89,6 +90,7 @@ EXTRAS = {
         "mypy>=2,<3",
         "pydocstyle>=6.3,<7",
         "pytest>=8.2,<9",
+        "pytest-xdist>=3.6,<4",
         "ros-ament-flake8>=0.17,<1",
         "ros-ament-pep257>=0.17,<1",
         "ruff>=0.17,<0.18",
@@ -150,6 +152,7 @@ setup(
             "collect = training.commands.collect",
             "consolidate = training.commands.consolidate",
             "data = training.commands.data",
+            "diagnose = training.commands.diagnose",
             "doctor = vla_align_ros.commands.doctor",
             "evaluate = training.commands.evaluate",
             "export = training.commands.export",

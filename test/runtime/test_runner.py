@@ -73,6 +73,13 @@ class Rig:
         return None if step.hold is None else step.hold.reason
 
 
+def wait_for(true: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + 5.0
+    while not true():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.001)
+
+
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> object:
     return make_bundle(tmp_path_factory.mktemp("runner"))
@@ -181,6 +188,37 @@ def test_an_answer_to_old_words_that_comes_late_is_not_executed(make_rig: MakeRi
     assert step.command is not None
     assert step.command.action.instruction == OTHER
     assert step.command.action.plan == 1, "the late answer was accepted"
+
+
+@pytest.mark.parametrize(
+    ("period_s", "wait_s", "planned"),
+    [(0.033, 0.02, False), (0.033, 0.003, True), (0.4, 0.02, True)],
+    ids=["a newer one comes soon", "hardly older", "slow camera"],
+)
+def test_a_picture_that_had_to_wait_is_left_for_a_newer_one(
+    make_rig: MakeRig, period_s: float, wait_s: float, planned: bool
+) -> None:
+    begun, go = threading.Event(), threading.Event()
+
+    def answer(_: object) -> np.ndarray:
+        begun.set()
+        assert go.wait(5.0)
+        return STILL
+
+    rig = make_rig(answer, replan_period_s=0.02)
+    rig.runner.set_instruction(SAY)
+    rig.feed(wait=False)
+    assert begun.wait(5.0)
+    rig.pass_time(period_s)
+    rig.feed(wait=False)
+    rig.pass_time(wait_s)
+    go.set()
+    counted = rig.runner.metrics.counted
+    wait_for(lambda: counted("inference_count") + counted("frames_left") == 2)
+    assert counted("frames_left") == (not planned)
+    rig.pass_time(period_s - wait_s)
+    rig.feed(wait=False)  # due at once, however lately the one before was offered
+    wait_for(lambda: counted("inference_count") == 2 + planned)
 
 
 @pytest.mark.parametrize(

@@ -62,12 +62,17 @@ def measure_attention(
             expected="attention weights from eager attention",
             fix="--set watch.attention=false",
         )
-    length, text = recorded[blocks[0]].shape[-1], inputs["input_ids"].shape[1]
-    behind = 0 if model.action_queries is None else model.action_queries.shape[1]
-    rows = sequence_positions(queries.cpu(), inputs["attention_mask"].cpu(), length - text - behind)
+    inserted = count_inserted(model, inputs, recorded[blocks[0]].shape[-1])
+    rows = sequence_positions(queries.cpu(), inputs["attention_mask"].cpu(), inserted)
     pictures = torch.arange(len(rows)).unsqueeze(1)
     maps = [recorded[block][pictures, rows][..., output.visual] for block in blocks]
     return AttentionMaps(torch.stack(maps), tuple(blocks))
+
+
+def count_inserted(model: Any, inputs: Mapping[str, Tensor], length: int) -> int:
+    """How many tokens of a sequence of `length` stand between BOS and the rest of the text."""
+    behind = 0 if model.action_queries is None else int(model.action_queries.shape[1])
+    return length - inputs["input_ids"].shape[1] - behind
 
 
 def sequence_positions(queries: Tensor, attention_mask: Tensor, inserted: int) -> Tensor:

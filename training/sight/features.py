@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,6 +50,25 @@ def stack_inputs(
     prepared = [processor.prepare(observation) for observation in observations]
     joined = {key: np.concatenate([one[key] for one in prepared]) for key in prepared[0]}
     return {key: torch.from_numpy(value).to(device) for key, value in joined.items()}
+
+
+def run_batches(
+    model: Any,
+    processor: Processor,
+    observations: Sequence[Observation],
+    size: int,
+    device: torch.device,
+) -> Iterator[tuple[dict[str, Tensor], VlaOutput]]:
+    """Run the network on `size` observations at a time; yields its inputs and its output."""
+    for start in range(0, len(observations), size):
+        inputs = stack_inputs(processor, observations[start : start + size], device)
+        yield inputs, model(**inputs)
+
+
+def pool_tokens(output: VlaOutput, places: Sequence[str]) -> dict[str, Tensor]:
+    """{place: (B, width)} float32 on the CPU: the visual tokens of each picture, averaged."""
+    found = pick_features(output, places)
+    return {place: value.float().mean(1).cpu() for place, value in found.items()}
 
 
 def show_pictures(

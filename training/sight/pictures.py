@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,6 +34,13 @@ class LabelledPictures:
     labels: NDArray[np.int64]
     names: tuple[str, ...]
     things: NDArray[np.int64]
+
+    def only(self, names: Sequence[str]) -> LabelledPictures:
+        """The pictures of these labels alone, numbered in this order."""
+        numbers = {self.names.index(name): new for new, name in enumerate(names)}
+        kept = np.isin(self.labels, list(numbers))
+        labels = np.array([numbers[int(old)] for old in self.labels[kept]], dtype=np.int64)
+        return LabelledPictures(self.images[kept], labels, tuple(names), self.things[kept])
 
     @property
     def fingerprint(self) -> str:

@@ -19,8 +19,9 @@ from training.sight.features import (
     name_places,
     pick_features,
     pick_rows,
+    pool_tokens,
+    run_batches,
     show_pictures,
-    stack_inputs,
     undisturbed,
 )
 from training.sight.pictures import load_pictures
@@ -137,19 +138,19 @@ class SightWatch:
         cosines: dict[str, list[Tensor]] = {}
         size = self.config.batch_size
         targets = self._teacher_features()
-        for start in range(0, len(self.scenes), size):
-            part = self.scenes[start : start + size]
-            output = self.model(**stack_inputs(self.processor, part, device))
+        start = 0
+        for inputs, output in run_batches(self.model, self.processor, self.scenes, size, device):
+            count = len(inputs["input_ids"])
             for place, value in pick_features(output, self.places).items():
                 tokens[place].append(value.float().cpu())
             if self.aligner is not None and targets is not None:
-                target = targets[start : start + size].to(device)
+                target = targets[start : start + count].to(device)
                 for name, mean in self.aligner.cosines(output, target).items():
-                    cosines.setdefault(name, []).append(mean.float().cpu() * len(part))
+                    cosines.setdefault(name, []).append(mean.float().cpu() * count)
+            start += count
         rows = {place: pick_rows(torch.cat(parts)) for place, parts in tokens.items()}
-        count = len(self.scenes)
         scalars = {
-            name.replace("align/", "sight/"): float(torch.stack(parts).sum() / count)
+            name.replace("align/", "sight/"): float(torch.stack(parts).sum() / len(self.scenes))
             for name, parts in cosines.items()
         }
         if targets is not None and targets.shape[1] == next(iter(tokens.values()))[0].shape[1]:
@@ -164,11 +165,10 @@ class SightWatch:
             return {}
         shown = show_pictures(self.pictures.images, NEUTRAL_INSTRUCTION, self.scenes[0])
         pooled: dict[str, list[Tensor]] = {place: [] for place in self.places}
-        for start in range(0, len(shown), self.config.batch_size):
-            part = shown[start : start + self.config.batch_size]
-            output = self.model(**stack_inputs(self.processor, part, device))
-            for place, value in pick_features(output, self.places).items():
-                pooled[place].append(value.float().mean(1).cpu())
+        size = self.config.batch_size
+        for _, output in run_batches(self.model, self.processor, shown, size, device):
+            for place, value in pool_tokens(output, self.places).items():
+                pooled[place].append(value)
         return {place: torch.cat(parts) for place, parts in pooled.items()}
 
     def _teacher_features(self) -> Tensor | None:

@@ -6,6 +6,7 @@ import argparse
 import importlib
 from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any
 
 from vla_align_ros.errors import ConfigurationError
@@ -29,11 +30,13 @@ def run(args: argparse.Namespace) -> Mapping[str, Any]:
         ConfigurationError: if there is no such measurement.
     """
     benches, name, words = find_benches(), args.name, list(args.words)
-    if name not in benches and DEFAULT in benches:
+    if name not in benches and DEFAULT in benches and Path(name).exists():
         name, words = DEFAULT, [args.name, *words]
     if name not in benches:
         raise ConfigurationError(
-            "no such measurement", got=repr(name), expected="one of " + ", ".join(benches)
+            "no such measurement",
+            got=repr(name),
+            expected="one of " + ", ".join(benches) + "; or the folder of a bundle",
         )
     module = importlib.import_module(benches[name].value)
     parser = argparse.ArgumentParser(prog=f"vla-align bench {name}", description=module.SUMMARY)

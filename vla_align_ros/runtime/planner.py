@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from vla_align_ros.contract.observation import ActionChunk, Observation
@@ -16,6 +16,7 @@ from vla_align_ros.runtime.stops import Hold, Reason
 from vla_align_ros.runtime.worker import LatestWorker
 
 STOP_WORKER_S = 2.0
+NICE = 5  # the thread that commands the arm comes first
 DETAIL_CHARACTERS = 200
 
 
@@ -39,10 +40,16 @@ class PolicyLike(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """A sight on its way to inference, with the instruction of its instant."""
+    """A sight on its way to inference, with the instruction of its instant.
+
+    It may wait `patience_s` for the plan before it to be finished; after that a newer sight is
+    worth more. `turn` counts how often everything planned was forgotten.
+    """
 
     sight: Sight
     instruction: str
+    patience_s: float = float("inf")
+    turn: int = 0
 
 
 class Planner:
@@ -64,6 +71,8 @@ class Planner:
         on_fault: Callable[[Hold, Exception], None] | None = None,
     ) -> None:
         self.fault: Hold | None = None
+        self.begun: tuple[int, float] | None = None
+        """Turn and stamp of the sight that was last planned on."""
         self._policy = policy
         self._buffer = buffer
         self._metrics = metrics
@@ -84,7 +93,7 @@ class Planner:
                 fix="wait for it, or restart the node if the backend hangs",
             )
         self.fault = None
-        self._worker = LatestWorker(self._plan)
+        self._worker = LatestWorker(self._plan, nice=NICE)
         self._running = True
         self._worker.start()
 
@@ -97,6 +106,8 @@ class Planner:
     def submit(self, frame: Frame) -> None:
         """Offer a frame; it replaces one that still waits."""
         if self._worker is not None and self._running:
+            if not self._worker.busy:  # what it waits for now is the processor alone
+                frame = replace(frame, patience_s=float("inf"))
             replaced = self._worker.put(frame)
             self._metrics.count("frames_replaced", by=int(replaced))
 
@@ -108,7 +119,12 @@ class Planner:
     def _plan(self, frame: Frame) -> None:
         """Plan on one frame, in the worker thread; never raises."""
         sight = frame.sight
-        self._metrics.observe_ms("wait", 1e3 * (self._steady() - sight.arrived_s))
+        waited_s = self._steady() - sight.arrived_s
+        if waited_s > frame.patience_s:
+            self._metrics.count("frames_left")
+            return
+        self.begun = frame.turn, sight.stamp_s
+        self._metrics.observe_ms("wait", 1e3 * waited_s)
         try:
             observation = Observation(
                 images={name: load() for name, load in sight.loads.items()},

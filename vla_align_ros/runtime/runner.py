@@ -23,6 +23,9 @@ from vla_align_ros.runtime.stops import Hold, Reason, StopRecord
 from vla_align_ros.runtime.strategies import Strategy
 
 CLOCK_JUMP_S = 0.1
+# How long a sight may wait for the plan before it, in times between two sights: a newer one comes
+# soon after. A slow camera's sights wait, as far as that costs less than the next one's delay.
+PATIENCE = 0.1
 
 
 class PolicyRunner:
@@ -82,7 +85,8 @@ class PolicyRunner:
         self._last_plan = 0
         self._last_now_s = float("-inf")
         self._last_tick_s = 0.0
-        self._last_frame_s: float | None = None
+        self._last_sight_s = float("-inf")
+        self._turn = 0
         self._instruction_s = float("-inf")
 
     @property
@@ -171,6 +175,8 @@ class PolicyRunner:
         """
         sight = self.observer.take_image(camera, load, stamp_s)
         instruction = self.instruction
+        if sight is not None:
+            since_s, self._last_sight_s = sight.stamp_s - self._last_sight_s, sight.stamp_s
         if sight is not None and self._active and self.sight is not None:
             self.sight.offer(sight, instruction)
         if sight is None or not self._active or instruction is None:
@@ -179,8 +185,8 @@ class PolicyRunner:
         if age_s is None or abs(age_s) > self._gate.timeouts.state_s:
             return
         if self._due(sight.stamp_s):
-            self._last_frame_s = sight.stamp_s
-            self._planner.submit(Frame(sight, instruction))
+            patience_s = PATIENCE * max(since_s, 0.0)
+            self._planner.submit(Frame(sight, instruction, patience_s, self._turn))
 
     def take_pose(self, pose: NDArray[np.float64], stamp_s: float) -> None:
         """Take an end-effector pose (6,): x, y, z in m, roll, pitch, yaw in rad, command frame."""
@@ -257,7 +263,7 @@ class PolicyRunner:
 
     def _plan_anew(self) -> None:
         self._plans_before = self._buffer.accepted
-        self._last_frame_s = None
+        self._turn += 1
         self._planner.drop()
 
     def _forget(self, *, keep_instruction: bool = False) -> None:
@@ -272,7 +278,8 @@ class PolicyRunner:
 
     def _due(self, stamp_s: float) -> bool:
         """Whether a frame of this stamp is to be planned on, by the re-planning period."""
-        if self._last_frame_s is None or self._planner.fault is not None:
+        turn, begun_s = self._planner.begun or (-1, 0.0)
+        if turn != self._turn or self._planner.fault is not None:
             return True
-        since_s = stamp_s - self._last_frame_s
+        since_s = stamp_s - begun_s
         return since_s < 0 or since_s >= self._replan_period_s - 1e-3

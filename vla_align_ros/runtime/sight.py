@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
@@ -19,7 +17,7 @@ from vla_align_ros.runtime.observing import Sight
 from vla_align_ros.runtime.worker import LatestWorker
 
 NO_GRAPH = "the bundle has no sight graph; vla-align sight fit, then export, adds one"
-NICE = 10  # the policy's inference and the command timer come first
+NICE = 15  # the command timer and the policy's inference come first
 STOP_WORKER_S = 2.0
 LATE_PERIODS = 3.0
 LEAST_LATE_S = 2.0
@@ -177,7 +175,7 @@ class SightLoop:
             return
         self._offered_s = now_s
         if self._worker is None:
-            self._worker = LatestWorker(self._read, name="sight")
+            self._worker = LatestWorker(self._read, name="sight", nice=NICE)
             self._worker.start()
         self._worker.put((sight, instruction, wants))
 
@@ -215,7 +213,6 @@ class SightLoop:
         sight, instruction, wants = item
         try:
             if self._graph is None:
-                _be_nice()
                 self._graph = self._open_graph()
             observation = Observation(
                 images={name: load() for name, load in sight.loads.items()},
@@ -234,11 +231,3 @@ class SightLoop:
             self.errors += 1
             if self._on_error is not None:
                 self._on_error(error)
-
-
-def _be_nice() -> None:
-    """Let every other thread go first, where the system can tell threads apart (Linux)."""
-    try:
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
-    except OSError:
-        return
