@@ -35,10 +35,11 @@ ALLOWED: dict[str, set[str]] = {
     "training": {"errors", "extras", "contract"},
     "training.data": {"errors", "contract", "runtime", "sim"},  # DAgger flies the policy
     "training.closed_loop": {"errors", "contract", "runtime", "sim", "demo"},
-    "training.benchmark": {"errors", "contract", "runtime", "sim"},
+    "training.benchmark": {"errors", "contract", "inference", "runtime", "sim"},
     "training.export": {"errors", "contract", "inference", "runtime"},
     "training.export.behaviour": {"contract", "errors", "runtime", "sim"},  # closed loop
     "training.sight": {"errors", "extras", "contract", "runtime"},  # Wilson's interval
+    "training.diagnose": {"errors", "extras", "contract", "runtime"},  # the same
     "training.strange_scenes": {"errors", "contract", "runtime", "sim"},
     "training.evaluate": {"errors", "contract", "inference", "runtime", "sim"},
     "training.commands": {

@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 if importlib.util.find_spec("mujoco") is None:
@@ -19,11 +21,16 @@ from sample_policy import make_bundle
 from training.benchmark import evaluate as front
 from training.benchmark import run as runner
 from training.benchmark.evaluate import Request, evaluate_suite
+from training.benchmark.policies import open_policy
 from training.benchmark.run import Actor, Task, run_tasks
 from training.benchmark.stages import Rules
 from training.benchmark.store import EpisodeStore
+from training.data.video import decode_video
+from training.export.restore import denormalize
+from training.export.source import RunSource, reference_outputs
 from vla_align_ros.cli import main
 from vla_align_ros.contract.bundle import Bundle
+from vla_align_ros.contract.golden import iterate_observations
 from vla_align_ros.errors import BundleError, ConfigurationError, SimulationError
 
 RULES = Rules("tabletop", max_steps=40)
@@ -101,12 +108,64 @@ def test_policies_are_compared_on_the_same_seeds(bundle: Bundle, tmp_path: Path)
     assert [policy["policy"] for policy in report["policies"]] == [bundle.id, "expert"]
     assert report["policies"][0]["envs"]["none"]["infer_ms"] > 0.0
     first, second = report["comparisons"]
-    assert (first["better"], first["losses"]) == (bundle.id, 3)
+    assert (first["better"], first["losses"]) == (Path(bundle.path).name, 3)
     assert (second["wins"], second["pairs"], second["rank_biserial"]) == (3, 3, 1.0)
     page = (tmp_path / "report.html").read_text()
     assert bundle.id[:12] in page and "Wilcoxon" in page
     shown = [tmp_path / name.split("'")[0] for name in page.split("<img src='")[1:]]
     assert len(shown) == 2 * front.SAMPLES and all(path.is_file() for path in shown)
+    films = [tmp_path / name.split("'")[0] for name in page.split("<a href='")[1:]]
+    lines = {(line["policy"], line["seed"]): line for line in untimed(tmp_path)}
+    for film, (policy, seed) in zip(
+        films, [(p, s) for p in (bundle.id, "expert") for s in range(front.SAMPLES)], strict=True
+    ):
+        frames = list(decode_video(film))
+        assert len(frames) == lines[policy, seed]["steps"] + 1, "a picture a step"
+
+
+def test_runs_act_as_they_are_and_training_seeds_make_a_variant(
+    short: Path, bundle: Bundle, tmp_path: Path
+) -> None:
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    other = tmp_path / "other"
+    shutil.copytree(short, other, ignore=shutil.ignore_patterns("checkpoints", "tensorboard"))
+    with safe_open(other / "model.safetensors", framework="pt") as file:
+        metadata = file.metadata()
+    weights = {k: v + 1e-3 for k, v in load_file(other / "model.safetensors").items()}
+    save_file(weights, other / "model.safetensors", metadata=metadata)
+    bundles = [f"mine={short}", f"mine={other}", str(bundle.path)]
+    rules = Rules("tabletop", max_steps=3)
+    report = evaluate_suite(request(rules=rules, bundles=bundles, out=tmp_path / "out"))
+    assert [policy["name"] for policy in report["policies"]] == [
+        *("mine", "mine"),
+        Path(bundle.path).name,
+    ]
+    assert len({policy["policy"] for policy in report["policies"]}) == 3
+    mine = report["variants"][0]
+    assert (mine["name"], len(mine["policies"])) == ("mine", 2)
+    assert mine["envs"]["none"]["episodes"] == 4 and len(mine["envs"]["none"]["rates"]) == 2
+    assert {row["pairs"] for row in report["comparisons"]} == {2}, "the second seed has no partner"
+    assert "mine, 2 training seeds" in (tmp_path / "out/report.html").read_text()
+    with pytest.raises(ConfigurationError, match="twice"):
+        evaluate_suite(request(bundles=[str(short), f"again={short}"]))
+
+
+def test_a_run_answers_as_training_does(short: Path) -> None:
+    source = RunSource.open(short)
+    policy = open_policy(short)
+    seen = list(iterate_observations(source.inputs, source.processor.spec))
+    expected = denormalize(source.processor, reference_outputs(source)["actions"])
+    for observation, actions in zip(seen[:3], expected, strict=False):
+        np.testing.assert_allclose(policy.infer(observation).actions, actions, atol=1e-5)
+    policy.close()
+
+
+def test_a_run_without_weights_cannot_act(short: Path, tmp_path: Path) -> None:
+    shutil.copy(short / "config.json", tmp_path)
+    with pytest.raises(ConfigurationError, match="consolidate"):
+        evaluate_suite(request(bundles=[str(tmp_path)]))
 
 
 def test_the_command_prints_a_line_an_environment_and_json_last(

@@ -10,14 +10,15 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from PIL import Image as PillowImage
 
-from vla_align_ros.runtime.policy import Policy
+from training.benchmark.policies import Acting
 from vla_align_ros.sim.robot import SimObservation
 
 Picture = NDArray[np.uint8]
 
 EXPERT = "expert"
-KEPT_PICTURES = 6
+FILM_HEIGHT_PX = 240
 
 
 @dataclass(frozen=True)
@@ -72,18 +73,30 @@ class Clock:
 
 @dataclass
 class Notes:
-    """What an episode leaves behind while it runs."""
+    """What an episode leaves behind while it runs; with `keep` a film of it, too."""
 
+    keep: bool = False
     clock: Clock = field(default_factory=Clock)
     pictures: list[Picture] = field(default_factory=list)
 
     def look(self, sim: Sim) -> SimObservation:
-        """Observe, and note the picture and the time."""
+        """Observe, and note the time."""
         with self.clock.timing("look"):
             seen = sim.observe()
         assert seen.image is not None
-        self.pictures.append(seen.image)
         return seen
+
+    def film(self, sim: Sim) -> None:
+        """Keep a picture of now for people, off the clock and small."""
+        if not self.keep:
+            return
+        image = sim.observe().image
+        assert image is not None
+        height, width = image.shape[:2]
+        if height > FILM_HEIGHT_PX:
+            size = (2 * round(width * FILM_HEIGHT_PX / height / 2), FILM_HEIGHT_PX)
+            image = np.asarray(PillowImage.fromarray(image).resize(size))
+        self.pictures.append(image)
 
 
 class Sim(Protocol):
@@ -97,19 +110,16 @@ class Sim(Protocol):
 
 
 def make_record(
-    policy: Policy | None,
+    policy: Acting | None,
     env: str,
     seed: int,
     words: str,
     outcome: tuple[bool, bool, bool],
     steps: int,
     notes: Notes,
-    *,
-    keep: bool,
 ) -> Record:
     """The record of an episode; `outcome` is success at any step, at the last one, and grasped."""
     success, success_end, grasped = outcome
-    chosen = np.linspace(0, len(notes.pictures) - 1, KEPT_PICTURES).astype(int) if keep else ()
     wall_ms, cpu_ms = notes.clock.median_ms("advance", "look")
     return Record(
         policy=EXPERT if policy is None else policy.bundle_id,
@@ -123,5 +133,5 @@ def make_record(
         step_ms=wall_ms,
         step_cpu_ms=cpu_ms,
         infer_ms=None if policy is None else notes.clock.median_ms("infer")[0],
-        pictures=[notes.pictures[i] for i in chosen],
+        pictures=notes.pictures,
     )

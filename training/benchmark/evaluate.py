@@ -13,7 +13,7 @@ from training.benchmark import stages
 from training.benchmark.episode import Record
 from training.benchmark.figures import average_axes, compare, summarise
 from training.benchmark.page import save_pictures, write_report
-from training.benchmark.run import Actor, Task, run_tasks
+from training.benchmark.run import Actor, Task, find_actors, run_tasks
 from training.benchmark.stages import Rules
 from training.benchmark.store import EpisodeStore
 from vla_align_ros.errors import ConfigurationError
@@ -23,7 +23,11 @@ SAMPLES = 2  # episodes of each environment whose pictures are kept
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked for: `bundles` None among them is the expert."""
+    """What is asked for.
+
+    bundles: bundles' and runs' folders, None for the expert; as "NAME=FOLDER" under a name. Those
+    of the same name are one variant, trained from several seeds.
+    """
 
     rules: Rules
     bundles: Sequence[str | None]
@@ -51,7 +55,7 @@ def evaluate_suite(request: Request) -> dict[str, Any]:
             fix="correct --episodes, --jobs or --execute",
         )
     assets = _describe_assets(request)
-    actors = [Actor.of(bundle) for bundle in request.bundles]
+    actors = find_actors(request.bundles)
     store = EpisodeStore(request.out, request.rules, assets)
     seeds = range(request.seed, request.seed + request.episodes)
     tasks = [
@@ -128,20 +132,25 @@ def _report(
     axes = {name: stages.axis_of(suite, name) for name in names}
     policies: list[dict[str, Any]] = []
     lines: dict[str, list[dict[str, Any]]] = {}
+    variants: dict[str, list[dict[str, Any]]] = {}
     for actor in actors:
         envs = {}
+        own = variants.setdefault(actor.name, [])
         for name in names:
             found = store.select((actor.id, name, seed) for seed in seeds)
-            lines.setdefault(actor.id, []).extend(found)
+            repeat = {"repeat": len(own)}
+            lines.setdefault(actor.name, []).extend({**line, **repeat} for line in found)
             envs[name] = summarise(found)
-        policies.append(
+        own.append(
             {
                 "policy": actor.id,
+                "name": actor.name,
                 "bundle": actor.bundle,
                 "envs": envs,
                 "axes": average_axes(envs, axes),
             }
         )
+        policies.append(own[-1])
     first = policies[0]
     return {
         "suite": suite,
@@ -154,10 +163,36 @@ def _report(
         "axes_of_envs": axes,
         "policies": policies,
         "envs": first["envs"],
-        "comparisons": [
-            {"better": one.id, "worse": other.id, **compare(lines[one.id], lines[other.id])}
-            for one in actors
-            for other in actors
-            if one.id != other.id
+        "variants": [
+            _summarise_variant(name, own, lines[name], names, axes)
+            for name, own in variants.items()
         ],
+        "comparisons": [
+            {"better": one, "worse": other, **compare(lines[one], lines[other])}
+            for one in variants
+            for other in variants
+            if one != other
+        ],
+    }
+
+
+def _summarise_variant(
+    name: str,
+    policies: Sequence[dict[str, Any]],
+    lines: Sequence[dict[str, Any]],
+    names: Sequence[str],
+    axes: dict[str, str],
+) -> dict[str, Any]:
+    """All policies of a variant together, and how far its training seeds lie apart."""
+    envs = {}
+    for env in names:
+        row = summarise([line for line in lines if line["env"] == env])
+        rates = [policy["envs"][env]["success_rate"] for policy in policies]
+        row.pop("failed_seeds")
+        envs[env] = {**row, "rates": rates}
+    return {
+        "name": name,
+        "policies": [policy["policy"] for policy in policies],
+        "envs": envs,
+        "axes": average_axes(envs, axes),
     }

@@ -54,14 +54,20 @@ def average_axes(
 
 
 def compare(better: Iterable[Line], worse: Iterable[Line]) -> dict[str, Any]:
-    """Is the first policy better on the same environments and seeds?
+    """Is the first policy, or variant, better on the same environments and seeds?
+
+    Where several policies of a variant were run, "repeat" of a line counts them, and those of the
+    same count are paired.
 
     Paired one-sided Wilcoxon signed-rank test of the successes (ties at zero are dropped, as
     scipy does by default), the difference of the rates, and two effect sizes: the matched-pairs
     rank-biserial correlation (-1..1) and the odds of winning a pair that differs.
     """
     first, second = (
-        {(line["env"], line["seed"]): float(bool(line["success"])) for line in lines}
+        {
+            (line.get("repeat", 0), line["env"], line["seed"]): float(bool(line["success"]))
+            for line in lines
+        }
         for lines in (better, worse)
     )
     keys = sorted(first.keys() & second.keys())

@@ -11,12 +11,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from training.benchmark.episode import Record
+from training.benchmark.episode import EXPERT, Record
 from training.benchmark.paper import ROWS
+from training.data.video import encode_video
 from training.files import replace_atomically
+from vla_align_ros.sim.put_on_plate.environments import CONTROL_HZ
 
 PICTURES = "pictures"
-STRIP_HEIGHT_PX = 96
+STRIP_HEIGHT_PX, STRIP_PICTURES = 96, 6
+VIDEO = ".mp4"
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 78em; padding: 0 1em; }
 table { border-collapse: collapse; margin: 1em 0; }
@@ -28,20 +31,24 @@ td div.bar { background: #4a7; height: .35em; } figcaption { color: #555; } img 
 
 
 def save_pictures(folder: Path, record: Record) -> None:
-    """Keep an episode's pictures as one strip."""
+    """Keep a filmed episode: some of its pictures as one strip, and all as an mp4."""
+    chosen = np.linspace(0, len(record.pictures) - 1, STRIP_PICTURES).astype(int)
     scaled = [
         Image.fromarray(picture).resize(
             (round(picture.shape[1] * STRIP_HEIGHT_PX / picture.shape[0]), STRIP_HEIGHT_PX)
         )
-        for picture in record.pictures
+        for picture in (record.pictures[number] for number in chosen)
     ]
     strip = np.concatenate([np.asarray(picture) for picture in scaled], axis=1)
     (folder / PICTURES).mkdir(exist_ok=True)
-    Image.fromarray(strip).save(folder / picture_name(record.policy, record.env, record.seed))
+    name = folder / picture_name(record.policy, record.env, record.seed)
+    with replace_atomically(name.with_suffix(VIDEO)) as path:
+        encode_video(path, record.pictures, round(CONTROL_HZ), pixel_format="yuv420p")
+    Image.fromarray(strip).save(name)
 
 
 def picture_name(policy: str, env: str, seed: int) -> str:
-    """Path of an episode's strip below the report's folder."""
+    """Path of an episode's strip below the report's folder; its video lies beside it."""
     return f"{PICTURES}/{policy[:12]}_{env}_{seed}.jpg"
 
 
@@ -71,7 +78,7 @@ def draw_page(folder: Path, report: Mapping[str, Any]) -> str:
         "<p><small>Not the originals: " + html.escape("; ".join(stand_ins)) + "</small></p>"
         if stand_ins
         else "",
-        "<h2>Sample episodes</h2>",
+        "<h2>Sample episodes</h2><p>Click one to see its film.</p>",
         *_sheets(folder, report),
     ]
     return (
@@ -88,10 +95,10 @@ def _tables(report: Mapping[str, Any]) -> list[str]:
         names = [name for name in axes if axes[name] == axis]
         head = "".join(f"<th>{html.escape(name)}</th>" for name in names)
         rows = [
-            f"<tr><td>{html.escape(policy['policy'][:12])}</td>"
-            + "".join(_cell(policy["envs"][name]) for name in names)
-            + f"<td>{policy['axes'].get(axis, float('nan')):.2f}</td></tr>"
-            for policy in report["policies"]
+            f"<tr><td>{html.escape(_title(variant))}</td>"
+            + "".join(_cell(variant["envs"][name]) for name in names)
+            + f"<td>{variant['axes'].get(axis, float('nan')):.2f}</td></tr>"
+            for variant in report["variants"]
         ]
         rows += _their_rows(report["suite"], names)
         tables.append(
@@ -102,13 +109,23 @@ def _tables(report: Mapping[str, Any]) -> list[str]:
     return tables
 
 
+def _title(variant: Mapping[str, Any]) -> str:
+    """A variant's name, with its policy's id or how many there are."""
+    ids = variant["policies"]
+    if len(ids) > 1:
+        return f"{variant['name']}, {len(ids)} training seeds"
+    return variant["name"] if ids[0] == EXPERT else f"{variant['name']} ({ids[0][:12]})"
+
+
 def _cell(row: Mapping[str, Any]) -> str:
     if not row["episodes"]:
         return "<td>-</td>"
     low, high = row["interval"]
+    rates = [f"{rate:.2f}" for rate in row["rates"] if rate is not None]
+    seeds = f"<br>seeds {', '.join(rates)}" if len(rates) > 1 else ""
     return (
         f"<td>{row['success_rate']:.2f}<br><small>[{low:.2f}, {high:.2f}]<br>end "
-        f"{row['successes_end'] / row['episodes']:.2f}</small>"
+        f"{row['successes_end'] / row['episodes']:.2f}{seeds}</small>"
         f"<div class='bar' style='width:{100 * row['success_rate']:.0f}%'></div></td>"
     )
 
@@ -131,7 +148,7 @@ def _comparisons(rows: Sequence[Mapping[str, Any]]) -> str:
     if not rows:
         return ""
     body = "".join(
-        f"<tr><td>{html.escape(row['better'][:12])} over {html.escape(row['worse'][:12])}</td>"
+        f"<tr><td>{html.escape(row['better'])} over {html.escape(row['worse'])}</td>"
         f"<td>{row['pairs']}</td><td>{row['wins']}</td><td>{row['losses']}</td>"
         f"<td>{row['difference']:+.3f}</td><td>{row['p_value']:.2g}</td>"
         f"<td>{row['rank_biserial']:+.2f}</td></tr>"
@@ -153,9 +170,14 @@ def _sheets(folder: Path, report: Mapping[str, Any]) -> list[str]:
                 name = picture_name(policy["policy"], env, seed)
                 if (folder / name).exists():
                     state = "failed" if seed in row["failed_seeds"] else "succeeded"
-                    caption = f"{policy['policy'][:12]}, {env}, seed {seed}: {state}"
+                    caption = (
+                        f"{policy['name']} ({policy['policy'][:12]}), {env}, seed {seed}: {state}"
+                    )
+                    strip = f"<img src='{html.escape(name)}' alt='{html.escape(caption)}'>"
+                    video = Path(name).with_suffix(VIDEO)
+                    if (folder / video).exists():
+                        strip = f"<a href='{html.escape(str(video))}'>{strip}</a>"
                     figures.append(
-                        f"<figure><img src='{html.escape(name)}' alt='{html.escape(caption)}'>"
-                        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
+                        f"<figure>{strip}<figcaption>{html.escape(caption)}</figcaption></figure>"
                     )
     return figures

@@ -8,30 +8,54 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from pathlib import Path
 
 from training.benchmark.episode import EXPERT, Record
+from training.benchmark.policies import Acting, identify, open_policy
 from training.benchmark.stages import Rules, Stage, open_stage
 from training.benchmark.store import EpisodeStore
-from vla_align_ros.errors import SimulationError
-from vla_align_ros.runtime.policy import Policy
+from training.run_folder import name_folders
+from vla_align_ros.errors import ConfigurationError, SimulationError
 
 DRAWING_THREADS = "LP_NUM_THREADS"  # of Mesa's software renderer
 
 
 @dataclass(frozen=True)
 class Actor:
-    """Who acts: the expert, or a policy by its id and folder."""
+    """Who acts: the expert, or a policy by its id and folder; a variant's policies share a name."""
 
     id: str
     bundle: str | None
+    name: str = EXPERT
 
-    @classmethod
-    def of(cls, bundle: str | None) -> Actor:
-        """The expert for None, else the policy of a bundle (BundleError if it is none)."""
-        if bundle is None:
-            return cls(EXPERT, None)
-        with Policy.open(bundle) as policy:
-            return cls(policy.bundle_id, bundle)
+
+def find_actors(texts: Sequence[str | None]) -> list[Actor]:
+    """The expert for each None, else the policy in a folder, "FOLDER" or "NAME=FOLDER".
+
+    A folder without a name is called as it is, with as many parents as tell it from the others.
+
+    Raises:
+        BundleError: if a folder is no policy. ConfigurationError: if one is given twice.
+    """
+    named: dict[str, str | None] = {}
+    for text in texts:
+        if text is not None:
+            name, equals, folder = text.partition("=")
+            own = bool(equals) and not Path(text).exists()
+            named[folder if own else text] = name if own else None
+    plain = [folder for folder, name in named.items() if name is None]
+    found = name_folders([Path(folder) for folder in plain]) if plain else []
+    names = {**named, **dict(zip(plain, found, strict=True))}
+    actors = [Actor(identify(folder), folder, str(name)) for folder, name in names.items()]
+    actors += [Actor(EXPERT, None)] * texts.count(None)
+    if len({actor.id for actor in actors}) < len(texts):
+        raise ConfigurationError(
+            "A policy is there twice",
+            got=", ".join(text or EXPERT for text in texts),
+            expected="different policies",
+            fix="leave one out",
+        )
+    return actors
 
 
 @dataclass(frozen=True)
@@ -55,13 +79,13 @@ class Worker:
     def __init__(self, rules: Rules, assets: str | None, threads: int) -> None:
         self._stage: Stage = open_stage(rules, assets)
         self._threads = threads
-        self._policies: dict[str, Policy] = {}
+        self._policies: dict[str, Acting] = {}
 
     def run(self, task: Task) -> Record:
         """Drive one episode."""
         bundle = task.actor.bundle
         if bundle is not None and bundle not in self._policies:
-            policy = Policy.open(bundle, threads=self._threads)
+            policy = open_policy(bundle, self._threads)
             policy.warm_up()
             self._policies[bundle] = policy
         policy_or_none = self._policies[bundle] if bundle is not None else None

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.benchmark.episode import Notes, Record, Sim, make_record
+from training.benchmark.policies import Acting
 from vla_align_ros.contract.observation import Observation
 from vla_align_ros.contract.spec import PolicySpec
 from vla_align_ros.errors import ConfigurationError
-from vla_align_ros.runtime.policy import Policy
 from vla_align_ros.sim.put_on_plate.environments import CONTROL_HZ, MAX_STEPS, SUITES
 from vla_align_ros.sim.robot import STATE_NAMES
 from vla_align_ros.sim.shifts import SHIFTS
@@ -22,7 +22,7 @@ from vla_align_ros.sim.shifts import SHIFTS
 Action = NDArray[np.float64]
 
 TABLETOP = "tabletop"
-LOOK_EVERY = 4  # steps of the expert, for the times and the report
+LOOK_EVERY = 4  # steps of the expert, for the times
 SUITE_NAMES = (*SUITES, TABLETOP)
 
 
@@ -43,7 +43,7 @@ class Rules:
 class Stage(Protocol):
     """A simulator that is open; `run` drives one episode, `policy` None being the expert."""
 
-    def run(self, policy: Policy | None, env: str, seed: int, *, keep: bool) -> Record:
+    def run(self, policy: Acting | None, env: str, seed: int, *, keep: bool) -> Record:
         """Drive one episode."""
 
     def close(self) -> None:
@@ -93,7 +93,7 @@ def camera_of(spec: PolicySpec) -> str:
 
 
 def policy_actions(
-    policy: Policy, sim: Sim, instruction: str, executed: int, notes: Notes
+    policy: Acting, sim: Sim, instruction: str, executed: int, notes: Notes
 ) -> Iterator[Action]:
     """The actions of a policy that looks after every `executed` of them."""
     camera = camera_of(policy.spec)
@@ -118,10 +118,11 @@ class PlateStage:
             assets, size_px=rules.size_px, render_backend=rules.render_backend
         )
 
-    def run(self, policy: Policy | None, env: str, seed: int, *, keep: bool) -> Record:
+    def run(self, policy: Acting | None, env: str, seed: int, *, keep: bool) -> Record:
         """Drive one episode to its last step."""
-        sim, notes = self._env, Notes()
+        sim, notes = self._env, Notes(keep)
         sim.begin(seed, environment=env)
+        notes.film(sim)
         words = sim.scene.instruction
         actions = (
             self._expert_actions(notes)
@@ -131,10 +132,9 @@ class PlateStage:
         for action in islice(actions, self._rules.max_steps):
             with notes.clock.timing("advance"):
                 sim.advance(action)
-        if keep:
-            notes.look(sim)
+            notes.film(sim)
         outcome = (sim.succeeded_once, sim.succeeded(), sim.grasped_once)
-        return make_record(policy, env, seed, words, outcome, sim.steps, notes, keep=keep)
+        return make_record(policy, env, seed, words, outcome, sim.steps, notes)
 
     def _expert_actions(self, notes: Notes) -> Iterator[Action]:
         """The expert's actions; it needs no pictures, so only some are drawn, until it is done."""
@@ -160,10 +160,11 @@ class TabletopStage:
         self._rules = rules
         self._env = TabletopEnv()
 
-    def run(self, policy: Policy | None, env: str, seed: int, *, keep: bool) -> Record:
+    def run(self, policy: Acting | None, env: str, seed: int, *, keep: bool) -> Record:
         """Drive one episode until success or the last step."""
-        sim, notes = self._env, Notes()
+        sim, notes = self._env, Notes(keep)
         sim.begin(seed, shift=env)
+        notes.film(sim)
         words = sim.task.instruction
         actions = (
             self._expert_actions(notes)
@@ -174,13 +175,14 @@ class TabletopStage:
         for action in islice(actions, self._rules.max_steps):
             with notes.clock.timing("advance"):
                 sim.advance(action)
+            notes.film(sim)
             steps += 1
             grasped |= sim.held_object() == sim.task.object
             success = sim.succeeded()
             if success:
                 break
         outcome = (success, success, grasped)
-        return make_record(policy, env, seed, words, outcome, steps, notes, keep=keep)
+        return make_record(policy, env, seed, words, outcome, steps, notes)
 
     def _expert_actions(self, notes: Notes) -> Iterator[Action]:
         from vla_align_ros.sim.expert import Expert

@@ -13,7 +13,12 @@ SUMMARY = "run policies in closed loop in a simulator and report success with it
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("bundle", nargs="*", help="policy bundles; several only with --suite")
+    parser.add_argument(
+        "bundle",
+        nargs="*",
+        help="a policy bundle; with --suite several, or finished runs, each as FOLDER or "
+        "NAME=FOLDER: those of one name are training seeds of one variant",
+    )
     parser.add_argument("--policy", choices=["expert"], help="the scripted expert in their place")
     parser.add_argument("--episodes", type=int, default=50, help="episodes an environment or shift")
     parser.add_argument("--seed", type=int, default=0, help="first seed; seeds are consecutive")
@@ -90,7 +95,8 @@ def run_suite(args: argparse.Namespace) -> dict[str, Any]:
         )
     )
     for policy in report["policies"]:
-        print(policy["policy"][:12])
+        known = policy["bundle"] is not None
+        print(f"{policy['name']} ({policy['policy'][:12]})" if known else policy["name"])
         for name, row in policy["envs"].items():
             low, high = row["interval"]
             print(
@@ -100,7 +106,7 @@ def run_suite(args: argparse.Namespace) -> dict[str, Any]:
             )
     for row in report["comparisons"]:
         print(
-            f"{row['better'][:12]} over {row['worse'][:12]}: {row['difference']:+.3f}, "
+            f"{row['better']} over {row['worse']}: {row['difference']:+.3f}, "
             f"p {row['p_value']:.2g} ({row['pairs']} pairs)"
         )
     return report

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,16 @@ from training.alignment import Teacher, compute_targets
 from training.diagnose.findings import Finding, evaluate
 from training.diagnose.looking import Look, Things, look
 from training.diagnose.page import draw_attention, draw_page
-from training.diagnose.subjects import BEFORE, Run, load_networks, open_runs
+from training.diagnose.subjects import BEFORE, load_networks, open_runs
 from training.diagnose.tokens import choose_labels, count_known
 from training.files import replace_atomically
+from training.run_folder import Run
 from training.setup_model import find_teacher
 from training.sight.config import WatchConfig
 from training.sight.features import pick_rows
 from training.sight.pictures import LabelledPictures, load_pictures
 from training.sight.scenes import resize_scenes
+from vla_align_ros.contract.golden import iterate_observations
 from vla_align_ros.errors import ConfigurationError
 from vla_align_ros.extras import pip_command
 
@@ -70,19 +72,21 @@ def diagnose(request: DiagnoseRequest) -> dict[str, Any]:
             fix="correct the arguments",
         )
     runs = open_runs(request.runs)
-    scenes = runs[0].scenes()[: request.scenes]
+    first = next(iter(runs.values()))
+    scenes = list(iterate_observations(first.golden_inputs(), first.processor.spec))
+    scenes = scenes[: request.scenes]
     pictures = load_pictures(request.pictures, request.per_label, request.views)
     few = None if pictures is None else choose_labels(pictures, request.labels, request.label_count)
     things = Things(scenes, pictures, few, min(request.drawn, len(scenes)))
-    aligned = next((run for run in runs if run.config.alignment.weight != 0), None)
+    aligned = next((run for run in runs.values() if run.config.alignment.weight != 0), None)
     teacher = None if aligned is None else find_teacher(aligned.config)
     notes = _notes(runs, teacher, pictures, few)
     findings: list[Finding] = []
     total = len(runs) * (2 if request.before else 1)
     with tqdm(total=total, unit="network", disable=not request.progress) as bar:
-        for run in runs:
-            bar.set_postfix_str(run.name)
-            findings += _diagnose_run(run, things, request, teacher, bar)
+        for name, run in runs.items():
+            bar.set_postfix_str(name)
+            findings += _diagnose_run(name, run, things, request, teacher, bar)
     facts = {
         "scenes": len(scenes),
         "instructions": [scene.instruction for scene in scenes[: things.drawn_scenes]],
@@ -91,14 +95,19 @@ def diagnose(request: DiagnoseRequest) -> dict[str, Any]:
         "labels": [] if few is None else list(few.names),
         "mapped": 0 if few is None else len(few.images),
         "solver": request.solver,
-        "runs": [_describe(run) for run in runs],
+        "runs": [_describe(name, run) for name, run in runs.items()],
         "notes": notes,
     }
-    return _write(request.out, runs[0], things, findings, facts)
+    return _write(request.out, first, things, findings, facts)
 
 
 def _diagnose_run(
-    run: Run, things: Things, request: DiagnoseRequest, teacher: Teacher | None, bar: Any
+    name: str,
+    run: Run,
+    things: Things,
+    request: DiagnoseRequest,
+    teacher: Teacher | None,
+    bar: Any,
 ) -> list[Finding]:
     watch, layers = run.config.watch, run.config.alignment.layers
     aligned = layers if run.config.alignment.at == "llm" else ()
@@ -114,7 +123,7 @@ def _diagnose_run(
                 taught = None  # another grid: no token is the student's
         found.append(
             evaluate(
-                run.name,
+                name,
                 when,
                 seen,
                 things,
@@ -149,7 +158,7 @@ def _teach(teacher: Teacher, run: Run, things: Things, grid: int) -> Tensor:
 
 
 def _notes(
-    runs: Sequence[Run],
+    runs: Mapping[str, Run],
     teacher: Teacher | None,
     pictures: LabelledPictures | None,
     few: LabelledPictures | None,
@@ -159,22 +168,22 @@ def _notes(
         notes.append(f"no probe and no maps without drawings: {pip_command('sight')}")
     if teacher is None:
         notes.append("no run has a teacher, so there is no likeness to one")
-    for run in runs:
+    for name, run in runs.items():
         if few is not None:
             known = count_known(run.processor, few.names)
             if known < len(few.names):
                 notes.append(
-                    f"the tokenizer of {run.name} tells only {known} of {len(few.names)} names "
+                    f"the tokenizer of {name} tells only {known} of {len(few.names)} names "
                     "apart: what it lacks is one unknown word to it, and its name token knows no "
                     "more than the word object"
                 )
     return notes
 
 
-def _describe(run: Run) -> dict[str, Any]:
+def _describe(name: str, run: Run) -> dict[str, Any]:
     config = run.config
     return {
-        "name": run.name,
+        "name": name,
         "recipe": config.recipe,
         "steps": config.optim.steps,
         "seed": config.seed,

@@ -1,0 +1,214 @@
+"""The diagnosis looks at the right tokens, tells what was lost, and says it on one page."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import build, tiny_config
+from tiny_sight import sight_processor, sight_scenes, write_pictures
+
+pytest.importorskip("sklearn", reason="needs the extra [diagnose]")
+
+from training.diagnose import DiagnoseRequest, diagnose
+from training.diagnose.clusters import map_features, silhouette
+from training.diagnose.tokens import choose_labels, pick_tokens, read_name_tokens
+from training.run_folder import name_folders
+from training.sight.attention import find_word
+from training.sight.features import show_pictures, stack_inputs
+from training.sight.pictures import LabelledPictures, load_pictures
+from vla_align_ros.cli import main
+from vla_align_ros.errors import ConfigurationError, TrainingError
+
+CPU = torch.device("cpu")
+
+
+def mixed(pictures: LabelledPictures) -> LabelledPictures:
+    """The same pictures in another order, so that no label's stand together."""
+    order = np.random.default_rng(3).permutation(len(pictures.images))
+    return LabelledPictures(
+        pictures.images[order], pictures.labels[order], pictures.names, pictures.things[order]
+    )
+
+
+@pytest.mark.parametrize("state", [True, False], ids=["state", "no state"])
+@pytest.mark.parametrize("word", ["carrot", "plate"])
+def test_the_token_of_a_word_is_the_words_own(word: str, state: bool) -> None:
+    """The visual tokens push it back in the sequence; its input is the word's embedding."""
+    model = build(tiny_config() if state else tiny_config(state=None)).eval()
+    processor = sight_processor(state=state)
+    scene = sight_scenes(processor, 1)[0]
+    shown = show_pictures(
+        np.stack([scene.images["front"]] * 2), "put the carrot on the plate", scene
+    )
+    index = find_word(processor.tokenizer, "put the carrot on the plate", word)
+    assert index is not None
+    inputs = stack_inputs(processor, shown, CPU)
+    with torch.no_grad():
+        states = pick_tokens(model, inputs, model(**inputs), index)
+        own = model.llm.get_input_embeddings()(inputs["input_ids"][:, index])
+    torch.testing.assert_close(states[0], own)
+    assert len(states) == model.llm.config.num_hidden_layers + 1
+
+
+def test_tokens_come_in_the_pictures_order_and_the_word_object_tells_nothing_at_first(
+    tmp_path: Path,
+) -> None:
+    pictures = load_pictures(str(write_pictures(tmp_path, ("carrot", "plate"), each=3)), 3, 1)
+    assert pictures is not None
+    shuffled = mixed(pictures)
+    model, processor = build(tiny_config()).eval(), sight_processor()
+    like = sight_scenes(processor, 1)[0]
+
+    def read(of: LabelledPictures, *, named: bool) -> torch.Tensor:
+        with torch.no_grad():
+            return read_name_tokens(model, processor, of, like, named=named, size=2, device=CPU)
+
+    named, unnamed = read(shuffled, named=True), read(shuffled, named=False)
+    by_thing = {int(t): named[-1, i] for i, t in enumerate(shuffled.things)}
+    for number, thing in enumerate(pictures.things):
+        straight = read(pictures, named=True)[-1, number]
+        torch.testing.assert_close(by_thing[int(thing)], straight, atol=1e-5, rtol=1e-5)
+    # Layer 0 is the word alone: two words, or the same one for all.
+    assert len(torch.unique(named[0], dim=0)) == 2
+    assert len(torch.unique(unnamed[0], dim=0)) == 1
+
+
+def test_the_silhouette_tells_clusters_from_a_cloud() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.arange(60) % 3
+    cloud = rng.normal(size=(60, 8))
+    apart = cloud + 20.0 * np.eye(8)[labels]
+    assert silhouette(apart, labels) > 0.8
+    assert abs(silhouette(cloud, labels)) < 0.1
+    assert silhouette(apart + 1e4, labels) == pytest.approx(silhouette(apart, labels), abs=1e-6)
+    assert np.isnan(silhouette(np.ones((60, 8)), labels))
+
+
+def test_the_plane_keeps_clusters_together_and_is_the_same_again() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.arange(40) % 2
+    features = rng.normal(size=(40, 6)) + 30.0 * np.eye(6)[labels]
+    plane = map_features(features)
+    assert plane.shape == (40, 2)
+    np.testing.assert_array_equal(plane, map_features(features))
+    centres = np.stack([plane[labels == label].mean(0) for label in (0, 1)])
+    spread = max(float(plane[labels == label].std()) for label in (0, 1))
+    assert np.linalg.norm(centres[0] - centres[1]) > 2 * spread
+
+
+@pytest.mark.parametrize("labels", [("disc",), ("disc", "moon")], ids=["one", "unknown"])
+def test_labels_that_cannot_be_compared_are_refused(
+    tmp_path: Path, labels: tuple[str, ...]
+) -> None:
+    pictures = load_pictures(str(write_pictures(tmp_path)), 6, 1)
+    assert pictures is not None
+    with pytest.raises(ConfigurationError, match="disc"):
+        choose_labels(pictures, labels, 4)
+
+
+def test_runs_are_named_as_shortly_as_they_differ(tmp_path: Path) -> None:
+    folders = [tmp_path / "a/run", tmp_path / "b/run"]
+    assert name_folders(folders[:1]) == ["run"]
+    assert name_folders(folders) == ["a/run", "b/run"]
+    with pytest.raises(ConfigurationError, match="twice"):
+        name_folders([folders[0], folders[0]])
+
+
+@pytest.fixture(scope="module")
+def result(short: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Two runs: one as it was trained, one whose network no longer looks at its picture."""
+    from safetensors.torch import load_file, save_file
+
+    root = tmp_path_factory.mktemp("diagnose")
+    blind = root / "blind"
+    shutil.copytree(short, blind, ignore=shutil.ignore_patterns("checkpoints", "tensorboard"))
+    path = blind / "model.safetensors"
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    weights = load_file(path)
+    for name, value in weights.items():
+        if name.startswith("projector."):
+            weights[name] = torch.zeros_like(value)
+    save_file(weights, path, metadata=metadata)
+    pictures = write_pictures(root / "pictures", ("disc", "box", "tree"), each=5)
+    found = diagnose(
+        DiagnoseRequest(
+            [short, blind],
+            root / "out",
+            pictures=str(pictures),
+            labels=("disc", "box"),
+            scenes=4,
+            drawn=2,
+            progress=False,
+        )
+    )
+    return {"found": found, "out": root / "out", "short": short, "pictures": pictures}
+
+
+def test_a_blinded_network_shows_in_every_figure(result: dict[str, Any], short: Path) -> None:
+    networks = {(n["run"], n["when"]): n for n in result["found"]["networks"]}
+    names = [run["name"] for run in result["found"]["runs"]]
+    assert set(networks) == {(name, when) for name in names for when in ("before", "after")}
+    seeing, blind = networks[short.name, "after"], networks["blind", "after"]
+    last = max(place for place in seeing["probe"] if place.startswith("layer_"))
+    assert blind["probe"]["encoder"] == seeing["probe"]["encoder"], "the towers are the same"
+    assert blind["probe"][last]["accuracy"] <= blind["probe"][last]["chance"] + 1e-9
+    assert blind["silhouettes"]["the word object"][last] is None, "no picture reached the words"
+    assert seeing["silhouettes"]["the word object"][last] is not None
+    assert seeing["cka_before"][last]["scenes"] > 0.5
+    assert blind["cka_before"][last]["scenes"] is None or blind["cka_before"][last]["scenes"] < 0.5
+    assert networks[short.name, "before"]["cka_before"] == {}
+    assert set(seeing["cka_teacher"]) == set(seeing["probe"])
+
+
+def test_the_page_stands_alone_and_explains_itself(result: dict[str, Any]) -> None:
+    page = (result["out"] / "diagnosis.html").read_text()
+    assert not re.search(r'<script|(?:src|href)="(?!data:)', page)
+    for words in ("Where the words look", "linear classifier", "the sight moved", "stay apart"):
+        assert words in page
+    assert page.count('<svg viewBox="0 0 300 300"') >= 5, "a plane a network"
+    stored = json.loads((result["out"] / "diagnosis.json").read_text())
+    assert stored == result["found"]
+    assert (result["out"] / "attention.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_command_takes_an_unfinished_run(
+    result: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unfinished = tmp_path / "unfinished"
+    shutil.copytree(result["short"], unfinished)
+    (unfinished / "model.safetensors").unlink()
+    words = [str(unfinished), "--out", str(tmp_path / "out"), "--scenes", "4", "--drawn", "1"]
+    words += ["--after-only", "--pictures", str(result["pictures"]), "--json"]
+    assert main(["diagnose", *words]) == 0
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    finished = result["found"]["networks"][1]
+    assert [n["when"] for n in told["networks"]] == ["after"]
+    assert (
+        told["networks"][0]["probe"]["encoder"]["correct"]
+        == finished["probe"]["encoder"]["correct"]
+    )
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path, result: dict[str, Any]) -> None:
+    with pytest.raises(TrainingError, match=r"no config\.json"):
+        diagnose(DiagnoseRequest([tmp_path], tmp_path / "out"))
+    bare = tmp_path / "bare"
+    shutil.copytree(
+        result["short"], bare, ignore=shutil.ignore_patterns("checkpoints", "model.safetensors")
+    )
+    with pytest.raises(TrainingError, match="no weights yet"):
+        diagnose(
+            DiagnoseRequest(
+                [bare], tmp_path / "out", scenes=4, before=False, pictures=str(result["pictures"])
+            )
+        )
