@@ -46,6 +46,7 @@ DISTRIBUTION = {
     "PIL": "pillow",
     "cv2": "opencv-python-headless",
     "google": "protobuf",
+    "sklearn": "scikit-learn",
     "tensorrt_rtx": "tensorrt-rtx-cu13-bindings",
     "yaml": "PyYAML",
 }

@@ -20,6 +20,7 @@ EXTRA_OF_MODULE: dict[str, str] = {
     "tqdm": "train",
     "transformers": "train",
     "timm": "timm",
+    "sklearn": "diagnose",
     "emosvg": "sight",
     "resvg_py": "sight",
     "wandb": "wandb",
