@@ -42,8 +42,8 @@ class LossConfig:
 class RunConfig:
     """A whole training run. `recipe` is the name of the function that made it.
 
-    base: an OpenVLA checkpoint to start from, folder or hub repository; `model` is then read from
-    it. vqa: questions about pictures to learn beside, None for none.
+    base: what to start from: an OpenVLA checkpoint, folder or hub repository, or a finished run's
+    folder; `model` is then read from it. vqa: questions about pictures to learn beside, None for none.
     """
 
     recipe: str

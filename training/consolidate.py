@@ -13,17 +13,17 @@ from training.checkpoint import CheckpointReader, list_checkpoints
 from training.config import RunConfig
 from training.merging import save_merged
 from training.model import PrismaticVLA
-from training.model.checkpoint import WEIGHTS, read_json
+from training.model.checkpoint import WEIGHTS, holds_model, read_json
 from training.model.openvla import find_folder, write_statistics
 from training.publish import save_openvla
 from training.setup_model import build_student
+from training.setup_processor import PROCESSOR_FOLDER
 from training.state import OBJECTIVE, check_same_names, choose_weights, list_weights
 from vla_align_ros.contract.processor import Processor
 from vla_align_ros.errors import ConfigurationError, TrainingError
 
 CONFIG_FILE = "config.json"
 DATASET_FILE = "dataset.json"
-PROCESSOR_FOLDER = "processor"
 OPENVLA_FOLDER = "openvla"
 MODEL = f"{OBJECTIVE}model."
 
@@ -48,7 +48,7 @@ def consolidate(
     reader = CheckpointReader(_find_checkpoint(run, step))
     config = RunConfig.from_dict(read_json(run / CONFIG_FILE))
     model = load_student(run, reader)
-    if config.base is not None:
+    if config.base is not None and not holds_model(config.base):
         weights = out / OPENVLA_FOLDER
         _write_openvla(config, run, model, weights, lora)
     elif lora == "merged":

@@ -12,10 +12,12 @@ from training.config import RunConfig
 from training.dry_run import dry_run
 from training.layouts import estimate_layouts
 from training.model import PrismaticVLA, VlaConfig
+from training.model.checkpoint import holds_model
 from training.model.llm import read_text_config
 from training.model.smollm import SMOLLM2, load_smollm2
 from training.recipes import find_recipe
 from training.settings import override
+from training.setup_model import find_base
 
 
 def preview(
@@ -33,7 +35,10 @@ def preview(
         "rank": config.adapter.rank,
         "checkpointing": config.memory.checkpointing,
     }
-    if base is not None or config.base is not None:
+    config = config if base is None else dataclasses.replace(config, base=base)
+    if holds_model(config.base):
+        return {"recipe": recipe, **_preview_student(find_base(config), options)}
+    if config.base is not None:
         return {"recipe": recipe, **dry_run(base, **options)}
     return {"recipe": recipe, **_preview_student(config, options)}
 

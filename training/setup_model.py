@@ -12,7 +12,8 @@ from training.alignment import Aligner, Teacher
 from training.alignment.teachers import build_teacher
 from training.config import RunConfig
 from training.memory import apply_memory
-from training.model import PrismaticVLA
+from training.model import PrismaticVLA, VlaConfig
+from training.model.checkpoint import DESCRIPTION, holds_model, read_json
 from training.model.openvla import find_folder, load_openvla, open_shards, openvla_config
 from training.model.openvla.files import CONFIG, read_document
 from training.objective import Objective
@@ -43,10 +44,17 @@ def fit_to_data(config: RunConfig, processor: Processor) -> RunConfig:
 
 
 def find_base(config: RunConfig) -> RunConfig:
-    """Take the network's shape from the OpenVLA checkpoint that the run starts from, if any."""
+    """Take the network's shape from what the run starts from, if from anything.
+
+    From an OpenVLA checkpoint, or from a finished run of ours.
+    """
     if config.base is None:
         return config
     folder = find_folder(config.base)
+    if holds_model(folder):
+        return dataclasses.replace(
+            config, model=VlaConfig.from_dict(read_json(folder / DESCRIPTION))
+        )
     model = openvla_config(
         read_document(folder, CONFIG),
         open_shards(folder).shapes,
@@ -65,7 +73,9 @@ def build_student(
     """
     config = fit_to_data(config, processor)
     torch.manual_seed(config.seed)
-    if config.base is not None:
+    if holds_model(config.base):
+        model = PrismaticVLA.load(str(config.base)).train()
+    elif config.base is not None:
         # What an adapter leaves frozen is kept as published, in bfloat16.
         frozen = config.adapter.kind != "none"
         dtype = compute_dtype(config) if frozen else torch.float32

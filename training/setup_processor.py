@@ -9,6 +9,7 @@ from training.config import RunConfig
 from training.data.sources import Source, policy_spec
 from training.data.statistics import dataset_statistics
 from training.data.tokenizer import BOS, PAD, build_word_tokenizer
+from training.model.checkpoint import holds_model
 from training.model.openvla import build_openvla_tokenizer, find_folder, read_image_transform
 from training.model.pixels import build_image_transform
 from training.model.tokenizers import build_student_tokenizer
@@ -21,6 +22,7 @@ from vla_align_ros.errors import ConfigurationError
 PROMPT = "{instruction}"
 PROMPT_TOKENS = 16
 FRAME = "base_link"
+PROCESSOR_FOLDER = "processor"  # of a run
 
 
 def build_processor(
@@ -28,8 +30,8 @@ def build_processor(
 ) -> Processor:
     """The processor of a run: statistics of its data; words and pixels as the network knows them.
 
-    Of an OpenVLA checkpoint and of a pretrained language model the tokenizer is its own; a model
-    from scratch gets the words of the data.
+    Of a run, of an OpenVLA checkpoint and of a pretrained language model the tokenizer is its own;
+    a model from scratch gets the words of the data.
     """
     _check_image_size(config)
     spec = policy_spec(
@@ -47,12 +49,14 @@ def build_processor(
 
 
 def _build_transform(config: RunConfig) -> ImageTransform:
-    if config.base is not None:
+    if config.base is not None and not holds_model(config.base):
         return read_image_transform(find_folder(config.base), crop=config.data.crop)
     return build_image_transform(config.model.vision, crop=config.data.crop)
 
 
 def _build_tokenizer(config: RunConfig, sources: Sequence[Source]) -> PromptTokenizer:
+    if holds_model(config.base):  # whatever the new data say, its words stay the same tokens
+        return Processor.load(Path(str(config.base)).expanduser() / PROCESSOR_FOLDER).tokenizer
     if config.base is not None:
         return build_openvla_tokenizer(find_folder(config.base))
     if config.model.llm.pretrained is not None:

@@ -51,7 +51,7 @@ def train(
 ) -> dict[str, Any]:
     """Train `recipe` with `settings` on `roots` into the folder `out`; continue what is there.
 
-    base: the OpenVLA checkpoint to start from, in place of the recipe's.
+    base: the OpenVLA checkpoint, or the finished run, to start from, in place of the recipe's.
 
     Leaves model.json and model.safetensors (or openvla/, a checkpoint in OpenVLA's layout),
     processor/, config.json (the resolved configuration),

@@ -50,6 +50,8 @@ def test_soak_samples_memory_and_latency(tmp_path: Path) -> None:
     assert len(report["samples"]) >= 5
     assert all(sample["rss_mib"] > 20 for sample in report["samples"])
     assert report["samples"][-1]["commands_sent"] > report["samples"][0]["commands_sent"]
+    assert report["stops"] == sum(report["reasons"].values())
+    assert not (report["ok"] and report["reasons"]), "a soak that stopped the arm was passed"
     assert json.loads((tmp_path / "soak.json").read_text())["samples"] == report["samples"]
 
 

@@ -15,6 +15,11 @@ DESCRIPTION = "model.json"
 WEIGHTS = "model.safetensors"
 
 
+def holds_model(folder: str | Path | None) -> bool:
+    """Whether a folder is one that `PrismaticVLA.save` wrote, as a finished run's is."""
+    return folder is not None and (Path(folder).expanduser() / DESCRIPTION).is_file()
+
+
 def save_weights(model: nn.Module, path: Path) -> None:
     """Write parameters and buffers (tied tensors once) through a temporary file."""
     with replace_atomically(path) as temporary:

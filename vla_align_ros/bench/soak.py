@@ -16,6 +16,8 @@ SAMPLE_S = 5.0
 WARM_S = 60.0  # buffers of percentiles fill and the allocator settles within
 GROWTH_MIB = 5.0
 SLOWER = 1.25  # latency of the last third over that of the first
+DIAGNOSTICS_S = 1.5
+STOPS = "stops_"  # of /diagnostics, before a reason
 PAGE_MIB = 4096 / 2**20
 
 
@@ -28,7 +30,7 @@ def read_rss_mib(pid: int) -> float:
 def soak(
     bundle: Path, out: Path, seconds: float, tell: Callable[[str], None] = lambda text: None
 ) -> dict[str, Any]:
-    """Run for `seconds`; {"ok", "samples", "rss_growth_mib", "latency_ratio", counts}.
+    """Run for `seconds`; {"ok", "samples", "rss_growth_mib", "latency_ratio", "reasons", counts}.
 
     640x480 at 30 Hz, planning on every picture. `ok` if from a warm start memory grows by less
     than `GROWTH_MIB` (by a straight line through the samples), the median latency of the last
@@ -37,18 +39,31 @@ def soak(
     setup = Setup(width=640, height=480, executable="policy_node", parameters={})
     samples: list[dict[str, Any]] = []
     with Scene(bundle, out / "scene", setup) as scene:
+        scene.stage.spin(DIAGNOSTICS_S)  # so that stops before this one are known
         start_s = time.monotonic()
-        frames = scene.stage.frames_sent
+        frames, before = scene.stage.frames_sent, _count_stops(scene)
         while (elapsed_s := time.monotonic() - start_s) < seconds:
             scene.stage.spin(min(SAMPLE_S, max(0.05, seconds - elapsed_s)))
             samples.append(_sample(scene, time.monotonic() - start_s))
             if len(samples) % 12 == 0:
                 tell(str(samples[-1]))
-        sent, status = scene.stage.frames_sent - frames, scene.stage.status
+        sent, after = scene.stage.frames_sent - frames, _count_stops(scene)
         for child in scene.children.values():
             if child.process.poll() is not None:
                 raise child.blame("died", got="an end", expected="a process that goes on")
-    return {**_judge(samples), "frames_sent": sent, "stops": status["stop_count"]}
+    reasons = {r: n - before.get(r, 0) for r, n in after.items() if n > before.get(r, 0)}
+    judged = _judge(samples)
+    judged["ok"] = judged["ok"] and not reasons
+    return {**judged, "frames_sent": sent, "stops": sum(reasons.values()), "reasons": reasons}
+
+
+def _count_stops(scene: Scene) -> dict[str, int]:
+    """Stops of the safety gate so far, by reason."""
+    return {
+        key.removeprefix(STOPS): int(value)
+        for key, value in scene.stage.diagnostics.items()
+        if key.startswith(STOPS)
+    }
 
 
 def _sample(scene: Scene, time_s: float) -> dict[str, Any]:
