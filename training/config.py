@@ -43,7 +43,8 @@ class RunConfig:
     """A whole training run. `recipe` is the name of the function that made it.
 
     base: what to start from: an OpenVLA checkpoint, folder or hub repository, or a finished run's
-    folder; `model` is then read from it. vqa: questions about pictures to learn beside, None for none.
+    folder; `model` is then read from it. vqa: questions about pictures to learn beside, None for
+    none.
     """
 
     recipe: str

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", help="folder of the run; an existing one goes on")
     parser.add_argument(
         "--base",
-        help="start from an OpenVLA checkpoint, folder or hub repository, or a finished run",
+        help="start from an OpenVLA checkpoint (folder or repository) or a finished run",
     )
     parser.add_argument(
         "--set",
