@@ -21,6 +21,14 @@ class Declaration:
     constraints: str = ""
 
 
+PRIORITY = Declaration(
+    "thread_priority",
+    50,
+    "real-time priority of the thread that commands, where the system permits one; 0 takes none",
+    0,
+    98,
+    read_only=True,
+)
 BUNDLE_HELP = "folder of the policy bundle that configure loads and verifies"
 DECLARATIONS = (
     Declaration("bundle", "", BUNDLE_HELP),
@@ -31,6 +39,7 @@ DECLARATIONS = (
         "configure although no proof says that bundle and backend act as the trained model",
     ),
     Declaration("threads", 1, "threads that one inference uses", 1, 64),
+    PRIORITY,
     Declaration(
         "image_transport",
         "raw",

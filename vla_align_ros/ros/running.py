@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -18,11 +19,13 @@ from vla_align_ros.errors import VlaAlignError
 SPIN_S = 0.2  # how long a signal may wait for its turn
 # A thread that computes in Python gives way after this (5 ms by default), so that the timer that
 # commands the arm does not wait for one that prepares a picture.
-SWITCH_S = 5e-4
+SWITCH_S = 1e-4
 # glibc's mallopt(3): what is freed stays with the process, up to this, and large pieces come from
 # it. Otherwise each picture's copies are mapped anew and every page of them faults once.
 KEPT_BYTES = 32 * 2**20  # the most that M_MMAP_THRESHOLD takes
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+
+PRIORITY = "thread_priority"
 
 AnyNode = TypeVar("AnyNode", bound=Node)
 
@@ -35,6 +38,22 @@ def keep_memory() -> None:
         mallopt(_M_TRIM_THRESHOLD, 4 * KEPT_BYTES)
 
 
+def take_priority(priority: int) -> str | None:
+    """Give this thread a real-time priority (SCHED_FIFO, 1 to 99); says why not, if so.
+
+    Threads that it starts from now on do not inherit it: inference must not keep the processor
+    from everything else. What must be allowed is what ros2_control's documentation tells to allow.
+    """
+    if sys.platform != "linux":
+        return f"{sys.platform} is not Linux"
+    try:
+        policy = os.SCHED_FIFO | os.SCHED_RESET_ON_FORK
+        os.sched_setscheduler(0, policy, os.sched_param(priority))
+    except OSError as error:
+        return f"{error.strerror}: allow it by LimitRTPRIO of the unit, or rtprio in limits.conf"
+    return None
+
+
 def run_node(
     make: Callable[[], AnyNode],
     *,
@@ -44,7 +63,8 @@ def run_node(
     """Make a node and run it until it is `finished`; False if a signal came first.
 
     rclpy's own handlers would pull the context from under a callback that is publishing. A
-    VlaAlignError ends the process with its message and status 1.
+    VlaAlignError ends the process with its message and status 1. A node with the parameter
+    `thread_priority` gets it for the thread that runs its callbacks (0: as it is).
     """
     asked_to_end: list[int] = []
     sys.setswitchinterval(SWITCH_S)
@@ -57,6 +77,7 @@ def run_node(
     try:
         node = make()
         executor.add_node(node)
+        _prioritise(node)
         while not asked_to_end and not finished(node):
             executor.spin_once(timeout_sec=SPIN_S)
         return not asked_to_end
@@ -67,3 +88,12 @@ def run_node(
         if node is not None:
             node.destroy_node()
         rclpy.try_shutdown()
+
+
+def _prioritise(node: Node) -> None:
+    if not node.has_parameter(PRIORITY):
+        return
+    wanted = node.get_parameter(PRIORITY).value
+    refusal = take_priority(wanted) if wanted else None
+    if refusal is not None:
+        node.get_logger().info(f"no real-time priority, so commands may come late: {refusal}")

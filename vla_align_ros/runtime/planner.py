@@ -16,7 +16,6 @@ from vla_align_ros.runtime.stops import Hold, Reason
 from vla_align_ros.runtime.worker import LatestWorker
 
 STOP_WORKER_S = 2.0
-NICE = 5  # the thread that commands the arm comes first
 DETAIL_CHARACTERS = 200
 
 
@@ -93,7 +92,7 @@ class Planner:
                 fix="wait for it, or restart the node if the backend hangs",
             )
         self.fault = None
-        self._worker = LatestWorker(self._plan, nice=NICE)
+        self._worker = LatestWorker(self._plan)
         self._running = True
         self._worker.start()
 

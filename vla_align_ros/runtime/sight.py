@@ -17,7 +17,7 @@ from vla_align_ros.runtime.observing import Sight
 from vla_align_ros.runtime.worker import LatestWorker
 
 NO_GRAPH = "the bundle has no sight graph; vla-align sight fit, then export, adds one"
-NICE = 15  # the command timer and the policy's inference come first
+NICE = 10  # the policy's inference comes first
 STOP_WORKER_S = 2.0
 LATE_PERIODS = 3.0
 LEAST_LATE_S = 2.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,11 +47,16 @@ TRANSITIONS = {
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """A command as the arm's controller got it: arrival on the monotonic clock, and its stamp."""
+    """A command as the arm's controller got it: arrival on the monotonic clock, and its stamp.
+
+    `received_s` is the wall clock's time at which the middleware of this process had it; what this
+    process does before it looks is not the policy's delay. 0 where the middleware does not tell.
+    """
 
     arrived_s: float
     stamp_s: float
     moving: bool
+    received_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +100,8 @@ class Stage:
         self.frames_sent = 0
         self._sim_s: float | None = 1000.0 - time.monotonic() if sim_time else None
         self._due_s = self._clock_due_s = 0.0
-        make, listen = self.node.create_publisher, self.node.create_subscription
+        make = self.node.create_publisher
+        listen: Any = self.node.create_subscription  # its type knows no callback with the info
         self._instruction = make(String, f"{POLICY}/instruction", RELIABLE)
         self._pose = make(PoseStamped, f"{POLICY}/ee_pose", LATEST)
         self._joints = make(JointState, f"{POLICY}/joint_states", LATEST)
@@ -224,10 +230,11 @@ class Stage:
         self._pose.publish(pose_message(pose, frame, stamp))
         self._joints.publish(joint_message(robot.finger_joint, robot.finger_m, stamp))
 
-    def _on_twist(self, message: TwistStamped) -> None:
+    def _on_twist(self, message: TwistStamped, info: Mapping[str, int]) -> None:
         v, w = message.twist.linear, message.twist.angular
         moving = any(value != 0.0 for value in (v.x, v.y, v.z, w.x, w.y, w.z))
-        self.commands.append(Sent(time.monotonic(), stamp_to_s(message.header.stamp), moving))
+        stamp_s, received_s = stamp_to_s(message.header.stamp), 1e-9 * info["received_timestamp"]
+        self.commands.append(Sent(time.monotonic(), stamp_s, moving, received_s))
 
     def _on_frames(self, message: UInt64) -> None:
         self.frames_sent = message.data
