@@ -33,3 +33,27 @@ def test_a_pictures_memory_is_used_again() -> None:
     pages = 2 * BYTES // 4096
     assert faults["keep"] < 4 * pages, faults
     assert faults["keep"] < faults["leave"] / 4, faults
+
+
+SCHEDULE = """
+import os, threading
+from vla_align_ros.ros.running import take_priority
+refusal = take_priority(7)
+found = []
+thread = threading.Thread(target=lambda: found.append(os.sched_getscheduler(0)))
+thread.start()
+thread.join()
+own = os.sched_getscheduler(0) & ~os.SCHED_RESET_ON_FORK
+print(refusal or "", own == os.SCHED_FIFO, found[0] == os.SCHED_OTHER, sep=";")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="real-time priorities are set on Linux alone")
+def test_the_commanding_thread_is_first_and_threads_it_starts_are_not() -> None:
+    out = subprocess.check_output([sys.executable, "-c", SCHEDULE], text=True)
+    refusal, first, started_as_others = out.strip().split(";")
+    if refusal:  # not permitted here: then it says how to permit it, and nothing changed
+        assert "rtprio" in refusal and first == "False"
+    else:
+        assert first == "True"
+    assert started_as_others == "True"
