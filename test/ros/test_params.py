@@ -86,7 +86,7 @@ def test_all_are_described_and_numbers_have_ranges(make_node: object) -> None:
             assert descriptor.floating_point_range or descriptor.integer_range, declaration.name
         assert descriptor.read_only == (
             declaration.name.startswith("arm.")
-            or declaration.name in ("autostart", "start_armed", "dead_man_s")
+            or declaration.name in ("autostart", "start_armed", "dead_man_s", "thread_priority")
         )
 
 
