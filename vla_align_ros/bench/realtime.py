@@ -19,6 +19,7 @@ COMMAND_RATE_HZ = 50.0
 CAMERA_RATE_HZ = 30.0
 WIDTH, HEIGHT = 640, 480
 REPLAN_S = 0.1
+PRIORITY = 50  # of the commanding thread, where the system permits it
 MEET_S = 1.5  # for all to find each other on the graph
 LAST_S = 1.5  # for what is on its way
 LEAVE_S = 20.0
@@ -76,6 +77,7 @@ def measure_node(kind: str, bundle: Path, out: Path, seconds: float) -> Run:
     parameters: dict[str, ParameterValue] = {"command_rate_hz": COMMAND_RATE_HZ}
     if ours:
         parameters.update(replan_period_s=REPLAN_S, command_on_plan=True, start_armed=True)
+        parameters.update(thread_priority=PRIORITY)
     setup = Setup(
         width=WIDTH,
         height=HEIGHT,

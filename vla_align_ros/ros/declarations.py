@@ -21,14 +21,6 @@ class Declaration:
     constraints: str = ""
 
 
-PRIORITY = Declaration(
-    "thread_priority",
-    50,
-    "real-time priority of the thread that commands, where the system permits one; 0 takes none",
-    0,
-    98,
-    read_only=True,
-)
 BUNDLE_HELP = "folder of the policy bundle that configure loads and verifies"
 DECLARATIONS = (
     Declaration("bundle", "", BUNDLE_HELP),
@@ -39,7 +31,14 @@ DECLARATIONS = (
         "configure although no proof says that bundle and backend act as the trained model",
     ),
     Declaration("threads", 1, "threads that one inference uses", 1, 64),
-    PRIORITY,
+    Declaration(
+        "thread_priority",
+        0,
+        "real-time priority of the thread that commands, where the system permits one; 0: none",
+        0,
+        98,
+        read_only=True,
+    ),
     Declaration(
         "image_transport",
         "raw",

@@ -20,7 +20,7 @@ from std_msgs.msg import Bool, Empty, String
 from std_srvs.srv import Trigger
 
 from vla_align_ros.errors import ConfigurationError
-from vla_align_ros.ros.declarations import PRIORITY, Declaration
+from vla_align_ros.ros.declarations import Declaration
 from vla_align_ros.ros.messages import make_diagnostics, make_twist
 from vla_align_ros.ros.params import declare_parameters
 from vla_align_ros.ros.running import run_node
@@ -38,7 +38,6 @@ OWN_DELAY_S = 0.005  # later than this the watchdog itself was starved: it reads
 NEVER_S = 3600.0
 
 WATCHDOG_DECLARATIONS = (
-    PRIORITY,
     Declaration(
         "command_rate_hz", 20.0, "rate of the policy's command timer", 5.0, 200.0, read_only=True
     ),
