@@ -20,7 +20,7 @@ from tiny_policy import CARROT
 
 Start = Callable[..., subprocess.Popen[str]]
 LIMIT_S = 0.12  # two periods of 20 Hz and 20 ms
-LATE_S = 0.25  # what a busy machine may add
+LATE_S = 0.1  # what a busy machine may add
 REMAPS = (
     *("-r", "~/delta_twist_cmds:=/policy_node/delta_twist_cmds"),
     *("-r", "~/heartbeat:=/policy_node/heartbeat"),

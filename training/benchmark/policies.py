@@ -10,6 +10,7 @@ import torch
 from training.export.torch_policy import prepare_policy
 from training.model.checkpoint import WEIGHTS
 from training.run_folder import Run
+from vla_align_ros.contract.bundle import Bundle
 from vla_align_ros.contract.files import hash_file
 from vla_align_ros.contract.golden import iterate_observations
 from vla_align_ros.contract.manifest import MANIFEST_NAME
@@ -87,8 +88,7 @@ def identify(path: str | Path) -> str:
     """The id of a bundle or a run, without opening its engine."""
     if is_run(Path(path)):
         return identify_run(Path(path))
-    with Policy.open(path) as policy:
-        return policy.bundle_id
+    return Bundle.open(path).id
 
 
 def is_run(folder: Path) -> bool:

@@ -67,7 +67,7 @@ def evaluate(
     """Turn a look into figures.
 
     before: the same network's before training. taught: teacher features (rows, width) of the
-    scenes' visual tokens, None where the teacher has another grid or there is none. layer: whose
+    scenes' visual tokens, None without a teacher. layer: whose
     tokens are laid out in a plane.
     """
     likeness = {

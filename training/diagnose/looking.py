@@ -80,7 +80,10 @@ def look(
             for place, value in pick_features(output, places).items():
                 tokens[place].append(value.float().cpu())
         pooled = _pool(model, processor, things.pictures, places, scenes[0], size, device)
-        few = _pool(model, processor, things.few, places, scenes[0], size, device)
+        few = {}
+        if things.pictures is not None and things.few is not None:
+            where = torch.from_numpy(things.pictures.find(things.few.names))
+            few = {place: value[where] for place, value in pooled.items()}
         named, unnamed = (
             None
             if things.few is None

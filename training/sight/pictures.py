@@ -35,10 +35,14 @@ class LabelledPictures:
     names: tuple[str, ...]
     things: NDArray[np.int64]
 
+    def find(self, names: Sequence[str]) -> NDArray[np.int64]:
+        """Where the pictures of these labels stand, rising."""
+        return np.flatnonzero(np.isin(self.labels, [self.names.index(name) for name in names]))
+
     def only(self, names: Sequence[str]) -> LabelledPictures:
         """The pictures of these labels alone, numbered in this order."""
         numbers = {self.names.index(name): new for new, name in enumerate(names)}
-        kept = np.isin(self.labels, list(numbers))
+        kept = self.find(names)
         labels = np.array([numbers[int(old)] for old in self.labels[kept]], dtype=np.int64)
         return LabelledPictures(self.images[kept], labels, tuple(names), self.things[kept])
 
