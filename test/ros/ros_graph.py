@@ -5,7 +5,7 @@ from __future__ import annotations
 import array
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,8 @@ class Probe:
     """Publishes a uniform picture at 25 Hz while it spins, and records what policy_node sends.
 
     `grey` is the picture's brightness 0..255, None while the camera is dead. `twists` holds
-    (arrival in ROS seconds, message); `pose` (x, y, z) and `finger_m` are sent with every picture.
+    (arrival at the middleware in ROS seconds, message); `pose` (x, y, z) and `finger_m` are sent
+    with every picture.
     """
 
     def __init__(self) -> None:
@@ -165,8 +166,8 @@ class Probe:
             self._image.publish(image)
         return float(stamp.nanoseconds * 1e-9)
 
-    def _on_twist(self, message: TwistStamped) -> None:
-        self.twists.append((self.now_s(), message))
+    def _on_twist(self, message: TwistStamped, info: Mapping[str, int]) -> None:
+        self.twists.append((1e-9 * info["received_timestamp"], message))
 
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
         for status in message.status:

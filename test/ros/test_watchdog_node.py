@@ -6,7 +6,7 @@ import json
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +50,9 @@ class Sender:
             LATCHED,
         )
 
-    def _on_twist(self, message: TwistStamped) -> None:
+    def _on_twist(self, message: TwistStamped, info: Mapping[str, int]) -> None:
         if not any(values_of(message)):
-            self.zeros.append(time.monotonic())
+            self.zeros.append(1e-9 * info["received_timestamp"])
 
     def spin(self, seconds: float) -> None:
         self.wait_for(lambda: False, seconds)
@@ -64,7 +64,7 @@ class Sender:
         return happened()
 
     def drive(self, times: int = 10, *, speed: float = 0.1, beat: bool | None = True) -> float:
-        """Send commands at 20 Hz; returns when the last one left, in monotonic seconds."""
+        """Send commands at 20 Hz; returns when the last one left, in system seconds."""
         for _ in range(times):
             message = TwistStamped()
             message.header.frame_id = "base_link"
@@ -72,7 +72,7 @@ class Sender:
             self._twist.publish(message)
             if beat is not None:
                 self._beat.publish(Bool(data=beat))
-            sent_s = time.monotonic()
+            sent_s = time.time()
             self.spin(0.05)
         return sent_s
 
