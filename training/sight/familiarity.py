@@ -10,16 +10,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from training.config import RunConfig
-from training.consolidate import CONFIG_FILE, PROCESSOR_FOLDER
 from training.data.dataset import ActionChunkDataset
 from training.data.sources import open_sources
 from training.files import replace_atomically
 from training.model import PrismaticVLA
-from training.model.checkpoint import read_json
+from training.run_folder import Run
 from training.sight.config import NEUTRAL_INSTRUCTION
 from training.sight.features import ENCODER, pick_features
-from vla_align_ros.contract.processor import Processor
 from vla_align_ros.contract.sight import SIGHT_NAME, SightStatistics, pack_sight
 from vla_align_ros.errors import ConfigurationError, DataError
 
@@ -53,12 +50,15 @@ def fit_familiarity(
         ConfigurationError: on a place that the network does not have. DataError: if the data has
         too few frames. TrainingError and others as opening a run and its data do.
     """
-    config = RunConfig.from_dict(read_json(run / CONFIG_FILE))
-    processor = Processor.load(run / PROCESSOR_FOLDER)
-    model = PrismaticVLA.load(run)
+    found = Run.open(run)
+    model = found.load_after()
     check_place(model, place)
     data = ActionChunkDataset(
-        open_sources(roots, config.data), processor, config.data, cache_dir=cache, progress=progress
+        open_sources(roots, found.config.data),
+        found.processor,
+        found.config.data,
+        cache_dir=cache,
+        progress=progress,
     )
     rng = np.random.default_rng(0)
     chosen = [np.sort(rng.permutation(data.indices(split))[:scenes]) for split in ("train", "val")]
