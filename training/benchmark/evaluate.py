@@ -98,7 +98,7 @@ def _choose_environments(request: Request) -> tuple[str, ...]:
             "No such environment",
             got=", ".join(unknown) or "none",
             expected="all, or some of " + ", ".join(there),
-            fix="correct --envs",
+            fix="name them one by one: --envs " + " ".join(there[:2]),
         )
     return tuple(request.envs)
 

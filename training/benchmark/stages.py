@@ -107,6 +107,26 @@ def policy_actions(
         yield from chunk.actions[:executed]
 
 
+def drive(
+    policy: Acting | None,
+    sim: Sim,
+    words: str,
+    rules: Rules,
+    notes: Notes,
+    expert: Iterator[Action],
+) -> Iterator[None]:
+    """Yield after every step of `policy`, or of `expert` where it is None, to the last one."""
+    notes.film(sim)
+    actions = (
+        expert if policy is None else policy_actions(policy, sim, words, rules.executed, notes)
+    )
+    for action in islice(actions, rules.max_steps):
+        with notes.clock.timing("advance"):
+            sim.advance(action)
+        notes.film(sim)
+        yield
+
+
 class PlateStage:
     """The WidowX benchmark: always all steps, as published."""
 
@@ -122,17 +142,9 @@ class PlateStage:
         """Drive one episode to its last step."""
         sim, notes = self._env, Notes(keep)
         sim.begin(seed, environment=env)
-        notes.film(sim)
         words = sim.scene.instruction
-        actions = (
-            self._expert_actions(notes)
-            if policy is None
-            else policy_actions(policy, sim, words, self._rules.executed, notes)
-        )
-        for action in islice(actions, self._rules.max_steps):
-            with notes.clock.timing("advance"):
-                sim.advance(action)
-            notes.film(sim)
+        for _ in drive(policy, sim, words, self._rules, notes, self._expert_actions(notes)):
+            pass
         outcome = (sim.succeeded_once, sim.succeeded(), sim.grasped_once)
         return make_record(policy, env, seed, words, outcome, sim.steps, notes)
 
@@ -164,18 +176,9 @@ class TabletopStage:
         """Drive one episode until success or the last step."""
         sim, notes = self._env, Notes(keep)
         sim.begin(seed, shift=env)
-        notes.film(sim)
         words = sim.task.instruction
-        actions = (
-            self._expert_actions(notes)
-            if policy is None
-            else policy_actions(policy, sim, words, self._rules.executed, notes)
-        )
         steps, grasped, success = 0, False, False
-        for action in islice(actions, self._rules.max_steps):
-            with notes.clock.timing("advance"):
-                sim.advance(action)
-            notes.film(sim)
+        for _ in drive(policy, sim, words, self._rules, notes, self._expert_actions(notes)):
             steps += 1
             grasped |= sim.held_object() == sim.task.object
             success = sim.succeeded()

@@ -28,7 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, default=1, help="of the policy's inference")
     suite = parser.add_argument_group("a suite of environments")
     suite.add_argument("--suite", help="put_on_plate, vl_think or tabletop")
-    suite.add_argument("--envs", nargs="+", default=["all"], metavar="ENV", help="or 'all'")
+    suite.add_argument(
+        "--envs", nargs="+", default=["all"], metavar="ENV", help="'all', or some, with blanks"
+    )
     suite.add_argument("--jobs", type=int, default=1, help="simulators side by side")
     suite.add_argument(
         "--out",

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from training.files import hold_lock, replace_atomically
+from vla_align_ros.contract.files import read_sealed, seal
 
 if TYPE_CHECKING:
     from training.export.compile_target import Target
-
-_DIGEST_BYTES = 32
 
 
 class TimingCache:
@@ -40,12 +38,7 @@ class TimingCache:
 
     def read(self) -> bytes:
         """Return the cache's content, empty if there is none or it is damaged."""
-        try:
-            content = self.path.read_bytes()
-        except OSError:
-            return b""
-        body = content[_DIGEST_BYTES:]
-        return body if hashlib.sha256(body).digest() == content[:_DIGEST_BYTES] else b""
+        return read_sealed(self.path)
 
     def save(self, config: Any) -> None:
         """Add what this build measured; two builds at once lose nothing of each other's."""
@@ -56,6 +49,6 @@ class TimingCache:
                     self._cache.combine(config.create_timing_cache(others), False)
                 body = bytes(memoryview(self._cache.serialize()))
                 with replace_atomically(self.path) as temporary:
-                    temporary.write_bytes(hashlib.sha256(body).digest() + body)
+                    temporary.write_bytes(seal(body))
         except OSError as cause:
             warnings.warn(f"timings are not kept: {cause}", RuntimeWarning, stacklevel=2)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from training.export.source import RunSource
 from training.export.stages import Stages
 from training.export.trace import trace_graph
 from training.model import PrismaticVLA
+from training.sight.attention import record_attention
 from training.sight.config import WatchConfig, choose_blocks
 from training.sight.features import ENCODER
 from vla_align_ros.contract.files import hash_file
@@ -53,7 +53,7 @@ class SightGraph(nn.Module):
         state: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return visual tokens (B, N, D) and attention (B, N), mean over heads and blocks."""
-        with _recording(self.model.llm, self.blocks) as recorded:
+        with record_attention(self.model.llm, self.blocks) as recorded:
             out = self.model(pixel_values, input_ids, attention_mask, state)
         if self.place == ENCODER:
             tokens = out.vision_features
@@ -128,23 +128,3 @@ def check_sight(path: Path, graph: SightGraph, samples: Sequence[Inputs]) -> flo
             fix="report it with the versions of torch and onnxruntime; do not use this graph",
         )
     return worst
-
-
-@contextmanager
-def _recording(llm: Any, blocks: Sequence[int]) -> Iterator[dict[int, Tensor]]:
-    """Collect {block: (B, S, S) attention, mean over the heads}, as part of the graph."""
-    recorded: dict[int, Tensor] = {}
-
-    def keep(block: int) -> Any:
-        def hook(module: nn.Module, arguments: Any, result: Any) -> None:
-            recorded[block] = result[1].float().mean(1)
-
-        return hook
-
-    layers = llm.base_model.layers
-    handles = [layers[b - 1].self_attn.register_forward_hook(keep(b)) for b in blocks]
-    try:
-        yield recorded
-    finally:
-        for handle in handles:
-            handle.remove()

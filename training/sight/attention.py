@@ -52,7 +52,7 @@ def measure_attention(
     """
     if queries is None:
         queries = torch.full((len(inputs["input_ids"]), 1), LAST)
-    with _eager_attention(model.llm), _recording(model.llm, blocks) as recorded:
+    with _eager_attention(model.llm), record_attention(model.llm, blocks) as recorded:
         output = model(**inputs, output_hidden_states=False)
     missing = [block for block in blocks if block not in recorded]
     if missing:
@@ -65,7 +65,7 @@ def measure_attention(
     inserted = count_inserted(model, inputs, recorded[blocks[0]].shape[-1])
     rows = sequence_positions(queries.cpu(), inputs["attention_mask"].cpu(), inserted)
     pictures = torch.arange(len(rows)).unsqueeze(1)
-    maps = [recorded[block][pictures, rows][..., output.visual] for block in blocks]
+    maps = [recorded[block].cpu()[pictures, rows][..., output.visual] for block in blocks]
     return AttentionMaps(torch.stack(maps), tuple(blocks))
 
 
@@ -139,15 +139,19 @@ def _eager_attention(llm: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _recording(llm: Any, blocks: Sequence[int]) -> Iterator[dict[int, Tensor]]:
-    """Collect {block: (B, S, S) attention, mean over the heads} of the forward passes inside."""
+def record_attention(llm: Any, blocks: Sequence[int]) -> Iterator[dict[int, Tensor]]:
+    """Collect {block: (B, S, S) float32 attention, mean over the heads} of the first pass inside.
+
+    The tensors stay part of the graph and on their device; a block that keeps its weights to
+    itself is missing.
+    """
     recorded: dict[int, Tensor] = {}
 
     def hook(block: int) -> Any:
         def keep(module: nn.Module, arguments: Any, result: Any) -> None:
             weights = result[1] if isinstance(result, tuple) and len(result) > 1 else None
             if weights is not None and block not in recorded:  # the pass over the prompt is first
-                recorded[block] = weights.detach().float().mean(1).cpu()
+                recorded[block] = weights.float().mean(1)
 
         return keep
 

@@ -14,6 +14,7 @@ from vla_align_ros.errors import ContractError, VlaAlignError
 
 MAX_JSON_BYTES = 16 * 1024 * 1024
 _CHUNK_BYTES = 1024 * 1024
+_DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 def canonical_json(value: object) -> bytes:
@@ -33,6 +34,21 @@ def readable_json(value: object) -> bytes:
     """Return indented JSON of ``value`` with sorted keys, for files that people read."""
     canonical_json(value)
     return (json.dumps(value, sort_keys=True, indent=2, allow_nan=False) + "\n").encode()
+
+
+def seal(content: bytes) -> bytes:
+    """Return the content behind its sha256 (32 bytes), for a cache that may be damaged."""
+    return hashlib.sha256(content).digest() + content
+
+
+def read_sealed(path: Path) -> bytes:
+    """Return what was sealed in a file; nothing if it is missing or damaged."""
+    try:
+        stored = path.read_bytes()
+    except OSError:
+        return b""
+    content = stored[_DIGEST_BYTES:]
+    return content if seal(content) == stored else b""
 
 
 def read_json_object(path: Path, error: type[VlaAlignError] = ContractError) -> dict[str, Any]:

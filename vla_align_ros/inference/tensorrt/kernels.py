@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import tempfile
 from pathlib import Path
 from typing import Any
 
-_DIGEST_BYTES = 32
+from vla_align_ros.contract.files import read_sealed, seal
+
 _log = logging.getLogger(__name__)
 
 
@@ -39,7 +39,7 @@ class KernelCache:
         """Give one engine's IRuntimeConfig the kernels; all engines share one cache."""
         if self._cache is None:
             self._cache = config.create_runtime_cache()
-            content = self._read()
+            content = read_sealed(self.path)
             if content and self._cache.deserialize(content):
                 self._loaded = content
         return bool(config.set_runtime_cache(self._cache))
@@ -56,7 +56,7 @@ class KernelCache:
             self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             descriptor, temporary = tempfile.mkstemp(dir=self.path.parent)
             with os.fdopen(descriptor, "wb") as stream:
-                stream.write(hashlib.sha256(content).digest() + content)
+                stream.write(seal(content))
                 stream.flush()
                 os.fsync(stream.fileno())
             os.replace(temporary, self.path)
@@ -68,11 +68,3 @@ class KernelCache:
     def close(self) -> None:
         """Let go of the library's cache; after every context that uses it."""
         self._cache = None
-
-    def _read(self) -> bytes:
-        try:
-            content = self.path.read_bytes()
-        except OSError:
-            return b""
-        body = content[_DIGEST_BYTES:]
-        return body if hashlib.sha256(body).digest() == content[:_DIGEST_BYTES] else b""
