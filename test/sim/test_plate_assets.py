@@ -45,6 +45,15 @@ def test_altered_and_missing_files_are_told_apart(folder: Path) -> None:
     assert names[0] == "altered.glb" and names[1].startswith(assets.STAGE)
 
 
+@pytest.mark.parametrize("name", ["altered.glb", assets.ROBOT, assets.STAGE])
+def test_another_file_in_place_of_one_changes_the_digest(folder: Path, name: str) -> None:
+    before = assets.check_assets(folder).digest
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("another stand-in")
+    assert assets.check_assets(folder).digest != before
+
+
 def test_the_id_is_git_s(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"some bytes\n")

@@ -131,6 +131,8 @@ def test_runs_act_as_they_are_and_training_seeds_make_a_variant(
 
     other = tmp_path / "other"
     shutil.copytree(short, other, ignore=shutil.ignore_patterns("checkpoints", "tensorboard"))
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "seed": 1}))
     with safe_open(other / "model.safetensors", framework="pt") as file:
         metadata = file.metadata()
     weights = {k: v + 1e-3 for k, v in load_file(other / "model.safetensors").items()}
@@ -146,10 +148,24 @@ def test_runs_act_as_they_are_and_training_seeds_make_a_variant(
     mine = report["variants"][0]
     assert (mine["name"], len(mine["policies"])) == ("mine", 2)
     assert mine["envs"]["none"]["episodes"] == 4 and len(mine["envs"]["none"]["rates"]) == 2
-    assert {row["pairs"] for row in report["comparisons"]} == {2}, "the second seed has no partner"
+    assert {row["pairs"] for row in report["comparisons"]} == {4}, "the bundle with each seed"
+    assert set(report["comparisons"][0]["differences"]) == {0, 1}
     assert "mine, 2 training seeds" in (tmp_path / "out/report.html").read_text()
     with pytest.raises(ConfigurationError, match="twice"):
         evaluate_suite(request(bundles=[str(short), f"again={short}"]))
+    (other / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigurationError, match="same training seed"):
+        evaluate_suite(request(bundles=bundles))
+
+
+def test_comparisons_are_of_the_environments_asked_for(bundle: Bundle) -> None:
+    asked = {"envs": ["none", "dim_light"], "compared": ["dim_light"], "episodes": 1}
+    rules = Rules("tabletop", max_steps=3)
+    report = evaluate_suite(request(rules=rules, bundles=[None, str(bundle.path)], **asked))
+    assert report["compared"] == ["dim_light"] and set(report["envs"]) == {"none", "dim_light"}
+    assert {row["pairs"] for row in report["comparisons"]} == {1}
+    with pytest.raises(ConfigurationError, match=r"--compare none dim_light"):
+        evaluate_suite(request(**{**asked, "compared": ["moonlight"]}))
 
 
 def test_a_run_answers_as_training_does(short: Path) -> None:

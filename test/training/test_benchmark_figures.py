@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from training.benchmark.figures import average_axes, compare, signed_rank_p, summarise
+from training.benchmark.figures import average_axes, compare, pool, signed_rank_p, summarise
 from training.benchmark.paper import ROWS
 from vla_align_ros.runtime.statistics import wilson_interval
 from vla_align_ros.sim.put_on_plate.environments import SUITES
@@ -62,6 +62,42 @@ def test_a_comparison_is_paired_and_turns_round(first: list[bool], second: list[
     assert -1.0 <= one["rank_biserial"] <= 1.0 and 0.0 <= one["p_value"] <= 1.0
     if one["wins"] > one["losses"]:
         assert one["p_value"] <= two["p_value"]
+
+
+def variant(*policies: list[bool], first: int = 0) -> list[dict[str, Any]]:
+    return [
+        {**line, "repeat": repeat}
+        for repeat, successes in enumerate(policies, first)
+        for line in lines(successes)
+    ]
+
+
+def test_training_seeds_are_paired_by_seed_whatever_is_missing() -> None:
+    yes, no = [True] * 4, [False] * 4
+    result = compare(variant(yes, no, yes), variant(no, yes, first=1))
+    assert result["pairs"] == 8 and result["differences"] == {1: 0.0, 2: 0.0}
+
+
+def test_a_single_policy_is_compared_with_every_training_seed() -> None:
+    start, ends = lines([True] * 4), variant([True] * 4, [False] * 4, [False] * 4)
+    result = compare(start, ends)
+    assert (result["pairs"], result["wins"]) == (12, 8)
+    assert result["differences"] == {0: 0.0, 1: 1.0, 2: 1.0}
+    assert compare(ends, start)["difference"] == pytest.approx(-2 / 3)
+
+
+def test_five_trainings_that_agree_are_worth_one_in_thirty_two() -> None:
+    better, worse = variant(*[[True] * 9 + [False]] * 5), variant(*[[True] * 8 + [False] * 2] * 5)
+    result = compare(better, worse)
+    assert result["p_repeats"] == pytest.approx(1 / 32)
+    assert result["p_value"] < result["p_repeats"], "episodes of one training are not independent"
+
+
+def test_training_seeds_in_the_same_scenes_are_no_further_trials() -> None:
+    outcomes = [True] * 64 + [False] * 64
+    row = pool(variant(outcomes, outcomes, outcomes))
+    assert (row["successes"], row["episodes"]) == (192, 384)
+    assert row["interval"] == pytest.approx(wilson_interval(64, 128))
 
 
 def test_only_the_same_environment_and_seed_are_a_pair() -> None:

@@ -18,9 +18,11 @@ pytest.importorskip("sklearn", reason="needs the extra [diagnose]")
 
 from training.diagnose import DiagnoseRequest, diagnose
 from training.diagnose.clusters import map_features, silhouette
+from training.diagnose.command import with_layer
 from training.diagnose.tokens import choose_labels, pick_tokens, read_name_tokens
 from training.run_folder import name_folders
 from training.sight.attention import find_word
+from training.sight.config import WatchConfig
 from training.sight.features import show_pictures, stack_inputs
 from training.sight.pictures import LabelledPictures, load_pictures
 from vla_align_ros.cli import main
@@ -212,3 +214,11 @@ def test_what_is_no_run_is_refused(tmp_path: Path, result: dict[str, Any]) -> No
                 [bare], tmp_path / "out", scenes=4, before=False, pictures=str(result["pictures"])
             )
         )
+
+
+@pytest.mark.parametrize("depth", [1, 2, 7, 11, 24, 31, 32])
+@pytest.mark.parametrize("own", [(), (0,)])
+def test_the_mapped_layer_is_looked_at_whatever_the_depth(depth: int, own: tuple[int, ...]) -> None:
+    layers = with_layer(WatchConfig(layers=own), depth, (depth // 2,)).layers
+    assert depth // 2 in layers and set(own) <= set(layers)
+    assert list(layers) == sorted(set(layers)) and layers[-1] <= depth

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from training.benchmark import stages
 from training.benchmark.episode import Record
-from training.benchmark.figures import average_axes, compare, summarise
+from training.benchmark.figures import average_axes, compare, pool, summarise
 from training.benchmark.page import save_pictures, write_report
 from training.benchmark.run import Actor, Task, find_actors, run_tasks
 from training.benchmark.stages import Rules
@@ -26,7 +26,8 @@ class Request:
     """What is asked for.
 
     bundles: bundles' and runs' folders, None for the expert; as "NAME=FOLDER" under a name. Those
-    of the same name are one variant, trained from several seeds.
+    of the same name are one variant, trained from several seeds. compared: the environments that
+    the paired comparisons are of, all of `envs` by default.
     """
 
     rules: Rules
@@ -38,6 +39,7 @@ class Request:
     threads: int = 1
     assets: str | None = None
     out: Path | None = None
+    compared: Sequence[str] = ("all",)
 
 
 def evaluate_suite(request: Request) -> dict[str, Any]:
@@ -45,7 +47,8 @@ def evaluate_suite(request: Request) -> dict[str, Any]:
 
     ConfigurationError on a request that makes no sense; SimulationError when a worker dies.
     """
-    names = _choose_environments(request)
+    names = _choose(request.envs, stages.environment_names(request.rules.suite), "--envs")
+    compared = _choose(request.compared, names, "--compare")
     if request.episodes < 1 or request.jobs < 1 or request.rules.executed < 1:
         raise ConfigurationError(
             "Nothing to run",
@@ -82,25 +85,25 @@ def evaluate_suite(request: Request) -> dict[str, Any]:
             threads=request.threads,
             done=note,
         )
-    report = _report(request, actors, names, store, assets)
+    report = _report(request, actors, names, compared, store, assets)
     if request.out is not None:
         write_report(request.out, report)
     return report
 
 
-def _choose_environments(request: Request) -> tuple[str, ...]:
-    there = stages.environment_names(request.rules.suite)
-    if list(request.envs) == ["all"]:
+def _choose(asked: Sequence[str], there: tuple[str, ...], option: str) -> tuple[str, ...]:
+    """The environments asked for, "all" meaning all that are there."""
+    if list(asked) == ["all"]:
         return there
-    unknown = [name for name in request.envs if name not in there]
-    if unknown or not request.envs:
+    unknown = [name for name in asked if name not in there]
+    if unknown or not asked:
         raise ConfigurationError(
             "No such environment",
             got=", ".join(unknown) or "none",
             expected="all, or some of " + ", ".join(there),
-            fix="name them one by one: --envs " + " ".join(there[:2]),
+            fix=f"name them one by one: {option} " + " ".join(there[:2]),
         )
-    return tuple(request.envs)
+    return tuple(asked)
 
 
 def _describe_assets(request: Request) -> dict[str, Any]:
@@ -117,13 +120,18 @@ def _describe_assets(request: Request) -> dict[str, Any]:
             expected="all published files",
             fix="see `vla-align assets`",
         )
-    return {"matching": check.matching, "stand_ins": list(check.stand_ins())}
+    return {
+        "matching": check.matching,
+        "stand_ins": list(check.stand_ins()),
+        "digest": check.digest,
+    }
 
 
 def _report(
     request: Request,
     actors: Sequence[Actor],
     names: Sequence[str],
+    compared: Sequence[str],
     store: EpisodeStore,
     assets: dict[str, Any],
 ) -> dict[str, Any]:
@@ -138,7 +146,7 @@ def _report(
         own = variants.setdefault(actor.name, [])
         for name in names:
             found = store.select((actor.id, name, seed) for seed in seeds)
-            repeat = {"repeat": len(own)}
+            repeat = {"repeat": actor.repeat}
             lines.setdefault(actor.name, []).extend({**line, **repeat} for line in found)
             envs[name] = summarise(found)
         own.append(
@@ -146,12 +154,14 @@ def _report(
                 "policy": actor.id,
                 "name": actor.name,
                 "bundle": actor.bundle,
+                "repeat": actor.repeat,
                 "envs": envs,
                 "axes": average_axes(envs, axes),
             }
         )
         policies.append(own[-1])
     first = policies[0]
+    pairs = {name: [line for line in own if line["env"] in compared] for name, own in lines.items()}
     return {
         "suite": suite,
         "episodes": request.episodes,
@@ -167,8 +177,9 @@ def _report(
             _summarise_variant(name, own, lines[name], names, axes)
             for name, own in variants.items()
         ],
+        "compared": list(compared),
         "comparisons": [
-            {"better": one, "worse": other, **compare(lines[one], lines[other])}
+            {"better": one, "worse": other, **compare(pairs[one], pairs[other])}
             for one in variants
             for other in variants
             if one != other
@@ -186,9 +197,8 @@ def _summarise_variant(
     """All policies of a variant together, and how far its training seeds lie apart."""
     envs = {}
     for env in names:
-        row = summarise([line for line in lines if line["env"] == env])
+        row = pool([line for line in lines if line["env"] == env])
         rates = [policy["envs"][env]["success_rate"] for policy in policies]
-        row.pop("failed_seeds")
         envs[env] = {**row, "rates": rates}
     return {
         "name": name,

@@ -53,35 +53,67 @@ def average_axes(
     return {axis: float(np.mean(values)) for axis, values in rates.items()}
 
 
+def pool(lines: Sequence[Line]) -> dict[str, Any]:
+    """What the episodes of a variant's policies in one environment say together.
+
+    The policies act in the same scenes, so that their episodes are no independent trials:
+    `interval` is Wilson's at the pooled rate with as many trials as there are scenes. It covers
+    which scenes were drawn; how far training seeds lie apart, their own rates show.
+    """
+    row = summarise(lines)
+    row.pop("failed_seeds")
+    scenes = len({line["seed"] for line in lines})
+    for key, successes in (("interval", "successes"), ("interval_end", "successes_end")):
+        share = row[successes] * scenes / len(lines) if lines else 0.0
+        row[key] = list(wilson_interval(share, scenes))
+    return row
+
+
 def compare(better: Iterable[Line], worse: Iterable[Line]) -> dict[str, Any]:
     """Is the first policy, or variant, better on the same environments and seeds?
 
-    Where several policies of a variant were run, "repeat" of a line counts them, and those of the
-    same count are paired.
+    Where several policies of a variant were run, "repeat" of a line tells them apart, and those of
+    the same repeat (training seed) are paired; a single policy is paired with each of the other's.
 
     Paired one-sided Wilcoxon signed-rank test of the successes (ties at zero are dropped, as
     scipy does by default), the difference of the rates, and two effect sizes: the matched-pairs
-    rank-biserial correlation (-1..1) and the odds of winning a pair that differs.
+    rank-biserial correlation (-1..1) and the odds of winning a pair that differs. That test takes
+    episodes of one training as independent; `differences` by repeat and `p_repeats`, the same test
+    of those, take the training as the unit.
     """
-    first, second = (
-        {
-            (line.get("repeat", 0), line["env"], line["seed"]): float(bool(line["success"]))
-            for line in lines
-        }
-        for lines in (better, worse)
-    )
-    keys = sorted(first.keys() & second.keys())
-    differences = np.array([first[key] - second[key] for key in keys])
+    first, second = _by_repeat(better), _by_repeat(worse)
+    if len(first) == 1 and len(second) > 1:
+        first = dict.fromkeys(second, next(iter(first.values())))
+    elif len(second) == 1 and len(first) > 1:
+        second = dict.fromkeys(first, next(iter(second.values())))
+    by_repeat = {
+        repeat: [first[repeat][key] - second[repeat][key] for key in sorted(keys)]
+        for repeat in sorted(first.keys() & second.keys())
+        if (keys := first[repeat].keys() & second[repeat].keys())
+    }
+    differences = np.array([value for values in by_repeat.values() for value in values])
     wins, losses = int((differences > 0).sum()), int((differences < 0).sum())
+    means = {repeat: float(np.mean(values)) for repeat, values in by_repeat.items()}
     return {
-        "pairs": len(keys),
+        "pairs": len(differences),
         "wins": wins,
         "losses": losses,
-        "difference": float(differences.mean()) if keys else None,
+        "difference": float(differences.mean()) if by_repeat else None,
         "p_value": signed_rank_p(differences),
         "rank_biserial": (wins - losses) / (wins + losses) if wins + losses else 0.0,
         "odds": wins / losses if losses else None,
+        "differences": means,
+        "p_repeats": signed_rank_p(list(means.values())),
     }
+
+
+def _by_repeat(lines: Iterable[Line]) -> dict[int, dict[tuple[str, int], float]]:
+    """Success 0 or 1 by environment and seed, by repeat."""
+    found: dict[int, dict[tuple[str, int], float]] = {}
+    for line in lines:
+        own = found.setdefault(line.get("repeat", 0), {})
+        own[line["env"], line["seed"]] = float(bool(line["success"]))
+    return found
 
 
 def signed_rank_p(differences: Any) -> float:

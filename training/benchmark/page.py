@@ -72,9 +72,10 @@ def draw_page(folder: Path, report: Mapping[str, Any]) -> str:
     stand_ins = report["assets"].get("stand_ins", [])
     parts = [
         f"<h1>{html.escape(report['suite'])}</h1><p>{rules} Success at any step; below it, at the "
-        "last step; intervals are Wilson's at 95 %.</p>",
+        "last step; intervals are Wilson's at 95 %, a scene being one trial however many training "
+        "seeds met it.</p>",
         *_tables(report),
-        _comparisons(report["comparisons"]),
+        _comparisons(report["comparisons"], report["compared"]),
         "<p><small>Not the originals: " + html.escape("; ".join(stand_ins)) + "</small></p>"
         if stand_ins
         else "",
@@ -144,21 +145,28 @@ def _their_rows(suite: str, names: Sequence[str]) -> list[str]:
     return rows
 
 
-def _comparisons(rows: Sequence[Mapping[str, Any]]) -> str:
+def _comparisons(rows: Sequence[Mapping[str, Any]], compared: Sequence[str]) -> str:
     if not rows:
         return ""
     body = "".join(
         f"<tr><td>{html.escape(row['better'])} over {html.escape(row['worse'])}</td>"
         f"<td>{row['pairs']}</td><td>{row['wins']}</td><td>{row['losses']}</td>"
         f"<td>{row['difference']:+.3f}</td><td>{row['p_value']:.2g}</td>"
-        f"<td>{row['rank_biserial']:+.2f}</td></tr>"
+        f"<td>{row['rank_biserial']:+.2f}</td><td>"
+        + ", ".join(f"{value:+.3f}" for value in row["differences"].values())
+        + f"</td><td>{row['p_repeats']:.2g}</td></tr>"
         for row in rows
         if row["pairs"]
     )
     return (
-        "<h2>Paired comparisons</h2><p>Same environments and seeds; one-sided Wilcoxon signed-rank "
-        "test that the first is better.</p><table><tr><th>policies</th><th>pairs</th><th>won</th>"
-        f"<th>lost</th><th>difference</th><th>p</th><th>rank-biserial</th></tr>{body}</table>"
+        "<h2>Paired comparisons</h2><p>Same environments ("
+        + html.escape(", ".join(compared))
+        + ") and seeds; one-sided Wilcoxon signed-rank test that the first is better: of all "
+        "episodes, and of the mean differences of the training seeds.</p><table><tr>"
+        "<th>policies</th><th>pairs</th><th>won</th><th>lost</th><th>difference</th><th>p</th>"
+        "<th>rank-biserial</th><th>by training seed</th><th>p of these</th></tr>"
+        + body
+        + "</table>"
     )
 
 

@@ -91,6 +91,11 @@ def identify(path: str | Path) -> str:
     return Bundle.open(path).id
 
 
+def find_training_seed(folder: Path) -> int | None:
+    """The seed that a run was trained with; None for a bundle."""
+    return Run.open(folder).config.seed if is_run(folder) else None
+
+
 def is_run(folder: Path) -> bool:
     """Whether the folder is a run's, and no bundle."""
     return not (folder / MANIFEST_NAME).exists() and (folder / "config.json").is_file()

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
 from training.benchmark.episode import EXPERT, Record
-from training.benchmark.policies import Acting, identify, open_policy
+from training.benchmark.policies import Acting, find_training_seed, identify, open_policy
 from training.benchmark.stages import Rules, Stage, open_stage
 from training.benchmark.store import EpisodeStore
 from training.run_folder import name_folders
@@ -22,11 +22,16 @@ DRAWING_THREADS = "LP_NUM_THREADS"  # of Mesa's software renderer
 
 @dataclass(frozen=True)
 class Actor:
-    """Who acts: the expert, or a policy by its id and folder; a variant's policies share a name."""
+    """Who acts: the expert, or a policy by its id and folder.
+
+    A variant's policies share a `name` and are told apart by `repeat`: the training seed of runs,
+    else their place among them.
+    """
 
     id: str
     bundle: str | None
     name: str = EXPERT
+    repeat: int = 0
 
 
 def find_actors(texts: Sequence[str | None]) -> list[Actor]:
@@ -35,7 +40,8 @@ def find_actors(texts: Sequence[str | None]) -> list[Actor]:
     A folder without a name is called as it is, with as many parents as tell it from the others.
 
     Raises:
-        BundleError: if a folder is no policy. ConfigurationError: if one is given twice.
+        BundleError: if a folder is no policy. ConfigurationError: if one is given twice, or two
+        runs of one name have the same training seed.
     """
     named: dict[str, str | None] = {}
     for text in texts:
@@ -46,7 +52,11 @@ def find_actors(texts: Sequence[str | None]) -> list[Actor]:
     plain = [folder for folder, name in named.items() if name is None]
     found = name_folders([Path(folder) for folder in plain]) if plain else []
     names = {**named, **dict(zip(plain, found, strict=True))}
-    actors = [Actor(identify(folder), folder, str(name)) for folder, name in names.items()]
+    ids = {folder: identify(folder) for folder in names}
+    repeats = _tell_apart({folder: str(name) for folder, name in names.items()})
+    actors = [
+        Actor(ids[folder], folder, str(name), repeats[folder]) for folder, name in names.items()
+    ]
     actors += [Actor(EXPERT, None)] * texts.count(None)
     if len({actor.id for actor in actors}) < len(texts):
         raise ConfigurationError(
@@ -56,6 +66,25 @@ def find_actors(texts: Sequence[str | None]) -> list[Actor]:
             fix="leave one out",
         )
     return actors
+
+
+def _tell_apart(names: Mapping[str, str]) -> dict[str, int]:
+    """Training seed, or place among those of its name, of each policy's folder."""
+    found: dict[str, int] = {}
+    for name in dict.fromkeys(names.values()):
+        folders = [folder for folder in names if names[folder] == name]
+        seeds = [find_training_seed(Path(folder)) for folder in folders]
+        if None in seeds:
+            seeds = list(range(len(folders)))
+        if len(set(seeds)) < len(seeds):
+            raise ConfigurationError(
+                f"Runs of {name} have the same training seed",
+                got=f"seeds {seeds} of {', '.join(folders)}",
+                expected="another seed each: they are paired with others' by it",
+                fix="name them differently, or leave one out",
+            )
+        found |= {folder: int(seed or 0) for folder, seed in zip(folders, seeds, strict=True)}
+    return found
 
 
 @dataclass(frozen=True)

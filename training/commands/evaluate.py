@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     suite.add_argument("--suite", help="put_on_plate, vl_think or tabletop")
     suite.add_argument(
         "--envs", nargs="+", default=["all"], metavar="ENV", help="'all', or some, with blanks"
+    )
+    suite.add_argument(
+        "--compare",
+        nargs="+",
+        default=["all"],
+        metavar="ENV",
+        help="the environments that policies are compared in, paired; all of --envs by default",
     )
     suite.add_argument("--jobs", type=int, default=1, help="simulators side by side")
     suite.add_argument(
@@ -94,6 +102,7 @@ def run_suite(args: argparse.Namespace) -> dict[str, Any]:
             args.threads,
             args.assets,
             args.out,
+            args.compare,
         )
     )
     for policy in report["policies"]:
@@ -110,8 +119,17 @@ def run_suite(args: argparse.Namespace) -> dict[str, Any]:
         print(
             f"{row['better']} over {row['worse']}: {row['difference']:+.3f}, "
             f"p {row['p_value']:.2g} ({row['pairs']} pairs)"
+            + _tell_repeats(row["differences"], row["p_repeats"])
         )
     return report
+
+
+def _tell_repeats(differences: Mapping[int, float], p_value: float) -> str:
+    """What the training seeds say one by one, where there are several."""
+    if len(differences) < 2:
+        return ""
+    told = ", ".join(f"{value:+.3f}" for value in differences.values())
+    return f"; by training seed {told}, p {p_value:.2g}"
 
 
 def run_shifts(args: argparse.Namespace) -> dict[str, Any]:

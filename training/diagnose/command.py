@@ -22,7 +22,7 @@ from training.diagnose.tokens import choose_labels, count_known
 from training.files import replace_atomically
 from training.run_folder import Run
 from training.setup_model import find_teacher
-from training.sight.config import WatchConfig
+from training.sight.config import WatchConfig, choose_layers
 from training.sight.features import pick_rows
 from training.sight.pictures import LabelledPictures, load_pictures
 from training.sight.scenes import resize_scenes
@@ -109,14 +109,16 @@ def _diagnose_run(
     teacher: Teacher | None,
     bar: Any,
 ) -> list[Finding]:
-    watch, layers = run.config.watch, run.config.alignment.layers
+    layers = run.config.alignment.layers
     aligned = layers if run.config.alignment.at == "llm" else ()
     found: list[Finding] = []
     first: Look | None = None
     taught: Tensor | None = None
     for when, model in load_networks(run, before=request.before):
         depth = int(model.llm.config.num_hidden_layers)
-        seen = look(model, run.processor, things, _at_middle(watch, depth), run.autocast, aligned)
+        layer = aligned[0] if aligned else depth // 2
+        watch = with_layer(run.config.watch, depth, (*aligned, layer))
+        seen = look(model, run.processor, things, watch, run.autocast)
         if taught is None and teacher is not None:
             taught = _teach(teacher, run, things, model.grid)
         found.append(
@@ -127,7 +129,7 @@ def _diagnose_run(
                 things,
                 before=first,
                 taught=taught,
-                layer=aligned[0] if aligned else depth // 2,
+                layer=layer,
                 solver=request.solver,
             )
         )
@@ -136,11 +138,10 @@ def _diagnose_run(
     return found
 
 
-def _at_middle(watch: WatchConfig, depth: int) -> WatchConfig:
-    """The run's own places, and the middle one, whose tokens are mapped."""
-    if not watch.layers:
-        return watch
-    return dataclasses.replace(watch, layers=(*watch.layers, depth // 2))
+def with_layer(watch: WatchConfig, depth: int, needed: tuple[int, ...]) -> WatchConfig:
+    """The run's own places, and those `needed`, one of which is mapped."""
+    layers = (*choose_layers(watch, depth), *needed)
+    return dataclasses.replace(watch, layers=tuple(sorted(set(layers))))
 
 
 @torch.no_grad()

@@ -66,12 +66,11 @@ def look(
     things: Things,
     watch: WatchConfig,
     autocast: torch.dtype | None,
-    aligned: tuple[int, ...],
 ) -> Look:
     """Look through one network at all things; changes nothing of it."""
     device = next(model.parameters()).device
     depth = int(model.llm.config.num_hidden_layers)
-    places = name_places(choose_layers(watch, depth, aligned))
+    places = name_places(choose_layers(watch, depth))
     blocks = tuple(choose_blocks(watch, depth))
     size, scenes = watch.batch_size, things.scenes
     with undisturbed([model], device, autocast):

@@ -7,9 +7,10 @@ import math
 Z_95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
 
 
-def wilson_interval(successes: int, trials: int, z: float = Z_95) -> tuple[float, float]:
+def wilson_interval(successes: float, trials: int, z: float = Z_95) -> tuple[float, float]:
     """Wilson's score interval of a proportion (Wilson 1927), by default at 95 %.
 
+    `successes` need not be whole: a mean over repeats of the same trials.
     Returns (low, high) in 0..1; (0, 1) without trials. ValueError unless 0 <= successes <= trials.
     """
     if not 0 <= successes <= trials:

@@ -151,13 +151,18 @@ def blob_id(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Check:
-    """Published files that are `missing`, and files that are `altered` (stand-ins among them)."""
+    """Published files that are `missing`, and files that are `altered` (stand-ins among them).
+
+    digest: SHA-256, in hex, of the contents of all files that scenes are built from, the robot's
+    and the table's mesh included.
+    """
 
     matching: int
     missing: tuple[str, ...]
     altered: tuple[str, ...]
     robot: bool
     stage: bool
+    digest: str
 
     @property
     def complete(self) -> bool:
@@ -173,14 +178,20 @@ class Check:
 
 def check_assets(root: Path) -> Check:
     """Compare every published file below `root` with its published content."""
-    found = {
-        name: blob_id(root / name) == blob if (root / name).is_file() else None
-        for name, blob in read_listing().items()
+    listing = read_listing()
+    robot = ((root / ROBOT).parent).rglob("*")
+    others = {str(path.relative_to(root)) for path in robot if path.is_file()} | {STAGE}
+    ids = {
+        name: blob_id(root / name)
+        for name in sorted({*listing, *others})
+        if (root / name).is_file()
     }
+    text = "".join(f"{blob} {name}\n" for name, blob in ids.items())
     return Check(
-        sum(state is True for state in found.values()),
-        tuple(name for name, state in found.items() if state is None),
-        tuple(name for name, state in found.items() if state is False),
-        (root / ROBOT).is_file(),
-        (root / STAGE).is_file(),
+        sum(ids.get(name) == blob for name, blob in listing.items()),
+        tuple(name for name in listing if name not in ids),
+        tuple(name for name, blob in listing.items() if ids.get(name, blob) != blob),
+        ROBOT in ids,
+        STAGE in ids,
+        hashlib.sha256(text.encode()).hexdigest(),
     )
