@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 
-from training.files import sync_folder
+from training.files import replace_atomically, sync_folder
 from training.model.checkpoint import read_json
 from vla_align_ros.errors import TrainingError
 
@@ -72,9 +72,8 @@ def save_checkpoint(
             no_dist=not _is_distributed(),
         )
     if _is_first():
-        text = json.dumps(dict(state), indent=1) + "\n"
         with open(partial / STATE_FILE, "w") as file:
-            file.write(text)
+            file.write(_spell(state))
             file.flush()
             os.fsync(file.fileno())
         sync_folder(partial)
@@ -86,6 +85,18 @@ def save_checkpoint(
         clean_checkpoints(folder)
     _wait_for_others()
     return path
+
+
+def amend_state(folder: Path, step: int, changes: Mapping[str, Any]) -> None:
+    """Replace values in the state of step_<step>, whole or not at all, if that is there.
+
+    Called by all ranks; the first writes.
+    """
+    path = folder / f"step_{step:08d}" / STATE_FILE
+    if _is_first() and path.exists():
+        with replace_atomically(path) as temporary:
+            temporary.write_text(_spell(read_json(path) | dict(changes)))
+        sync_folder(path.parent)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -205,6 +216,10 @@ def _put_aside(path: Path) -> None:
         aside = path.with_name(f".old_{path.name}")
         shutil.rmtree(aside, ignore_errors=True)
         path.rename(aside)
+
+
+def _spell(state: Mapping[str, Any]) -> str:
+    return json.dumps(dict(state), indent=1) + "\n"
 
 
 def _is_distributed() -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -15,7 +14,7 @@ from training.memory import MemoryConfig
 from training.model.config import VlaConfig
 from training.optimizers import OptimConfig
 from training.parallel import ParallelConfig
-from training.settings import rebuild
+from training.settings import rebuild, store
 from training.sight.config import WatchConfig
 from training.vqa import VqaConfig
 from vla_align_ros.errors import ConfigurationError
@@ -85,7 +84,7 @@ class RunConfig:
         """Refuse losses that reach nothing, and parts that no loss reaches; before a run."""
         head, loss = self.model.head, self.loss
         others = (self.alignment.weight, loss.grounding, loss.tokens, self.vqa is not None)
-        still = self.optim.vision_lr is None and "vision" not in self.adapter.full
+        still = self.optim.vision_lr is None  # whatever the adapter says of the tower
         for wrong, got, expected, fix in (
             (
                 loss.tokens > 0.0 and not head.insulate,
@@ -110,8 +109,8 @@ class RunConfig:
                 raise ConfigurationError("Nothing would learn", got=got, expected=expected, fix=fix)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready dict."""
-        return dataclasses.asdict(self)
+        """JSON-ready dict, without settings that came later and have their default: `store`."""
+        return store(self)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> RunConfig:

@@ -12,7 +12,7 @@ from training.setup_run import RunParts
 
 MAX_FRAMES = 1024
 FITTED_FRAMES = 20_000
-BATCH = 64
+BATCH = 64  # at most: never more than a step holds on a device at once
 
 
 class OfflineEvaluator:
@@ -26,6 +26,8 @@ class OfflineEvaluator:
 
     def __init__(self, parts: RunParts, ranks: Ranks | None = None) -> None:
         self.parts, self.ranks = parts, ranks or Ranks()
+        optim, pieces = parts.config.optim, parts.config.parallel.accumulate
+        self.batch = min(BATCH, optim.batch_size // (self.ranks.world * pieces))
         data = parts.data
         train, held_out = data.indices("train"), data.indices("val")
         rng = np.random.default_rng(0)
@@ -49,16 +51,21 @@ class OfflineEvaluator:
         objective, ranks = self.parts.objective, self.ranks
         objective.eval()
         # The tokens head decodes step by step, from pictures.
-        cached = frozen_vision and objective.model.action_tokens is None
+        speaks = objective.model.action_tokens is not None
+        cached = frozen_vision and not speaks
+        looks = not speaks or self.parts.grounding is not None
         own = _take_share(self.indices, ranks)
         actions, maps = [], []
-        for start in range(0, len(own), BATCH):
-            batch = self.parts.load(own[start : start + BATCH], frozen_vision=cached)
+        for start in range(0, len(own), self.batch):
+            batch = self.parts.load(own[start : start + self.batch], frozen_vision=cached)
             batch = move_batch(batch, ranks.device)
-            output = objective.predict(batch)
-            actions.append(self._read_actions(output.actions, batch))
-            if output.grounding is not None:
-                maps.append(output.grounding.float().softmax(-1).cpu())
+            predicted = grounding = None
+            if looks:
+                output = objective.predict(batch)
+                predicted, grounding = output.actions, output.grounding
+            actions.append(self._read_actions(predicted, batch))
+            if grounding is not None:
+                maps.append(grounding.float().softmax(-1).cpu())
         free_gathered(objective)
         metrics = self._action_metrics(self._join(np.concatenate(actions)))
         if maps and self.parts.grounding is not None:

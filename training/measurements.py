@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +35,20 @@ class Measurements:
         self.history = list[dict[str, float]]()
         self._looked, self._sight = -1, dict[str, float]()
 
-    def take_if_due(self, step: int) -> None:
-        """Measure after `step` steps if it is time for it and not done; changes no weight."""
+    def take_if_due(self, step: int, keep: Callable[[], None]) -> None:
+        """Measure after `step` steps if it is time for it and not done, and `keep` each result.
+
+        Changes no weight and draws no random number.
+        """
         config = self._parts.config
         steps = config.optim.steps
         if self._watch is not None and self._watch.due(step, steps) and self._looked < step:
             self._look(step)
+            keep()
         due = step > 0 and (step % config.evaluate_every == 0 or step == steps)
         if due and not (self.history and self.history[-1]["step"] == step):
             self._evaluate(step)
+            keep()
 
     def last(self) -> dict[str, Any]:
         """The last evaluation and the last reading."""

@@ -93,9 +93,12 @@ def _parents(key: str) -> list[str]:
 
 
 def write_tensors(state: dict[str, Tensor], path: Path) -> None:
-    """Write tensors whole or not at all; of tensors that share memory only the first is kept."""
+    """Write tensors whole or not at all; of those that share memory the first by name is kept.
+
+    That is the one that safetensors' own `save_model` keeps: both ways give the same file.
+    """
     first: dict[tuple[int, int], str] = {}
-    for name, value in state.items():
+    for name, value in sorted(state.items()):
         first.setdefault((value.data_ptr(), value.numel()), name)
     kept = set(first.values())
     unshared = {k: v.contiguous() for k, v in state.items() if k in kept}

@@ -29,7 +29,10 @@ def preview(
     that the run starts from; `base` None: OpenVLA-7B's published list, if that is the recipe's),
     "memory_gb" (GB a GPU by layout; optimizer AdamW) and "assumptions". See `training.dry_run`.
     """
-    config = override(find_recipe(recipe), settings)
+    own = find_recipe(recipe)
+    config = override(own, settings)
+    if base is None and config.base != own.base:  # given by a setting
+        base = config.base
     options = {
         "batch_size": max(1, config.optim.batch_size // config.parallel.accumulate),
         "rank": config.adapter.rank,

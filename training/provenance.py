@@ -16,11 +16,13 @@ from training.model.checkpoint import read_json
 
 
 def describe_data(data: ActionChunkDataset) -> dict[str, Any]:
-    """What was trained on: content, size, and how `vla-align collect` made it, where it did."""
+    """What was trained on: content, meaning, weights, size, and how `vla-align collect` made it."""
     recorded = [reader.root / COLLECTION_PATH for reader in data.readers]
     return {
         "name": "+".join(reader.root.name for reader in data.readers),
         "fingerprint": data.fingerprint,
+        "meaning": data.meaning,
+        "weights": data.weights,
         "frames": len(data),
         "left_out": data.left_out,
         "episodes": [reader.episodes.num_rows for reader in data.readers],

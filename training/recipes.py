@@ -100,8 +100,7 @@ def smol_align() -> RunConfig:
 def qwen3_align() -> RunConfig:
     """DINOv2-L and SigLIP 2 in front of Qwen3-0.6B from the hub, with LoRA; teacher C-RADIOv3-L.
 
-    The projector and all that is new train in full. The teacher's code is its own:
-    `--set teacher.remote_code=true` says that you trust it.
+    The projector and all that is new train in full.
     """
     return RunConfig(
         recipe="qwen3_align",
@@ -125,10 +124,7 @@ def qwen3_align() -> RunConfig:
 
 
 def openvla_7b_align() -> RunConfig:
-    """The paper's own setting: OpenVLA-7B, LoRA 32, C-RADIOv3-L at layer 16, lambda 0.2.
-
-    Its teacher's code is its own: `--set teacher.remote_code=true` says that you trust it.
-    """
+    """The paper's own setting: OpenVLA-7B, LoRA 32, C-RADIOv3-L at layer 16, lambda 0.2."""
     return RunConfig(
         recipe="openvla_7b_align",
         model=openvla_config(openvla_7b_json()),

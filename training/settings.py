@@ -14,16 +14,29 @@ from vla_align_ros.errors import ConfigurationError
 
 Config = TypeVar("Config")
 
+LATER: Mapping[str, bool] = {"later": True}
+"""Metadata of a field that came after runs were stored: its default is what they did without it."""
+
 
 def rebuild(kind: type[Config], data: Any, *, complete: bool = True) -> Config:
     """Make a `kind` (a dataclass) of what `dataclasses.asdict` and JSON made of one.
 
     Knows nested dataclasses, tuple[X, ...], Mapping, Literal, X | None and scalars. With `complete`
-    every field must be there; without, those that have a default may be missing. What does not fit
-    is a ValueError that names the field.
+    every field but a `LATER` one must be there; without, those that have a default may be missing.
+    What does not fit is a ValueError that names the field.
     """
     value: Config = _rebuild(kind, data, kind.__name__, complete)
     return value
+
+
+def store(config: Any) -> dict[str, Any]:
+    """`dataclasses.asdict`, but without `LATER` fields that have their default.
+
+    What was stored, compared or hashed before there were such fields thus stays the same.
+    """
+    values = dataclasses.asdict(config)
+    _leave_out_later(config, values)
+    return values
 
 
 def override(config: Config, settings: Sequence[str]) -> Config:
@@ -50,6 +63,15 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def _leave_out_later(node: Any, values: dict[str, Any]) -> None:
+    for field in dataclasses.fields(node):
+        part = getattr(node, field.name)
+        if _came_later(field) and part == field.default:
+            del values[field.name]
+        elif dataclasses.is_dataclass(part):
+            _leave_out_later(part, values[field.name])
+
+
 def _rebuild(kind: Any, value: Any, path: str, complete: bool) -> Any:
     origin, options = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind):
@@ -72,7 +94,7 @@ def _rebuild_dataclass(kind: type, value: Any, path: str, complete: bool) -> Any
     missing = sorted(
         name
         for name, field in fields.items()
-        if name not in value and (complete or not _has_default(field))
+        if name not in value and not (_came_later(field) if complete else _has_default(field))
     )
     if missing:
         raise ValueError(f"{path}: {', '.join(missing)} missing")
@@ -95,6 +117,10 @@ def _rebuild_union(options: Sequence[Any], value: Any, path: str, complete: bool
             except ValueError as error:
                 errors.append(str(error))
     raise ValueError(errors[0])
+
+
+def _came_later(field: dataclasses.Field[Any]) -> bool:
+    return field.metadata.get("later", False)
 
 
 def _has_default(field: dataclasses.Field[Any]) -> bool:

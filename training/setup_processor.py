@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,7 +22,6 @@ from vla_align_ros.errors import ConfigurationError
 
 PROMPT = "{instruction}"
 PROMPT_TOKENS = 16
-FRAME = "base_link"
 PROCESSOR_FOLDER = "processor"  # of a run
 
 
@@ -38,7 +38,6 @@ def build_processor(
         sources,
         config.data,
         horizon=config.model.head.horizon,
-        frame=FRAME,
         with_state=config.model.state is not None,
     )
     statistics = dataset_statistics(sources, config.data, cache_dir=cache)
@@ -49,14 +48,16 @@ def build_processor(
 
 
 def _build_transform(config: RunConfig) -> ImageTransform:
-    if config.base is not None and not holds_model(config.base):
+    if holds_model(config.base):  # its towers go on seeing what they learnt to see
+        return dataclasses.replace(_load_base(config).image_transform, crop=config.data.crop)
+    if config.base is not None:
         return read_image_transform(find_folder(config.base), crop=config.data.crop)
     return build_image_transform(config.model.vision, crop=config.data.crop)
 
 
 def _build_tokenizer(config: RunConfig, sources: Sequence[Source]) -> PromptTokenizer:
     if holds_model(config.base):  # whatever the new data say, its words stay the same tokens
-        return Processor.load(Path(str(config.base)).expanduser() / PROCESSOR_FOLDER).tokenizer
+        return _load_base(config).tokenizer
     if config.base is not None:
         return build_openvla_tokenizer(find_folder(config.base))
     if config.model.llm.pretrained is not None:
@@ -65,6 +66,11 @@ def _build_tokenizer(config: RunConfig, sources: Sequence[Source]) -> PromptToke
     return PromptTokenizer(
         words, PromptTemplate(PROMPT), PROMPT_TOKENS, bos_token=BOS, pad_token=PAD
     )
+
+
+def _load_base(config: RunConfig) -> Processor:
+    """The processor of the run that this one starts from."""
+    return Processor.load(Path(str(config.base)).expanduser() / PROCESSOR_FOLDER)
 
 
 def _check_image_size(config: RunConfig) -> None:

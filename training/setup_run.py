@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import hashlib
 import json
@@ -22,7 +23,7 @@ from training.config import RunConfig
 from training.data.dataset import ActionChunkDataset
 from training.data.features import FeatureStore, fingerprint_weights
 from training.data.sources import open_sources
-from training.model import ActionTokens
+from training.model import ActionTokens, VisionConfig
 from training.objective import Objective, grounding_targets
 from training.setup_model import (
     build_objective,
@@ -197,7 +198,23 @@ def _name_look(parts: RunParts) -> str:
         for name, value in parts.objective.model.vision.state_dict().items()
         if ".lora_" not in name  # random at the start, and then without effect
     }
-    layers = [tower.select_layers for tower in parts.config.model.vision]
-    pixels = parts.processor.image_transform.to_dict()
-    how = hashlib.sha256(json.dumps([layers, pixels], sort_keys=True).encode()).hexdigest()[:8]
+    described = parts.objective.model.describe_vision()
+    decisive: list[Any] = [
+        [tower.select_layers for tower in described],
+        parts.processor.image_transform.to_dict(),
+    ]
+    if any(architectures := [_name_architecture(tower) for tower in described]):
+        decisive.append(architectures)
+    how = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:8]
     return f"{fingerprint_weights(weights)}-{how}"
+
+
+def _name_architecture(tower: VisionConfig) -> dict[str, Any]:
+    """What of a tower neither weights nor layers tell, such as heads: nothing of the embedded."""
+    values = dataclasses.asdict(tower)
+    defaults = dataclasses.asdict(VisionConfig())
+    return {
+        key: values[key]
+        for key in ("source", "final_norm", "backbone")
+        if values[key] != defaults[key]
+    }

@@ -21,6 +21,7 @@ from training.files import replace_atomically
 from training.model.checkpoint import read_json
 from training.recipes import find_recipe
 from training.settings import override
+from training.setup_model import find_base
 from training.signals import catch_stop_signals
 from training.sweep_cells import Cell, CellRunner
 from training.sweep_tables import Row
@@ -86,7 +87,7 @@ def make_cells(plan: SweepPlan, out: Path) -> list[Cell]:
         for seed in plan.seeds:
             settings = (*plan.settings, *row.settings, f"seed={seed}")
             try:
-                config = override(base, settings)
+                config = find_base(override(base, settings))
             except ConfigurationError as error:
                 raise ConfigurationError(
                     f"The row {row.name!r} cannot be configured: {error.summary}",

@@ -105,7 +105,8 @@ def _run(
     result["parameters"] = numbers.trained_parameters + numbers.frozen_parameters
     result["trained_parameters"] = numbers.trained_parameters
     if "stopped" not in result:
-        if ranks.is_first and not is_consolidated(out):
+        # Without run.json the weights may be half written, or those of an earlier step.
+        if ranks.is_first and not (is_consolidated(out) and (out / RUN_FILE).exists()):
             consolidate(out)
         ranks.wait()
     return parts, result
@@ -114,9 +115,12 @@ def _run(
 def _describe(parts: RunParts, config: RunConfig, out: Path) -> None:
     """Write into `out` what the run is made of, unless another run is there already."""
     dataset = describe_data(parts.data)
-    _check_same(out / DATASET_FILE, dataset)
+    path = out / DATASET_FILE
+    # An older version told less of the data; what it left out cannot be compared.
+    known = read_json(path) if path.exists() else dataset
+    _check_same(path, {key: value for key, value in dataset.items() if key in known})
     _write_json(out / CONFIG_FILE, config.to_dict())
-    _write_json(out / DATASET_FILE, dataset)
+    _write_json(path, dataset)
     if any(parts.data.left_out.values()):
         told = ", ".join(f"{number} {what}" for what, number in parts.data.left_out.items())
         print(f"left out of the data: {told.replace('_', ' ')}", file=sys.stderr)

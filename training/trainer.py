@@ -13,6 +13,7 @@ from torch import Tensor
 
 from training.checkpoint import (
     CheckpointReader,
+    amend_state,
     clean_checkpoints,
     list_checkpoints,
     save_checkpoint,
@@ -101,7 +102,7 @@ class Trainer:
         optim, first = self.config.optim, 0 if before_s else self.step
         self._started_s = time.monotonic() - before_s
         with self.signals.defer(), self.loader, self.progress.open(self.step):
-            self.measurements.take_if_due(self.step)
+            self._measure()
             while self.step < optim.steps and self.stopped is None:
                 scalars = self._train_step()
                 self.step += 1
@@ -109,10 +110,10 @@ class Trainer:
                 self.progress.advance(self.step)
                 if self.step % SCALARS_EVERY == 0 or is_last:
                     self._log(scalars)
-                if self.stopped is None or is_last:
-                    self.measurements.take_if_due(self.step)
                 if self.step % self.config.checkpoint_every == 0 or is_last or self.stopped:
                     self._save()
+                if self.stopped is None or is_last:
+                    self._measure()
         seconds = time.monotonic() - self._started_s
         last: dict[str, Any] = {**self.scalars, **self.measurements.last()}
         last["seconds"] = seconds
@@ -210,8 +211,14 @@ class Trainer:
         config, ranks = self.config, self.ranks
         if config.vqa is None:
             return None
-        share = {"rank": ranks.rank, "world": ranks.world}
-        return VqaBatches(config.vqa, self.parts.processor, seed=config.seed, **share)
+        return VqaBatches(
+            config.vqa,
+            self.parts.processor,
+            seed=config.seed,
+            rank=ranks.rank,
+            world=ranks.world,
+            pieces=config.parallel.accumulate,
+        )
 
     def _position(self) -> dict[str, Any]:
         """Which samples were used, over all ranks."""
@@ -237,6 +244,15 @@ class Trainer:
             "seconds": time.monotonic() - self._started_s,
         }
         save_checkpoint(self.out / "checkpoints", self.step, tensors, state)
+
+    def _measure(self) -> None:
+        """Measure if it is time, behind the checkpoint: a measurement that fails costs no step."""
+        self.measurements.take_if_due(self.step, self._keep_measurements)
+
+    def _keep_measurements(self) -> None:
+        seconds = time.monotonic() - self._started_s
+        changes = {**self.measurements.state_dict(), "seconds": seconds}
+        amend_state(self.out / "checkpoints", self.step, changes)
 
     def _resume(self) -> float:
         """Take up the newest checkpoint; returns the seconds that were spent until then."""

@@ -77,10 +77,11 @@ class VqaBatches:
     Args:
         config: the mixture. processor: of the policy; its tokenizer and picture transform are used.
         seed: of the order, which is drawn anew for each pass. rank, world: this process's share.
+        pieces: that a share is computed in, one after the other.
 
     Raises:
         DataError: no sample, a line that is none, a missing picture. ConfigurationError: a batch
-            size that does not divide among the processes, or an unknown end token.
+            size that does not divide among the processes and pieces, or an unknown end token.
     """
 
     def __init__(
@@ -91,9 +92,11 @@ class VqaBatches:
         seed: int = 0,
         rank: int = 0,
         world: int = 1,
+        pieces: int = 1,
     ) -> None:
-        if config.batch_size % world:
-            raise _wrong("batch_size", config.batch_size, f"a multiple of the {world} processes")
+        if config.batch_size % (world * pieces):
+            expected = f"a multiple of {world} process(es) times {pieces} piece(s)"
+            raise _wrong("batch_size", config.batch_size, expected)
         from tokenizers import Tokenizer
 
         self.config, self.processor, self.seed = config, processor, seed
@@ -202,6 +205,8 @@ def read_samples(folder: Path) -> list[VqaSample]:
 def vqa_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     """Return the mean cross-entropy of the answers' tokens, given picture and question.
 
+    The mean over an answer's own tokens, then over the answers: pieces of a batch add up to it.
+
     model: a PrismaticVLA (or its wrapper) with a vocabulary output; batch: of `VqaBatches.next`.
     """
     output = model(
@@ -211,9 +216,10 @@ def vqa_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         answer_tokens=batch["answer_tokens"],
         output_hidden_states=False,
     )
-    return nn.functional.cross_entropy(
-        output.logits.float().flatten(0, 1), batch["labels"].flatten(), ignore_index=IGNORED
-    )
+    labels = batch["labels"]
+    logits = output.logits.float().transpose(1, 2)
+    errors = nn.functional.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="none")
+    return (errors.sum(dim=1) / (labels != IGNORED).sum(dim=1).clamp(min=1)).mean()
 
 
 def with_vocabulary_head(config: VlaConfig) -> VlaConfig:

@@ -15,6 +15,7 @@ from vla_align_ros.bench.plots import draw_course, draw_distribution
 from vla_align_ros.errors import SimulationError
 
 soak = pytest.importorskip("vla_align_ros.bench.soak", reason="ROS 2 is not installed")
+realtime = pytest.importorskip("vla_align_ros.bench.realtime", reason="ROS 2 is not installed")
 PERIOD_S = 0.02
 
 
@@ -72,6 +73,10 @@ def test_plots_are_svg_and_escape_their_words() -> None:
 
 def sample(time_s: float, rss_mib: float, total_ms: float = 60.0) -> dict[str, Any]:
     return {"time_s": time_s, "rss_mib": rss_mib, "total_ms_p50": total_ms}
+
+
+def test_the_soak_commands_with_the_priority_of_the_other_measurements() -> None:
+    assert soak.SETUP.parameters["thread_priority"] == realtime.PRIORITY > 0
 
 
 def test_the_soak_tells_a_leak_and_a_slowing_from_a_steady_run() -> None:

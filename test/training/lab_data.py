@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -220,3 +220,18 @@ def write_v3(
 def write_lines(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def correct_tasks(root: Path, correct: Callable[[str], str]) -> None:
+    """Change the tasks' texts alone, as a hand would that edits a data set's meta folder."""
+    path = root / "meta/tasks.jsonl"
+    if path.exists():
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        write_lines(path, [{**row, "task": correct(row["task"])} for row in rows])
+        return
+    path = root / "meta/tasks.parquet"
+    table = pq.read_table(path)
+    name = "task" if "task" in table.column_names else "__index_level_0__"
+    place = table.column_names.index(name)
+    texts = pa.array([correct(text) for text in table[name].to_pylist()])
+    pq.write_table(table.set_column(place, name, texts), path)

@@ -15,9 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from safetensors.torch import load_file, save_file
-from tiny_models import build, tiny_config, tiny_inputs
+from tiny_models import build, tiny_config, tiny_inputs, tiny_llm
 
 from training.blend import blend, interpolate, part_of
+from training.merging import save_merged
 from training.model import HeadConfig, PrismaticVLA
 from vla_align_ros.cli import main
 from vla_align_ros.errors import ConfigurationError, TrainingError
@@ -198,3 +199,15 @@ def test_the_command_blends_and_tells(runs, tmp_path, capsys):
     assert told["alpha"] == 0.3 and told["parts"] == {"vision": 0.0} and told["out"] == out
     assert main([*arguments[:-2], "--out", str(tmp_path / "second"), "--part", "vision"]) != 0
     assert "NAME=SHARE" in capsys.readouterr().err
+
+
+def test_a_tied_model_blends_with_its_adapted_self(tmp_path):
+    pytest.importorskip("peft", reason="needs the extra [lora]")
+    from tiny_adapters import adapted
+
+    config = tiny_config(llm=tiny_llm(tie_word_embeddings=True))
+    build(config).save(tmp_path / "before")
+    save_merged(adapted(config), tmp_path / "after")
+    assert set(weights(tmp_path / "before")) == set(weights(tmp_path / "after"))
+    blend(tmp_path / "before", tmp_path / "after", tmp_path / "out", 0.5)
+    PrismaticVLA.load(tmp_path / "out")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from training.data.config import DataConfig
 from training.data.dataset import ActionChunkDataset, dataset_statistics, hash_to_unit
 from training.data.frames import FrameStore
 from training.data.reader import LeRobotReader
-from training.data.schema import CHUNK_KEY, STATE_KEY, VIDEO_KEY
+from training.data.schema import ACTION_KEY, CHUNK_KEY, STATE_KEY, VIDEO_KEY
 from vla_align_ros.contract.images import ImageTransform
 from vla_align_ros.contract.processor import Observation
 from vla_align_ros.errors import DataError
@@ -41,6 +42,24 @@ def test_camera_pictures_are_the_recorded_frames_before_resizing(
     found = dataset.camera_pictures(indices)
     assert np.array_equal(found, np.stack([pictures[index] for index in indices]))
     assert found.shape[1] != dataset.image_size
+
+
+def test_statistics_follow_the_names_of_the_columns(tmp_path: Path) -> None:
+    write_dataset(tmp_path, 6)
+    info = json.loads((tmp_path / "meta/info.json").read_text())
+    del info["features"][CHUNK_KEY]
+    names = info["features"][ACTION_KEY]["names"]
+    config = DataConfig(action_names=tuple(names))
+
+    def read(order: list[str]) -> tuple[float, ...]:
+        info["features"][ACTION_KEY]["names"] = order
+        (tmp_path / "meta/info.json").write_text(json.dumps(info))
+        return tuple(dataset_statistics([tmp_path], config)["action"].mean)
+
+    first = read(names)
+    corrected = [names[1], names[0], *names[2:]]
+    assert read(corrected) == (first[1], first[0], *first[2:])
+    assert read(names) == first
 
 
 def test_a_batch_is_bitwise_what_the_robot_computes(

@@ -34,7 +34,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make_processor(sources: list[Source], config: DataConfig, with_state: bool = True) -> Processor:
-    spec = policy_spec(sources, config, horizon=HORIZON, frame="base_link", with_state=with_state)
+    spec = policy_spec(sources, config, horizon=HORIZON, with_state=with_state)
     statistics = dataset_statistics(sources, config)
     keys = ("action", "state") if with_state else ("action",)
     return Processor(

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from lab_data import CAMERAS, LENGTHS, TASKS, LabEpisode, make_episodes, write_v2, write_v3
+from lab_data import (
+    CAMERAS,
+    LENGTHS,
+    TASKS,
+    LabEpisode,
+    correct_tasks,
+    make_episodes,
+    write_v2,
+    write_v3,
+)
 
-from training.data.frames import FrameStore
+from training.data.frames import FrameStore, cache_key
 from training.data.pictures import OnlinePictures, RawPictures
 from training.data.reader import LeRobotReader
 from training.data.video import VideoReader, decode_numbered
@@ -91,6 +101,26 @@ def test_content_and_layout_decide_the_hash(tmp_path: Path) -> None:
     same = LeRobotReader(write_v2(tmp_path / "b", make_episodes())).content_hash()
     other = LeRobotReader(write_v2(tmp_path / "c", make_episodes((5, 9, 4, 6)))).content_hash()
     assert one == same != other
+
+
+@pytest.mark.parametrize("layout", ["v2.1", "v3.0"])
+def test_words_and_names_change_what_numbers_mean_and_no_picture(
+    tmp_path: Path, layout: str
+) -> None:
+    plain, spoken, named = (
+        LAYOUTS[layout](tmp_path / name, make_episodes()) for name in ("plain", "spoken", "named")
+    )
+    correct_tasks(spoken, lambda text: text.upper())
+    info = json.loads((named / "meta/info.json").read_text())
+    info["features"]["action"]["names"] = info["features"]["action"]["names"][::-1]
+    (named / "meta/info.json").write_text(json.dumps(info))
+    readers = [LeRobotReader(root) for root in (plain, spoken, named)]
+    assert readers[1].tasks == [task.upper() for task in readers[0].tasks]
+    assert len({reader.content_hash() for reader in readers}) == 1
+    assert len({reader.meaning_hash() for reader in readers}) == 3
+    assert readers[0].meaning_hash() == LeRobotReader(plain).meaning_hash()
+    keys = {cache_key(reader, KEY, ImageTransform(size=32)) for reader in readers}
+    assert len(keys) == 1
 
 
 def test_tables_that_disagree_are_one_clear_error(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from training.model.openvla import (
     find_carried,
     load_openvla,
 )
+from training.preview import preview
 from vla_align_ros.errors import ConfigurationError
 
 BATCH, PROMPT = 2, 9
@@ -91,6 +92,12 @@ def test_a_real_folder_is_compared_by_its_headers(folder):
     used = sum(p.numel() for p in model.parameters())
     assert report["parameters"] - report["unused_parameters"] == used
     json.dumps(report)
+
+
+def test_a_base_that_a_setting_names_is_the_one_that_is_looked_at(folder):
+    told = preview("openvla_7b_align", settings=[f"base={folder}"])
+    assert told["source"] == str(folder)
+    assert told["parameters"] == preview("openvla_7b_align", base=str(folder))["parameters"]
 
 
 def test_a_folder_that_is_none_is_refused(tmp_path):

@@ -2,26 +2,40 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 from tiny_run import SHORT, read_weights
 
+from training.config import RunConfig
+from training.data.sources import open_sources
 from training.model.checkpoint import read_json
 from training.preview import preview
+from training.recipes import find_recipe
 from training.run_folder import Run
+from training.settings import override
+from training.setup_model import find_base
+from training.setup_processor import build_processor
+from training.sweep import SweepPlan, make_cells
+from training.sweep_tables import Row
 from training.train import train
 from vla_align_ros.contract.processor import Processor
 from vla_align_ros.errors import ConfigurationError
+
+SECOND = (
+    *(*SHORT, "optim.steps=2", "optim.vision_from_step=0", "optim.warmup_steps=1"),
+    *("optim.vision_warmup_steps=1", "alignment.weight=0", "seed=7"),
+)
 
 
 @pytest.fixture(scope="module")
 def second(short: Path, tabletop_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two steps more, from another seed and without alignment."""
     out = tmp_path_factory.mktemp("second")
-    settings = (*SHORT, "optim.steps=2", "optim.vision_from_step=0", "optim.warmup_steps=1")
-    settings += ("optim.vision_warmup_steps=1", "alignment.weight=0", "seed=7")
-    train("debug_cpu", [tabletop_data], out, base=str(short), settings=settings, progress=False)
+    train("debug_cpu", [tabletop_data], out, base=str(short), settings=SECOND, progress=False)
     return out
 
 
@@ -49,3 +63,29 @@ def test_a_dry_run_reckons_the_networks_own_parameters(short: Path) -> None:
 def test_a_folder_that_is_nothing_is_refused(tmp_path: Path, tabletop_data: Path) -> None:
     with pytest.raises(ConfigurationError, match="not found"):
         train("debug_cpu", [tabletop_data], tmp_path / "out", base=str(tmp_path / "nowhere"))
+
+
+def test_a_sweep_on_top_of_a_run_knows_its_finished_cells(short: Path, second: Path) -> None:
+    settings = (*SECOND, f"base={short}")
+    plan = SweepPlan("debug_cpu", ("data",), (Row("one"),), (7,), settings)
+    (cell,) = make_cells(plan, Path("out"))
+    assert cell.config == RunConfig.from_dict(read_json(second / "config.json"))
+    assert dataclasses.replace(cell, folder=second).look().status == "done"
+
+
+def test_its_pixels_are_those_of_the_run_whatever_a_hub_says(
+    short: Path, tabletop_data: Path, tmp_path: Path
+) -> None:
+    base = shutil.copytree(short, tmp_path / "base")
+    shutil.rmtree(base / "checkpoints")
+    path = base / "processor/processor.json"
+    values = json.loads(path.read_text())
+    other = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "interpolation": "bilinear"}
+    values["image_transform"] |= other
+    path.write_text(json.dumps(values))
+    config = override(find_recipe("debug_cpu"), [f"base={base}", "data.augment.enabled=true"])
+    sources = open_sources([tabletop_data], config.data)
+    built = build_processor(find_base(config), sources, tmp_path).image_transform
+    kept = Processor.load(path.parent).image_transform
+    assert kept.mean == (0.1, 0.2, 0.3) and kept.interpolation == "bilinear" and kept.crop == 1.0
+    assert built == dataclasses.replace(kept, crop=config.data.crop) != kept

@@ -21,6 +21,7 @@ from training.alignment import AlignmentConfig
 from training.alignment.teachers import TeacherConfig
 from training.config import LossConfig, RunConfig
 from training.data.config import DataConfig
+from training.data.sources import open_sources
 from training.model import (
     GroundingConfig,
     HeadConfig,
@@ -33,6 +34,7 @@ from training.model import (
 from training.optimizers import OptimConfig
 from training.recipes import RECIPES, debug_cpu, find_recipe
 from training.settings import override
+from training.setup_processor import build_processor
 from training.setup_run import set_up
 from vla_align_ros.errors import ConfigurationError
 
@@ -103,6 +105,7 @@ def test_a_recipe_is_found_by_its_name_alone() -> None:
         ("optim.vision_lr=0.5", 0.5),
         ("data.cache=false", False),
         ("data.image_size=98", 98),
+        ("data.frame=fr3_link0", "fr3_link0"),
         ("alignment.layers=[1, 2]", (1, 2)),
         ("alignment.layers=[]", ()),
         ("alignment.weight=0", 0.0),
@@ -122,7 +125,7 @@ def test_a_setting_changes_its_field_to_its_type_and_no_other(setting: str, valu
         node = getattr(node, key)
     assert node == value and type(node) is type(value)
     if not isinstance(value, dict):
-        left, right = flatten(before.to_dict()), flatten(after.to_dict())
+        left, right = (flatten(dataclasses.asdict(config)) for config in (before, after))
         others = [key for key in left if key != path and not key.startswith(f"{path}.")]
         assert {key: right[key] for key in others} == {key: left[key] for key in others}
     assert before == debug_cpu()
@@ -169,6 +172,9 @@ def test_settings_apply_one_after_another() -> None:
         ("threads=-1", "Wrong value for threads: got -1; expected 0 or more"),
         ("data.validation=0", "Wrong value for data.validation"),
         ("data.validation=1", "Wrong value for data.validation"),
+        ("data.frame=", "Wrong value for data.frame: got ''; expected a frame's name"),
+        ('data.frame=" "', "Wrong value for data.frame"),
+        ("data.frame=1", "Wrong value for data.frame"),
     ],
 )
 def test_a_wrong_setting_is_one_clear_error(setting: str, told: str) -> None:
@@ -200,6 +206,13 @@ def test_any_value_of_the_right_type_is_taken_exactly(data: st.DataObject) -> No
             override(debug_cpu(), [f"{section}{name}={wrong}"])
 
 
+@pytest.mark.parametrize("frame", ["base_link", "wx250s/base_link"])
+def test_the_bundle_s_frame_is_that_of_the_setting(frame: str, tabletop_data: Path) -> None:
+    config = override(debug_cpu(), [f"data.frame={frame}"])
+    processor = build_processor(config, open_sources([tabletop_data], config.data))
+    assert processor.spec.action.frame == frame
+
+
 # -- files ------------------------------------------------------------------------------------
 COUNTS, FRACTIONS, NAMES = st.integers(1, 4096), st.floats(1e-6, 1.0), st.text(max_size=8)
 JSONS = st.dictionaries(NAMES, st.integers() | NAMES | st.none() | st.lists(st.integers()))
@@ -227,7 +240,13 @@ CONFIGS = st.builds(
     RunConfig,
     recipe=NAMES,
     model=MODELS,
-    data=st.builds(DataConfig, COUNTS, st.floats(0.01, 0.99), st.booleans()),
+    data=st.builds(
+        DataConfig,
+        COUNTS,
+        st.floats(0.01, 0.99),
+        st.booleans(),
+        frame=st.sampled_from(["base_link", "wx250s/base_link"]),
+    ),
     optim=st.builds(
         OptimConfig, steps=COUNTS, lr=FRACTIONS, vision_lr=st.none() | FRACTIONS, clip=FRACTIONS
     ),
@@ -253,6 +272,13 @@ def test_a_configuration_comes_back_from_json(config: RunConfig) -> None:
 def test_every_recipe_comes_back_from_json(name: str) -> None:
     config = find_recipe(name)
     assert RunConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_a_run_stored_before_data_frame_came_is_the_one_with_its_default() -> None:
+    stored = json.loads(json.dumps(debug_cpu().to_dict()))
+    assert "frame" not in stored["data"]
+    assert RunConfig.from_dict(stored).data.frame == "base_link"
+    assert override(debug_cpu(), ["data.frame=fr3_link0"]).to_dict()["data"]["frame"] == "fr3_link0"
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from tiny_run import make_parts, needs_teacher
 from training import evaluate
 from training.data.schema import CHUNK_KEY, ENVIRONMENT_KEY, STATE_KEY
 from training.evaluate import OfflineEvaluator
+from training.model import PrismaticVLA
 from training.setup_run import RunParts
 
 pytestmark = [needs_teacher]
@@ -140,6 +141,40 @@ def test_frozen_features_measure_the_same(parts: RunParts) -> None:
     cached = evaluator.measure(frozen_vision=True)
     assert cached == pytest.approx(evaluator.measure(frozen_vision=False), rel=2e-3, abs=1e-4)
     assert cached == evaluator.measure(frozen_vision=True)
+
+
+@pytest.mark.parametrize(("pieces", "most"), [(1, 8), (4, 2)])
+def test_no_more_is_predicted_at_once_than_a_step_holds(
+    tabletop_data: Path, monkeypatch: pytest.MonkeyPatch, pieces: int, most: int
+) -> None:
+    parts = make_parts(tabletop_data, "data.cache=false", f"parallel.accumulate={pieces}")
+    load, sizes = RunParts.load, list[int]()
+
+    def count(self: RunParts, indices: Any, **options: Any) -> Any:
+        sizes.append(len(indices))
+        return load(self, indices, **options)
+
+    monkeypatch.setattr(RunParts, "load", count)
+    assert parts.config.optim.batch_size == 8
+    OfflineEvaluator(parts).measure(frozen_vision=False)
+    assert max(sizes) == min(most, len(parts.data.indices("val")))
+    assert sum(sizes) == len(parts.data.indices("val"))
+
+
+def test_a_tokens_head_without_maps_looks_at_a_picture_once(
+    tabletop_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = ("model.head.horizon=1", "model.head.kind=tokens", "loss.grounding=0")
+    parts = make_parts(tabletop_data, *tokens, "alignment.weight=0", "data.cache=false")
+    encode, seen = PrismaticVLA.encode_images, list[int]()
+
+    def count(self: PrismaticVLA, pixels: torch.Tensor) -> torch.Tensor:
+        seen.append(len(pixels))
+        return encode(self, pixels)
+
+    monkeypatch.setattr(PrismaticVLA, "encode_images", count)
+    OfflineEvaluator(parts).measure(frozen_vision=False)
+    assert sum(seen) == len(parts.data.indices("val"))
 
 
 def test_a_large_split_is_sampled_the_same_way_every_time(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,9 @@ from tiny_run import make_parts, needs_teacher
 
 from training.alignment import compute_targets
 from training.data.tokenizer import BOS, PAD, build_word_tokenizer
-from training.setup_run import RunParts
+from training.recipes import find_recipe
+from training.settings import override
+from training.setup_run import RunParts, _name_look, set_up
 from vla_align_ros.contract.prompt import PromptTemplate, PromptTokenizer
 
 HALF = 2.0**-11  # float16's rounding, relative
@@ -96,3 +99,29 @@ def test_the_same_words_give_the_same_tokenizer(words: list[str], random: object
     assert len(set(ids[1 : 1 + count])) == len(set(words))
     unknown, _ = tokenizer.encode("zebra")
     assert list(unknown[:3]) == [1, 2, 0]
+
+
+# -- names ------------------------------------------------------------------------------------
+def test_what_no_weight_of_the_tower_tells_names_other_features(tabletop_data: Path) -> None:
+    recipe = find_recipe("debug_cpu")
+    (tower,) = recipe.model.vision
+    assert tower.backbone is not None
+
+    def name(**backbone: object) -> str:
+        changed = dataclasses.replace(tower, backbone={**(tower.backbone or {}), **backbone})
+        model = dataclasses.replace(recipe.model, vision=(changed,))
+        config = dataclasses.replace(recipe, model=model)
+        config = override(config, ["data.cache=false", "alignment.weight=0"])
+        return _name_look(set_up(config, [tabletop_data], None, progress=False))
+
+    heads = int(tower.backbone["num_attention_heads"])
+    names = [name(), name(num_attention_heads=2 * heads), name(layer_norm_eps=1e-3)]
+    assert len({text.split("-")[0] for text in names}) == 1  # the very same weights
+    assert len(set(names)) == 3 and name() == names[0]
+
+
+@needs_teacher
+def test_features_of_the_embedded_tower_keep_their_name(tabletop_data: Path) -> None:
+    config = override(find_recipe("tabletop_align"), ["data.cache=false", "alignment.weight=0"])
+    parts = set_up(config, [tabletop_data], None, progress=False)
+    assert _name_look(parts).endswith("-6cc59376")  # what caches of earlier versions are called

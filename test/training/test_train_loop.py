@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import resource
 import shutil
 import signal
@@ -17,11 +18,13 @@ import pytest
 
 pytest.importorskip("transformers", reason="needs the extra [train]")
 
+import numpy as np
 import torch
 from tiny_run import (
     assert_equal,
     assert_same_run,
     hash_files,
+    make_parts,
     needs_teacher,
     read_scalars,
     read_state,
@@ -32,6 +35,10 @@ from tiny_run import (
 from training import train as train_module
 from training import trainer
 from training.config import RunConfig
+from training.consolidate import consolidate
+from training.evaluate import OfflineEvaluator
+from training.golden_inputs import GOLDEN_INPUTS, write_golden_inputs
+from training.model import PrismaticVLA
 from training.recipes import find_recipe
 from training.train import find_commit, train
 from training.trainer import Trainer
@@ -202,6 +209,55 @@ def test_a_run_that_dies_while_writing_its_end_is_finished(
             run_short(tabletop_data, tmp_path)
     run_short(tabletop_data, tmp_path)
     assert_same_run(tmp_path, short)
+
+
+@pytest.mark.parametrize("left", ["all", "weights"])
+def test_a_run_that_was_consolidated_on_its_way_ends_with_its_last_weights(
+    tabletop_data: Path, short: Path, tmp_path: Path, left: str
+) -> None:
+    stopped = shutil.copytree(short, tmp_path / "stopped")
+    shutil.rmtree(max((stopped / "checkpoints").iterdir()))  # back to step 8
+    (stopped / "run.json").unlink()
+    consolidate(stopped)
+    if left == "weights":  # killed between the two files
+        (stopped / "model.json").unlink()
+    run_short(tabletop_data, stopped)
+    assert_equal(read_weights(stopped), read_weights(short))
+    PrismaticVLA.load(stopped)
+
+
+def test_a_measurement_that_fails_costs_no_step(
+    tabletop_data: Path, short: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure, calls = OfflineEvaluator.measure, list[int]()
+
+    def fail_at_the_end(self: OfflineEvaluator, **options: Any) -> Any:
+        calls.append(len(calls))
+        if len(calls) == 4:  # after steps 3, 6 and 9: after step 12, the last
+            raise MemoryError
+        return measure(self, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(OfflineEvaluator, "measure", fail_at_the_end)
+        with pytest.raises(MemoryError):
+            run_short(tabletop_data, tmp_path)
+    assert read_state(tmp_path)["step"] == 12
+    run_short(tabletop_data, tmp_path)
+    assert_same_run(tmp_path, short)
+
+
+def test_measuring_draws_no_random_number(tabletop_data: Path, tmp_path: Path) -> None:
+    parts = make_parts(tabletop_data, "watch.every_steps=1", "evaluate_every=1")
+    write_golden_inputs(parts.data, parts.processor, tmp_path / GOLDEN_INPUTS)
+    run = Trainer(parts, tmp_path, progress=False)
+    before = torch.get_rng_state(), random.getstate(), str(np.random.get_state())
+    kept = list[int]()
+    with run.progress.open(0):
+        for step in (0, 1):
+            run.measurements.take_if_due(step, lambda: kept.append(1))
+    assert len(kept) == 3  # the sight twice, and an evaluation
+    after = torch.get_rng_state(), random.getstate(), str(np.random.get_state())
+    assert torch.equal(before[0], after[0]) and before[1:] == after[1:]
 
 
 def test_a_finished_run_stays_as_it_is(tabletop_data: Path, short: Path) -> None:

@@ -19,8 +19,9 @@ from tiny_run import make_parts, needs_teacher, read_scalars, read_weights
 
 from training.alignment import Aligner, AlignmentConfig
 from training.config import LossConfig
-from training.model import GroundingConfig
+from training.model import GroundingConfig, chunk_l1_loss, grounding_loss
 from training.objective import Objective, grounding_targets
+from training.parallel import split_batch
 from training.train import train
 from vla_align_ros.errors import TrainingError
 
@@ -56,6 +57,32 @@ def make_objective(loss: LossConfig, weight: float | None) -> Objective:
 
 
 # -- the formula ------------------------------------------------------------------------------
+@given(st.data())
+def test_pieces_add_up_to_the_batch_however_chunks_are_cut(data: st.DataObject) -> None:
+    pieces = data.draw(st.sampled_from([1, 2, 4]))
+    left = data.draw(st.lists(st.integers(1, 6), min_size=8, max_size=8))
+    inside = data.draw(st.lists(st.booleans(), min_size=16, max_size=16))
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))
+    actions, target = torch.rand(2, 8, 6, 7, generator=generator, dtype=torch.float64)
+    maps, logits = torch.rand(2, 8, 2, 9, generator=generator)
+    shown = torch.tensor(inside).reshape(8, 2, 1)
+    batch = {
+        "actions": actions,
+        "target": target,
+        "is_pad": torch.arange(6) >= torch.tensor(left)[:, None],
+        "logits": logits,
+        "maps": torch.where(shown, maps / maps.sum(-1, keepdim=True), 0.0),
+    }
+
+    def losses(piece: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        action = chunk_l1_loss(piece["actions"], piece["target"], piece["is_pad"])
+        return action, grounding_loss(piece["logits"], piece["maps"])
+
+    parts = [losses(piece) for piece in split_batch(batch, pieces)]
+    for whole, some in zip(losses(batch), zip(*parts, strict=True), strict=True):
+        torch.testing.assert_close(torch.stack(some).mean(), whole)
+
+
 @pytest.mark.parametrize("gripper", [1.0, 0.25])
 def test_the_loss_equals_a_plain_second_implementation(gripper: float) -> None:
     objective = make_objective(LossConfig(grounding=0.3, gripper=gripper), weight=0.4)
@@ -75,15 +102,16 @@ def test_the_loss_equals_a_plain_second_implementation(gripper: float) -> None:
     entropies = []
     for row, (maps, targets) in enumerate(zip(output.grounding, batch["grounding"], strict=True)):
         for k, (logits, target) in enumerate(zip(maps.double(), targets.double(), strict=True)):
-            if (row, k) != (1, 1):  # that point is outside of the picture
+            if (row, k) != (1, 1):  # that point is outside of the picture: it costs nothing
                 probability = np.exp(logits.numpy()) / np.exp(logits.numpy()).sum()
                 entropies.append(-(target.numpy() * np.log(probability)).sum())
-    assert total.item() == pytest.approx(action - 0.4 * cosine + 0.3 * np.mean(entropies), abs=1e-5)
+    grounding = np.sum(entropies) / 4
+    assert total.item() == pytest.approx(action - 0.4 * cosine + 0.3 * grounding, abs=1e-5)
     told = {name: float(value) for name, value in scalars.items()}
     assert told == {
         "loss/action": pytest.approx(action, abs=1e-6),
         "align/cosine_layer_1": pytest.approx(cosine, abs=1e-6),
-        "loss/grounding": pytest.approx(np.mean(entropies), abs=1e-5),
+        "loss/grounding": pytest.approx(grounding, abs=1e-5),
         "loss/total": pytest.approx(total.item(), abs=1e-6),
     }
     assert not any(value.requires_grad for value in scalars.values())

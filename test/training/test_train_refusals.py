@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 pytest.importorskip("transformers", reason="needs the extra [train]")
 
 import torch
+from lab_data import correct_tasks
 from tiny_data import write_dataset
 from tiny_run import (
     SHORT,
@@ -84,6 +87,41 @@ def test_another_run_does_not_go_into_the_same_folder(
     with pytest.raises(TrainingError, match="holds another run: got fingerprint="):
         train("debug_cpu", [tabletop_data, tabletop_data], short, settings=SHORT, progress=False)
     assert hash_files(short) == before
+
+
+def test_another_word_in_the_data_is_another_run(
+    tabletop_data: Path, short: Path, tmp_path: Path
+) -> None:
+    data = shutil.copytree(tabletop_data, tmp_path / "data")
+    correct_tasks(data, lambda text: text.replace("put", "lay"))
+    out = shutil.copytree(short, tmp_path / "out")
+    with pytest.raises(TrainingError, match="holds another run: got meaning="):
+        run_short(data, out)
+
+
+def test_other_weights_of_a_mixture_are_another_run(
+    tabletop_data: Path, short: Path, tmp_path: Path
+) -> None:
+    few = (*SHORT, "optim.steps=2")
+
+    def start(weight: int) -> None:
+        roots = [f"{tabletop_data}:{weight}", str(tabletop_data)]
+        train("debug_cpu", roots, tmp_path / "out", settings=few, progress=False)
+
+    start(2)
+    with pytest.raises(TrainingError, match=r"got weights=\[3\.0, 1\.0\]; expected .*\[2\.0, 1"):
+        start(3)
+
+
+def test_a_run_that_an_older_version_described_goes_on(
+    tabletop_data: Path, short: Path, tmp_path: Path
+) -> None:
+    out = shutil.copytree(short, tmp_path / "out")
+    described = json.loads((out / "dataset.json").read_text())
+    older = {k: v for k, v in described.items() if k not in ("meaning", "weights")}
+    (out / "dataset.json").write_text(json.dumps(older))
+    run_short(tabletop_data, out)
+    assert json.loads((out / "dataset.json").read_text()) == described
 
 
 def test_a_refused_start_leaves_the_folder_to_the_corrected_one(

@@ -187,6 +187,13 @@ def test_questions_and_action_tokens_train_an_insulated_backbone(
             "insulate and no other loss",
         ),
         (["alignment.at=encoder", "optim.vision_lr=null"], "encoder with optim.vision_lr null"),
+        (
+            [
+                *("alignment.at=encoder", "optim.vision_lr=null", "adapter.kind=lora"),
+                'adapter.full=["vision"]',  # which the rate keeps still all the same
+            ],
+            "encoder with optim.vision_lr null",
+        ),
     ],
 )
 def test_losses_that_reach_nothing_are_refused(
@@ -194,6 +201,15 @@ def test_losses_that_reach_nothing_are_refused(
 ) -> None:
     with pytest.raises(ConfigurationError, match=f"Nothing would learn: got .*{told}"):
         run_short(tabletop_data, tmp_path, *settings)
+
+
+def test_questions_that_do_not_divide_into_the_pieces_are_refused(
+    tabletop_data: Path, tmp_path: Path
+) -> None:
+    questions = {"path": str(write_questions(tmp_path / "vqa")), "batch_size": 6}
+    settings = (f"vqa={json.dumps(questions)}", "parallel.accumulate=4", "loss.grounding=0")
+    with pytest.raises(ConfigurationError, match=r"vqa\.batch_size: got 6; .*times 4 piece"):
+        run_short(tabletop_data, tmp_path / "run", *settings)
 
 
 def test_pieces_of_a_batch_add_up_to_the_batch(tabletop_data: Path, tmp_path: Path) -> None:

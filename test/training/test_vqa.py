@@ -19,6 +19,7 @@ from tiny_models import IMAGE_PX, build, tiny_config, tiny_llm
 
 from training.data.tokenizer import build_word_tokenizer
 from training.model import StateConfig
+from training.parallel import split_batch
 from training.vqa import IGNORED, VqaBatches, VqaConfig, vqa_loss, with_vocabulary_head
 from vla_align_ros.contract.images import ImageTransform
 from vla_align_ros.contract.normalize import Normalizer, compute_statistics
@@ -103,6 +104,17 @@ def test_the_loss_is_the_language_models_own_next_token_loss(processor, folder):
         target[0, -len(labels) :] = labels
         losses.append(model.llm(inputs_embeds=embeds, labels=target).loss)
     torch.testing.assert_close(vqa_loss(model, batch), torch.stack(losses).mean())
+
+
+@torch.no_grad()
+def test_pieces_of_answers_of_any_length_add_up_to_the_batch(processor, folder):
+    model = speaking_model()
+    batch = VqaBatches(small(folder), processor).next()
+    for row, length in enumerate((1, 4, 2, 3)):
+        batch["labels"][row] = torch.where(torch.arange(4) < length, row + 3, IGNORED)
+    for pieces in (2, 4):
+        parts = [vqa_loss(model, piece) for piece in split_batch(batch, pieces)]
+        torch.testing.assert_close(torch.stack(parts).mean(), vqa_loss(model, batch))
 
 
 def test_training_on_questions_teaches_the_answers_and_no_action_head(processor, tmp_path):
@@ -199,8 +211,10 @@ def test_impossible_settings_are_refused(folder, change, message):
 
 
 def test_settings_that_do_not_fit_the_run_are_refused(processor, folder):
-    with pytest.raises(ConfigurationError, match="multiple of the 3 processes"):
+    with pytest.raises(ConfigurationError, match=r"got 4; expected a multiple of 3 process"):
         VqaBatches(small(folder), processor, world=3)
+    with pytest.raises(ConfigurationError, match=r"2 process\(es\) times 4 piece"):
+        VqaBatches(small(folder), processor, world=2, pieces=4)
     with pytest.raises(ConfigurationError, match="end_token"):
         VqaBatches(small(folder, end_token="<stop>"), processor)
     with pytest.raises(DataError, match="No question fits"):

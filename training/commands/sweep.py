@@ -53,12 +53,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Run the sweep; the comparison is printed and returned."""
     from training.recipes import find_recipe
     from training.settings import override
+    from training.setup_model import find_base
     from training.sweep import SweepPlan, expand_axes, run_sweep
     from training.sweep_tables import find_table
 
     _check(args)
     seeds = _parse_seeds(args.seeds)
-    base = override(find_recipe(args.recipe), args.set)
+    base = find_base(override(find_recipe(args.recipe), args.set))
     rows = find_table(args.table, base.model.llm) if args.table is not None else ()
     plan = SweepPlan(
         recipe=args.recipe,

@@ -76,7 +76,7 @@ def _make_processor(
     sources: Any, config: DataConfig, horizon: int, cache_dir: str | Path | None
 ) -> Processor:
     with_state = sources[0].selection.state_key is not None
-    spec = policy_spec(sources, config, horizon=horizon, frame="base_link", with_state=with_state)
+    spec = policy_spec(sources, config, horizon=horizon, with_state=with_state)
     found = dataset_statistics(sources, config, cache_dir=cache_dir)
     words = build_word_tokenizer(task for source in sources for task in source.reader.tasks)
     return Processor(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from training.settings import LATER
 from vla_align_ros.errors import ConfigurationError
 
 
@@ -44,7 +45,8 @@ class DataConfig:
     empty takes the only one there is. state_key, action_key: features of proprioception and action.
     action_names: which seven named values of the action are dx dy dz drx dry drz gripper; empty
     takes all. gripper: what the recorded gripper values mean. rate_hz: the rate of the policy,
-    needed only where data sets of several rates are mixed.
+    needed only where data sets of several rates are mixed. frame: in whose axes actions and state
+    are recorded; the arm's command_frame must be the same.
 
     drop_near_zero: leave out frames that move less than near_zero_m metres and near_zero_rad
     radians and do not switch the gripper. decode: "once" decodes the videos in advance into a file
@@ -64,6 +66,7 @@ class DataConfig:
         "fraction_open"
     )
     rate_hz: float | None = None
+    frame: str = field(default="base_link", metadata=LATER)
     drop_near_zero: bool = False
     near_zero_m: float = 0.01
     near_zero_rad: float = 0.06
@@ -87,6 +90,7 @@ class DataConfig:
         _check("workers", self.workers, self.workers >= 0, "0 or more")
         names = self.action_names
         _check("action_names", names, len(names) in (0, 7), "seven names, or none")
+        _check("frame", repr(self.frame), bool(self.frame.strip()), "a frame's name")
 
     @property
     def keeps_features(self) -> bool:

@@ -119,6 +119,12 @@ class ActionChunkDataset:
         return hashlib.sha256(parts.encode()).hexdigest()
 
     @property
+    def meaning(self) -> str:
+        """sha256 over words, names and rates of all roots: what the contents' numbers mean."""
+        parts = "".join(reader.meaning_hash() for reader in self.readers)
+        return hashlib.sha256(parts.encode()).hexdigest()
+
+    @property
     def action_chunk(self) -> np.ndarray:
         """Every frame's chunk (N, H, 7) float32; for a few frames, `chunks` costs less."""
         return self.chunks(np.arange(len(self)))[0]

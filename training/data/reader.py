@@ -159,8 +159,14 @@ class LeRobotReader:
             )
 
     def content_hash(self) -> str:
-        """sha256 over tables and video sizes: names a cache of this dataset's content."""
+        """sha256 over tables and video sizes: names a cache of pictures, which no word changes."""
         return self._content_hash
+
+    def meaning_hash(self) -> str:
+        """sha256 over what the numbers mean: the tasks' texts, the columns' names, the rate."""
+        names = {key: feature.names for key, feature in self.schema.features.items()}
+        meaning = json.dumps([self.tasks, names, self.rate_hz], sort_keys=True)
+        return hashlib.sha256(meaning.encode()).hexdigest()
 
     @functools.cached_property
     def _content_hash(self) -> str:

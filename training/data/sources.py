@@ -91,13 +91,12 @@ def policy_spec(
     config: DataConfig,
     *,
     horizon: int,
-    frame: str,
     with_state: bool,
 ) -> PolicySpec:
     """What a robot must offer to a policy trained on `sources`: the contract of both sides.
 
-    `frame` of the actions' axes; `horizon` steps a chunk. DataError if a state is wanted and none
-    was recorded.
+    `horizon` steps a chunk. DataError if a state is wanted and none was recorded, ContractError if
+    `data.frame` is no frame's name.
     """
     first = sources[0].selection
     if with_state and first.state_key is None:
@@ -111,7 +110,9 @@ def policy_spec(
         cameras=(CameraSpec(first.camera_name, first.height, first.width),),
         state=StateSpec(first.state_names) if with_state else None,
         action=ActionSpec(
-            frame=frame, rate_hz=config.rate_hz or sources[0].reader.rate_hz, horizon=horizon
+            frame=config.frame,
+            rate_hz=config.rate_hz or sources[0].reader.rate_hz,
+            horizon=horizon,
         ),
     )
 

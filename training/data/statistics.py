@@ -86,13 +86,18 @@ def statistics_key(sources: Iterable[Source], config: DataConfig, gripper_mask: 
     near_zero = [config.near_zero_m, config.near_zero_rad] if config.drop_near_zero else None
     decisive = {
         "version": _VERSION,
-        "contents": [source.reader.content_hash() for source in sources],
-        "state": config.state_key,
-        "action": [config.action_key, list(config.action_names), config.gripper],
+        "sources": [_name_columns(source) for source in sources],
         "near_zero": near_zero,
         "gripper_mask": gripper_mask,
     }
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _name_columns(source: Source) -> list[Any]:
+    """A data set's content, and which of its columns are read: info.json may name them anew."""
+    chosen = source.selection
+    action = [chosen.action_key, list(chosen.action_columns), chosen.chunk_key, chosen.gripper]
+    return [source.reader.content_hash(), chosen.state_key, list(chosen.state_names), *action]
 
 
 def _read_known(path: Path) -> dict[str, Any]:

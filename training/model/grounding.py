@@ -55,11 +55,9 @@ def append_points(queries: Tensor, logits: Tensor, grid: int) -> Tensor:
 
 
 def grounding_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy against soft targets.
+    """Cross-entropy against soft targets, the mean over all B * K maps.
 
-    logits, targets: (B, K, N); each target map sums to 1, or to 0 where the thing is not in view
-    (left out).
+    logits, targets: (B, K, N); each target map sums to 1, or to 0 where the thing is not in view:
+    such a map costs nothing and counts as one, so that pieces of a batch add up to the batch.
     """
-    per_map = -(targets * logits.float().log_softmax(dim=-1)).sum(dim=-1)
-    present = (targets.sum(dim=-1) > 0).to(per_map.dtype)
-    return (per_map * present).sum() / present.sum().clamp(min=1.0)
+    return -(targets * logits.float().log_softmax(dim=-1)).sum(dim=-1).mean()

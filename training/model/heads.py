@@ -79,7 +79,9 @@ class ChunkHead(nn.Module):
 def chunk_l1_loss(
     actions: Tensor, target: Tensor, is_pad: Tensor | None = None, dim_weights: Tensor | None = None
 ) -> Tensor:
-    """Mean absolute error over the steps that exist.
+    """Mean absolute error over the steps that exist: of each chunk, then over the chunks.
+
+    A chunk counts alike however much of it is cut, so that pieces of a batch add up to the batch.
 
     actions, target: (B, H, A) normalised. is_pad: (B, H) bool, True past the episode's end
     (LeRobot's `action_is_pad`). dim_weights: (A,) relative weights, averaging to the plain mean
@@ -90,5 +92,6 @@ def chunk_l1_loss(
         error = error * (dim_weights / dim_weights.mean())
     if is_pad is None:
         return error.mean()
-    kept = (~is_pad).to(error.dtype).unsqueeze(-1)
-    return (error * kept).sum() / (kept.sum() * error.shape[-1]).clamp(min=1.0)
+    kept = (~is_pad).to(error.dtype)
+    of_chunks = (error.mean(dim=-1) * kept).sum(dim=-1) / kept.sum(dim=-1).clamp(min=1.0)
+    return of_chunks.mean()

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from training.fingerprint import ORIGIN_KEYS
 from training.model import embedded
 from training.model.config import VisionConfig
 from training.model.quiet import quiet_loading
@@ -102,7 +103,7 @@ def describe_tower(config: VisionConfig, tower: VisionTower) -> VisionConfig:
         return config
     hf: Any = tower.backbone.config
     values: dict[str, Any] = json.loads(hf.to_json_string(use_diff=True))
-    for key in ("architectures", "transformers_version", "_name_or_path", "dtype", "torch_dtype"):
+    for key in ORIGIN_KEYS:
         values.pop(key, None)
     values |= {"model_type": hf.model_type, "num_hidden_layers": tower.depth}
     return dataclasses.replace(config, backbone=values)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from training.fingerprint import ORIGIN_KEYS
 from training.model.config import LlmConfig
 from training.model.quiet import quiet_loading
 from training.model.sequence import Sequence
@@ -149,6 +150,6 @@ def vocabulary_logits(llm: Any, states: Tensor) -> Tensor:
 def describe_llm(llm: Any) -> dict[str, Any]:
     """Return the configuration as a JSON-ready dict from which `build_llm` rebuilds the shape."""
     values: dict[str, Any] = llm.config.to_diff_dict()
-    for key in ("architectures", "transformers_version", "_name_or_path", "dtype", "torch_dtype"):
+    for key in ORIGIN_KEYS:
         values.pop(key, None)
     return {**values, "model_type": llm.config.model_type, "vocab_size": llm.config.vocab_size}

@@ -19,7 +19,7 @@ from training.model.checkpoint import (
     save_weights,
     write_json,
 )
-from training.model.config import VlaConfig
+from training.model.config import VisionConfig, VlaConfig
 from training.model.decoding import action_logits, decode_greedily
 from training.model.expert import InsulatedHead
 from training.model.grounding import GroundingHead, append_points, ask
@@ -271,9 +271,13 @@ class PrismaticVLA(nn.Module):
     def describe(self) -> dict[str, Any]:
         """Return what model.json holds: the configuration, with LLM and towers spelled out."""
         llm = dataclasses.replace(self.config.llm, config=describe_llm(self.llm))
-        pairs = zip(self.config.vision, self.vision, strict=True)
-        vision = tuple(describe_tower(config, cast(VisionTower, tower)) for config, tower in pairs)
+        vision = self.describe_vision()
         return dataclasses.replace(self.config, llm=llm, vision=vision).to_dict()
+
+    def describe_vision(self) -> tuple[VisionConfig, ...]:
+        """Return the towers' configurations with every backbone spelled out."""
+        pairs = zip(self.config.vision, self.vision, strict=True)
+        return tuple(describe_tower(config, cast(VisionTower, tower)) for config, tower in pairs)
 
     @classmethod
     def load(cls, folder: str | Path) -> PrismaticVLA:

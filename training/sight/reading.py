@@ -24,7 +24,7 @@ _NAME = re.compile(r"step_(\d{8})\.json")
 class SightReading:
     """What was seen at `step`.
 
-    scalars by name (see docs/training.md); probe results by place; figures by name, (H, W, 3)
+    scalars by name (see docs/sight.md); probe results by place; figures by name, (H, W, 3)
     uint8; notes: what was left out, and why.
     """
 

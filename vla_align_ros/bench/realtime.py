@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vla_align_ros.bench.figures import find_lateness, percentiles
-from vla_align_ros.bench.scene import START_S, Scene, Setup
+from vla_align_ros.bench.scene import PRIORITY, START_S, Scene, Setup
 from vla_align_ros.demo.wiring import ParameterValue
 from vla_align_ros.errors import SimulationError
 
@@ -19,7 +19,6 @@ COMMAND_RATE_HZ = 50.0
 CAMERA_RATE_HZ = 30.0
 WIDTH, HEIGHT = 640, 480
 REPLAN_S = 0.1
-PRIORITY = 50  # of the commanding thread, where the system permits it
 MEET_S = 1.5  # for all to find each other on the graph
 LAST_S = 1.5  # for what is on its way
 LEAVE_S = 20.0

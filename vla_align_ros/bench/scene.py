@@ -27,6 +27,7 @@ ROBOT = "robots/widowx_sim.yaml"
 FINGER_OPEN_M = 0.044  # as the robot's file says
 SERVO_TIMEOUT_S = 0.1  # MoveIt Servo's default
 START_S = 120.0
+PRIORITY = 50  # of the commanding thread, where the system permits it
 MOTION_S = 30.0
 COMMANDS_TO_MOVE = 10
 OTHER_WORDS = "put the cube on the plate"

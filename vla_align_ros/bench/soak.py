@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from vla_align_ros.bench.scene import Scene, Setup
+from vla_align_ros.bench.scene import PRIORITY, Scene, Setup
 from vla_align_ros.errors import SimulationError
 
 SAMPLE_S = 5.0
@@ -19,6 +19,12 @@ SLOWER = 1.25  # latency of the last third over that of the first
 DIAGNOSTICS_S = 1.5
 STOPS = "stops_"  # of /diagnostics, before a reason
 PAGE_MIB = 4096 / 2**20
+SETUP = Setup(
+    width=640,
+    height=480,
+    executable="policy_node",
+    parameters={"thread_priority": PRIORITY},
+)
 
 
 def read_rss_mib(pid: int) -> float:
@@ -32,13 +38,13 @@ def soak(
 ) -> dict[str, Any]:
     """Run for `seconds`; {"ok", "samples", "rss_growth_mib", "latency_ratio", "reasons", counts}.
 
-    640x480 at 30 Hz, planning on every picture. `ok` if from a warm start memory grows by less
+    640x480 at 30 Hz, planning on every picture; `parameters` of the result are what the node was
+    given beside its files. `ok` if from a warm start memory grows by less
     than `GROWTH_MIB` (by a straight line through the samples), the median latency of the last
     third is within `SLOWER` of the first third's, and nothing died or stopped the arm.
     """
-    setup = Setup(width=640, height=480, executable="policy_node", parameters={})
     samples: list[dict[str, Any]] = []
-    with Scene(bundle, out / "scene", setup) as scene:
+    with Scene(bundle, out / "scene", SETUP) as scene:
         scene.stage.spin(DIAGNOSTICS_S)  # so that stops before this one are known
         start_s = time.monotonic()
         frames, before = scene.stage.frames_sent, _count_stops(scene)
@@ -54,7 +60,8 @@ def soak(
     reasons = {r: n - before.get(r, 0) for r, n in after.items() if n > before.get(r, 0)}
     judged = _judge(samples)
     judged["ok"] = judged["ok"] and not reasons
-    return {**judged, "frames_sent": sent, "stops": sum(reasons.values()), "reasons": reasons}
+    counts = {"frames_sent": sent, "stops": sum(reasons.values()), "reasons": reasons}
+    return {**judged, "parameters": dict(SETUP.parameters), **counts}
 
 
 def _count_stops(scene: Scene) -> dict[str, int]:

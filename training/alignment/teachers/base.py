@@ -65,7 +65,11 @@ class ModuleTeacher:
         device: torch.device | str,
         decides: str = "",
     ) -> None:
-        """`decides`: whatever else decides a feature (layer, code), for the fingerprint."""
+        """`decides`: whatever else decides a feature, for the fingerprint.
+
+        That is the layer, the code, and of the architecture what no weight tells (heads, epsilons,
+        activations), where the class leaves it open.
+        """
         self.name, self.recipe = name, recipe
         self._model: Any = model.to(device=device, dtype=dtype).eval().requires_grad_(False)
         self._dtype, self._device = dtype, torch.device(device)
@@ -81,7 +85,7 @@ class ModuleTeacher:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of weights, layer, pixels and precision; computed once, on the CPU."""
+        """Hash of weights, `decides`, pixels and precision; computed once, equal on any device."""
         if self._fingerprint is None:
             decisive = "\n".join(
                 (

@@ -14,6 +14,7 @@ from training.alignment.teachers.base import ModuleTeacher, take_layer
 from training.alignment.teachers.config import TeacherConfig
 from training.alignment.teachers.pixels import NORMALISATIONS, PixelRecipe
 from training.alignment.teachers.sources import Source
+from training.fingerprint import fingerprint_architecture
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +99,7 @@ class PretrainedTeacher(ModuleTeacher):
             recipe.choose(config.pixels),
             dtype=dtype,
             device=device,
-            decides=f"{kind}, layer {config.layer}",
+            decides=f"{kind} {fingerprint_architecture(model.config)}, layer {config.layer}",
         )
 
     def _look(self, pixels: Tensor) -> Tensor:

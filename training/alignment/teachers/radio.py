@@ -15,6 +15,7 @@ from training.alignment.teachers.pixels import NORMALISATIONS, PixelRecipe
 from training.alignment.teachers.pretrained import Layout, cut_model, load_pretrained
 from training.alignment.teachers.remote import RemoteTeacher, load_remote, require_opt_in
 from training.alignment.teachers.sources import Source
+from training.fingerprint import fingerprint_architecture, fingerprint_weights
 
 LAYOUT = Layout("RadioModel", "encoder.layer", None, lambda config: int(config.num_summary_tokens))
 PATCH_PX = 16
@@ -75,7 +76,8 @@ class RadioTeacher(ModuleTeacher):
             _recipe(int(model.config.patch_size)).choose(config.pixels),
             dtype=dtype,
             device=device,
-            decides=f"radio, layer {config.layer}, {self._conditioner.state_dict()}",
+            decides=f"radio {fingerprint_architecture(model.config)}, layer {config.layer}, "
+            f"{fingerprint_weights(self._conditioner.state_dict())}",
         )
 
     def to(self, device: torch.device | str) -> RadioTeacher:

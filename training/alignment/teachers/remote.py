@@ -12,6 +12,7 @@ import torch
 from training.alignment.teachers.base import ModuleTeacher
 from training.alignment.teachers.config import TeacherConfig
 from training.alignment.teachers.sources import Source
+from training.fingerprint import fingerprint_architecture
 from vla_align_ros.errors import ConfigurationError
 
 
@@ -86,5 +87,6 @@ class RemoteTeacher(ModuleTeacher):
             recipe.choose(config.pixels),
             dtype=dtype,
             device=device,
-            decides=f"remote code {fingerprint_code(model)}",
+            decides=f"remote code {fingerprint_code(model)}"
+            f" {fingerprint_architecture(model.config)}",
         )

@@ -14,6 +14,7 @@ from training.alignment.teachers.pixels import NORMALISATIONS, PixelRecipe
 from training.alignment.teachers.pretrained import Layout, cut_model
 from training.alignment.teachers.remote import RemoteTeacher, load_remote, require_opt_in
 from training.alignment.teachers.sources import Source
+from training.fingerprint import fingerprint_architecture
 
 LAYOUT = Layout("ViTModel", "layers", "layernorm", lambda _: 1, resizes=True)
 HEAD_WIDTH = 64  # of every DeiT
@@ -68,7 +69,7 @@ class TheiaTeacher(ModuleTeacher):
             _recipe(config, source, int(model.config.patch_size)).choose(config.pixels),
             dtype=dtype,
             device=device,
-            decides=f"theia, layer {config.layer}",
+            decides=f"theia {fingerprint_architecture(model.config)}, layer {config.layer}",
         )
 
     def _look(self, pixels: Tensor) -> Tensor:

@@ -53,7 +53,7 @@ class TimmTeacher(ModuleTeacher):
             recipe.choose(config.pixels),
             dtype=dtype,
             device=device,
-            decides=f"timm, layer {config.layer}",
+            decides=f"timm {config.source}, layer {config.layer}",
         )
 
     def _look(self, pixels: Tensor) -> Tensor:
