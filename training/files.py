@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from vla_align_ros.errors import DataError
 
@@ -41,26 +42,42 @@ def sync_folder(folder: Path) -> None:
 def hold_lock(path: Path) -> Iterator[None]:
     """Let one process at a time into the block; the others wait, and say so.
 
-    The kernel drops the lock with its holder, however that ends. The file goes when the block ends
-    well, so what the block makes must be looked for in it. DataError on a file system without
-    locks.
+    The kernel drops the lock with its holder, however that ends. The file goes with the block, so
+    what the block makes must be looked for in it. DataError on a file system without locks.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") as file:
-        try:
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab") as file:
+            _wait_for_lock(file, path)
+            if not _lies_at(file, path):
+                continue  # its holder removed it meanwhile: whoever comes next locks another one
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                print(f"waiting for another process that holds {path}", file=sys.stderr)
-                fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL):
-                raise
-            raise DataError(
-                "The cache's file system has no locks",
-                got=str(error),
-                expected="a local disk, or a network file system with flock",
-                fix="pass --cache DIR on a local disk",
-            ) from error
-        yield
-        path.unlink(missing_ok=True)
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
+
+
+def _wait_for_lock(file: BinaryIO, path: Path) -> None:
+    try:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting for another process that holds {path}", file=sys.stderr)
+            fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL):
+            raise
+        raise DataError(
+            "The cache's file system has no locks",
+            got=str(error),
+            expected="a local disk, or a network file system with flock",
+            fix="pass --cache DIR on a local disk",
+        ) from error
+
+
+def _lies_at(file: BinaryIO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 
 import pytest
+from sample_engines import make_engine_set
 from sample_policy import make_bundle
 
 from vla_align_ros.commands import inspect, verify
 from vla_align_ros.contract.bundle import Bundle
 from vla_align_ros.errors import BundleError
+from vla_align_ros.runtime.golden import prove_bundle
+from vla_align_ros.runtime.policy import Policy
+from vla_align_ros.runtime.proofs import DEVICE, keep_proof, require_proof
 
 
 def run(command, *arguments):
@@ -36,6 +41,14 @@ def test_verify_fails_a_bad_bundle_says_where_and_keeps_that_too(tmp_path, capsy
     output = capsys.readouterr().out
     assert "TOO FAR" in output and output.splitlines()[-1].startswith("REFUSED")
     assert Bundle.open(bundle.path).report()["verify"]["ok"] is False
+
+
+def test_verify_tells_its_verdict_though_it_cannot_be_kept(tmp_path, capsys):
+    bundle = make_bundle(tmp_path)
+    unwritable = bundle.path.rename(tmp_path / (250 * "b"))  # no room for a longer name beside it
+    with pytest.raises(BundleError, match=r"report.json cannot be written.*fix: copy the bundle"):
+        run(verify, unwritable)
+    assert capsys.readouterr().out.splitlines()[-1] == "proved"
 
 
 def test_verify_refuses_what_is_no_bundle(tmp_path):
@@ -73,6 +86,24 @@ def test_inspect_shows_the_verdict_of_the_last_proof(tmp_path, capsys):
     capsys.readouterr()
     assert run(inspect, bundle.path)["report"]["verify"]["ok"] is False
     assert "REFUSED on 3 samples (onnx, fp32)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("ok", "verdict"), [(True, "proved"), (False, "REFUSED")])
+def test_inspect_calls_proved_what_the_node_would_run(tmp_path, capsys, ok, verdict):
+    """A gate of behaviour that failed stands beside golden samples that passed."""
+    bundle = make_bundle(tmp_path)
+    make_engine_set(bundle)
+    with Policy.open(bundle) as policy:
+        proof = {**prove_bundle(bundle, policy.backend), "behaviour": {"ok": ok}}
+        keep_proof(policy, proof)
+        with contextlib.nullcontext() if ok else pytest.raises(BundleError, match="not proved"):
+            require_proof(policy)
+    bundle.engine("sm89").add_gates({DEVICE: proof})
+    run(inspect, bundle.path)
+    output = capsys.readouterr().out
+    assert f"{verdict} on 3 samples (onnx, fp32)" in output
+    (line,) = (line for line in output.splitlines() if line.startswith("  sm89: "))
+    assert line.endswith(", proved") is ok
 
 
 def test_inspect_refuses_a_tampered_bundle(tmp_path):

@@ -327,6 +327,13 @@ def test_a_report_of_another_bundle_is_refused(folder):
             call()
 
 
+def test_a_report_that_cannot_be_written_says_what_to_do(folder):
+    bundle = Bundle.open(folder.rename(folder.with_name(250 * "b")))  # no room for a longer name
+    with pytest.raises(BundleError, match=r"report.json cannot be written.*fix: copy the bundle"):
+        bundle.add_report({"verify": {"ok": True}})
+    assert bundle.report() == {} and os.listdir(folder.parent) == [bundle.path.name]
+
+
 def test_a_report_that_is_no_json_leaves_the_old_one(folder):
     bundle = Bundle.open(folder)
     bundle.add_report({"verify": {"ok": True}})

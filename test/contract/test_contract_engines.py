@@ -223,8 +223,8 @@ def test_gates_that_cannot_be_written_leave_the_old_sidecar(bundle, monkeypatch)
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("vla_align_ros.contract.engines.os.replace", full)
-    with pytest.raises(OSError, match="No space"):
+    monkeypatch.setattr("vla_align_ros.contract.files.os.replace", full)
+    with pytest.raises(BundleError, match=r"engine.json cannot be written.*No space.*fix: copy"):
         bundle.engine("sm89").add_gates({"numbers": {}})
     assert (bundle.path / "engines/sm89" / SIDECAR).read_bytes() == before
     assert [path.name for path in bundle.path.parent.iterdir()] == ["bundle"]

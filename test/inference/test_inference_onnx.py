@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import helper
 from sample_policy import INSTRUCTIONS, make_graph, make_processor, run_reference
@@ -82,11 +83,22 @@ def test_a_provider_that_onnxruntime_silently_drops_is_refused(graph, monkeypatc
         lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"],
     )
     # ONNX Runtime itself only warns and runs on the CPU when CUDA cannot load.
-    with (
-        pytest.warns(UserWarning, match="CUDAExecutionProvider"),
-        pytest.raises(BackendError, match="not in use"),
-    ):
-        OnnxBackend(graph, providers=("CUDAExecutionProvider",))
+    cuda, cpu = "CUDAExecutionProvider", "CPUExecutionProvider"
+    for providers, message in (((cuda, cpu), "not in use"), ((cuda,), f"fix: ask for {cpu}")):
+        with (
+            pytest.warns(UserWarning, match=cuda),
+            pytest.raises(BackendError, match=message),
+        ):
+            OnnxBackend(graph, providers=providers)
+
+
+def test_a_provider_that_leaves_nodes_to_the_cpu_is_refused_unless_the_cpu_is_asked_for(graph):
+    azure, cpu = "AzureExecutionProvider", "CPUExecutionProvider"
+    if azure not in onnxruntime.get_available_providers():
+        pytest.skip("needs a build of ONNX Runtime with a provider that runs no ordinary node")
+    with pytest.raises(BackendError, match=rf"can run on {azure} alone; fix: ask for {cpu}"):
+        OnnxBackend(graph, providers=(azure,))
+    assert OnnxBackend(graph, providers=(azure, cpu)).providers == (azure, cpu)
 
 
 def test_options_for_a_provider_that_is_not_asked_for_are_refused(graph):

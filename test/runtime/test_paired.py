@@ -62,6 +62,19 @@ def test_a_policy_that_loses_a_fifth_is_found():
     assert (verdict["reference"], verdict["candidate"]) == (50, 40)
 
 
+@given(st.integers(0, 11), st.integers(0, 11))
+def test_beside_a_reference_that_hardly_succeeds_nothing_is_proved(reference, candidate):
+    """Of fewer than 12 in 60 no fifth can be lost: not even total collapse could be found."""
+    outcomes = ([k < successes for k in range(60)] for successes in (reference, candidate))
+    verdict = judge_pairs(*outcomes, BEHAVIOUR_LIMITS)
+    assert not verdict["ok"] and verdict["power"] == 0.0
+
+
+def test_total_collapse_is_found_where_it_can_be():
+    verdict = judge_pairs([True] * 12 + [False] * 48, [False] * 60, BEHAVIOUR_LIMITS)
+    assert verdict["verdict"] == "worse"
+
+
 def test_pairs_must_be_pairs():
     with pytest.raises(ValueError, match="argument 2"):
         judge_pairs([True], [True, False], LIMITS)

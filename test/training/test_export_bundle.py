@@ -7,6 +7,9 @@ import contextlib
 import io
 import json
 import os
+import shutil
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -16,11 +19,13 @@ pytest.importorskip("transformers", reason="needs the extra [train]")
 pytest.importorskip("onnxscript", reason="needs the extra [export]")
 
 from tiny_export import HORIZON, make_model, make_processor, make_run
-from tiny_models import STATE_DIM
+from tiny_models import STATE_DIM, build, tiny_config
 
 from training.commands import export as command
 from training.export.bundle import export_run
 from training.export.graph_file import load_graph
+from training.export.source import RunSource, add_reference, reference_outputs
+from training.files import hold_lock
 from vla_align_ros.contract.bundle import Bundle
 from vla_align_ros.contract.observation import Observation
 from vla_align_ros.errors import ConfigurationError, ExportError, TrainingError
@@ -145,11 +150,61 @@ def test_an_unfinished_run_is_refused_and_leaves_nothing(run_dir, tmp_path, miss
     assert not (tmp_path / "out").exists() or list((tmp_path / "out").iterdir()) == []
 
 
+def test_fp32_is_not_compared_with_itself_in_closed_loop(run_dir, tmp_path):
+    with pytest.raises(ExportError, match="fix: leave --episodes out"):
+        export_run(run_dir, tmp_path / "b", episodes=2, say=quietly)
+    assert os.listdir(tmp_path) == []
+
+
 def test_an_existing_bundle_is_never_overwritten(run_dir, tmp_path):
     (tmp_path / "keep").write_text("mine")
     with pytest.raises(ExportError, match="exists already"):
         export_run(run_dir, tmp_path)
     assert (tmp_path / "keep").read_text() == "mine"
+
+
+def test_an_export_that_waited_for_one_to_the_same_place_does_no_work_and_leaves_nothing(
+    run_dir, tmp_path, capsys
+):
+    steps, failures = [], []
+
+    def export():
+        try:
+            export_run(run_dir, tmp_path / "b", say=steps.append)
+        except ExportError as error:
+            failures.append(str(error))
+
+    with hold_lock(tmp_path / ".b.stages.lock"):
+        second = threading.Thread(target=export)
+        second.start()
+        while second.is_alive() and "waiting" not in capsys.readouterr().err:
+            time.sleep(0.01)
+        (tmp_path / "b").mkdir()
+    second.join()
+    assert steps == [] and "exists already" in failures[0]
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
+
+
+def test_golden_actions_are_of_the_weights_that_are_exported_whatever_was_interrupted(tmp_path):
+    """Two runs' references lie among the kept results; each run gets its own."""
+    models = {name: build(tiny_config(), seed=seed) for seed, name in enumerate(("one", "other"))}
+    run, kept = tmp_path / "run", tmp_path / ".one.stages"
+
+    def stop(line):
+        if line == "noise ...":
+            raise KeyboardInterrupt
+
+    for model in models.values():
+        with pytest.raises(KeyboardInterrupt):
+            export_run(make_run(run, model=model), tmp_path / "one", say=stop)
+    assert len(list(kept.glob("reference-*"))) == 2
+    shutil.copytree(kept, tmp_path / ".other.stages")
+    for name, model in models.items():
+        export_run(make_run(run, model=model), tmp_path / name, say=quietly)
+        source = RunSource.open(run)
+        expected = add_reference(source, reference_outputs(source)["actions"])
+        found = Bundle.open(tmp_path / name).golden()
+        assert np.array_equal(found["reference_actions"], expected["reference_actions"])
 
 
 @pytest.mark.parametrize(
@@ -175,6 +230,9 @@ def test_the_command_prints_and_returns_the_proof(exported):
         (("run",), "--out is needed"),
         (("--bundle", "b"), "goes with --trt"),
         (("run", "--out", "o", "--trt", "--bundle", "b"), "without a run"),
+        (("--trt", "--bundle", "b", "--dry-run"), "traces a run"),
+        (("--trt", "--bundle", "b", "--episodes", "60"), "verify --episodes"),
+        (("run", "--out", "o", "--trt", "--episodes", "60"), "verify --episodes"),
     ],
 )
 def test_arguments_that_make_no_sense_are_refused_with_what_would(arguments, fix):

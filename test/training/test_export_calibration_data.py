@@ -45,8 +45,9 @@ def test_samples_are_what_the_processor_gives_and_the_same_each_time(exported):
     )
 
 
-def test_engines_are_calibrated_on_the_data_that_is_given(exported):
+def test_engines_are_calibrated_on_the_data_that_is_given(exported, tmp_path, monkeypatch):
     data, path, _ = exported
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     pytest.importorskip("tensorrt_rtx_bindings", reason="needs the extra [trt-rtx]")
     steps = []
     result = export_engines(path, "sm89", "fp8", data=[data], say=steps.append)

@@ -167,6 +167,56 @@ def test_kill_9_at_any_step_leaves_the_old_engines_or_the_new(bundle, tmp_path, 
     assert beside(bundle) == ["bundle"], "the next call did"
 
 
+MOVED_OUT = """
+from training.export import compile_bundle as module
+module._exchange = lambda *_: False
+rename, renamed = os.rename, []
+def watched(*args):
+    renamed.append(args)
+    if len(renamed) == 2:
+        os.kill(os.getpid(), 9)
+    rename(*args)
+os.rename = watched
+"""
+
+
+def test_engines_that_a_killed_call_had_moved_out_come_back_with_the_next(bundle, tmp_path):
+    """Where the kernel cannot exchange two paths, and the kill comes between two renames."""
+    add_engine_set(bundle, "sm89", make_engines(tmp_path, b"old"), FACTS)
+    tests = Path(__file__).parent
+    code = f"import os{MOVED_OUT}" + KILLED.format(
+        tests=str(tests), step="_describe", call=0, folder=str(tmp_path), bundle=str(bundle.path)
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{tests}:{tests.parent}"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
+    assert done.returncode == -9, done.stderr
+    assert bundle.engine_targets() == []
+    add_engine_set(bundle, "sm86", make_engines(tmp_path, target="sm86"), FACTS)
+    assert bundle.engine_targets() == ["sm86", "sm89"]
+    assert bundle.engine("sm89").engine_path("policy").read_bytes() == b"oldpolicy"
+    assert beside(bundle) == ["bundle"]
+
+
+def test_a_disk_that_refuses_the_second_of_two_renames_leaves_the_old_engines(
+    bundle, tmp_path, monkeypatch
+):
+    add_engine_set(bundle, "sm89", make_engines(tmp_path, b"old"), FACTS)
+    real, calls = os.rename, []
+
+    def rename(*args):
+        calls.append(args)
+        if len(calls) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(*args)
+
+    monkeypatch.setattr(compile_bundle, "_exchange", lambda *_: False)
+    monkeypatch.setattr(os, "rename", rename)
+    with pytest.raises(ExportError, match="No space left"):
+        add_engine_set(bundle, "sm89", make_engines(tmp_path, b"new"), FACTS)
+    assert bundle.engine("sm89").engine_path("policy").read_bytes() == b"oldpolicy"
+    assert beside(bundle) == ["bundle"]
+
+
 def test_a_bundle_that_cannot_be_written_is_one_clear_error(bundle, tmp_path, monkeypatch):
     engines = make_engines(tmp_path)
 

@@ -16,15 +16,24 @@ pytest.importorskip("tensorrt_rtx_bindings", reason="needs the extra [trt-rtx]")
 from tiny_export import make_run
 
 from training.commands import export as command
+from training.export import compile as compile_module
 from training.export.bundle import export_run
 from training.export.engines import export_engines
 from vla_align_ros.contract.bundle import Bundle
-from vla_align_ros.errors import ExportError
+from vla_align_ros.errors import ConfigurationError, ExportError
 from vla_align_ros.runtime.limits import GoldenLimits
 
 
 def quietly(_line):
     pass
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    """Where this test's builds are kept, in place of the user's own cache."""
+    home = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home))
+    return home / "vla_align_ros" / "builds"
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +85,68 @@ def test_each_precision_is_proved_and_built_the_same_on_repeat(bundle, precision
     assert opened.engine("sm89").engine_path("policy").read_bytes() == first
     kept = {name: content for name, content in files(bundle).items() if "engines/" not in name}
     assert kept == before, "the bundle itself is as it was"
+
+
+def count_builds(monkeypatch):
+    """Note each build that TensorRT is asked for."""
+    real, built = compile_module._run_build, []
+
+    def run_build(*arguments):
+        built.append(arguments[2].name)
+        return real(*arguments)
+
+    monkeypatch.setattr(compile_module, "_run_build", run_build)
+    return built
+
+
+def test_engines_of_the_same_graphs_are_built_once_whatever_bundle_they_are_for(
+    bundle, cache, monkeypatch
+):
+    built = count_builds(monkeypatch)
+    copy = shutil.copytree(bundle, bundle.with_name("copy"))
+    for path in (bundle, bundle, copy):
+        export_engines(path, "sm89", "bf16", say=quietly)
+    assert built == ["sm89"]
+    one, other = (Bundle.open(path).engine("sm89").engine_path("policy") for path in (bundle, copy))
+    assert one.read_bytes() == other.read_bytes()
+    assert one.stat().st_nlink == 1, "what lies in a bundle is the bundle's alone"
+    assert cache.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_cache_that_others_can_reach_is_not_used(bundle, cache, monkeypatch):
+    export_engines(bundle, "sm89", "bf16", say=quietly)
+    cache.chmod(0o770)
+    built = count_builds(monkeypatch)
+    with pytest.warns(RuntimeWarning, match="not the user's alone"):
+        export_engines(bundle, "sm89", "bf16", say=quietly)
+    assert built == ["sm89"]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ("--precision", "int8_dynamic"),
+        ("--target", "sm1"),
+        ("--trt-option", "speed=11"),
+        ("--block", "48"),
+    ],
+)
+def test_engines_that_cannot_be_asked_for_are_refused_before_a_run_is_exported(
+    bundles, tmp_path, wrong
+):
+    words = (bundles / "run", "--out", tmp_path / "b", "--trt", "--target", "sm89", *wrong)
+    with pytest.raises((ConfigurationError, ExportError)):
+        run_command(*words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_whose_engines_fail_a_gate_leaves_its_bundle_and_says_how_to_go_on(bundles, tmp_path):
+    out = tmp_path / "b"
+    words = (bundles / "run", "--out", out, "--trt", "--target", "sm89", "--precision", "int4")
+    with pytest.raises(ExportError, match=f"bundle {out} was exported.*--trt --bundle {out}"):
+        run_command(*words, "--block", "32")
+    assert Bundle.open(out).engine_targets() == []
+    assert list(tmp_path.iterdir()) == [out]
 
 
 def test_several_targets_of_a_bundle_whose_weights_are_in_8_bits(bundles, tmp_path):

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
 from training.export.stages import Stages, digest, open_stages
+from training.files import hold_lock
 from vla_align_ros.errors import ExportError
 
 
@@ -192,3 +196,61 @@ def test_two_exports_to_one_place_wait_for_each_other(tmp_path):
     assert first.returncode == 0, said
     assert time.monotonic() - started > 1.9, "one after the other"
     assert "waiting" in second.stderr + said
+
+
+def is_held(path: Path) -> bool:
+    with path.open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def test_results_are_dropped_before_the_next_export_may_begin(tmp_path, monkeypatch):
+    real, held = shutil.rmtree, []
+
+    def watched(path, **options):
+        held.append(is_held(tmp_path / ".bundle.stages.lock"))
+        real(path, **options)
+
+    with open_stages(tmp_path / "bundle", quietly) as stages:
+        stages.run("first", {}, write("whole"))
+        monkeypatch.setattr(shutil, "rmtree", watched)
+    assert held and all(held)
+    assert names(tmp_path) == []
+
+
+def test_whoever_waited_for_a_lock_holds_the_one_that_others_find(tmp_path, capsys):
+    path, inside, leave = tmp_path / "lock", threading.Event(), threading.Event()
+
+    def wait():
+        with hold_lock(path):
+            inside.set()
+            leave.wait(20)
+
+    with hold_lock(path):
+        waiter = threading.Thread(target=wait)
+        waiter.start()
+        while waiter.is_alive() and "waiting" not in capsys.readouterr().err:
+            time.sleep(0.01)
+        assert not inside.is_set()
+    assert inside.wait(20)
+    assert is_held(path)
+    leave.set()
+    waiter.join()
+    assert names(tmp_path) == []
+
+
+def test_a_raw_error_of_the_disk_in_an_export_is_one_clear_error_and_keeps_what_is_whole(tmp_path):
+    def export():
+        with open_stages(tmp_path / "bundle", quietly) as stages:
+            stages.run("first", {}, write("whole"))
+            (tmp_path / "taken" / "by").mkdir(parents=True, exist_ok=True)
+            (tmp_path / "new").mkdir(exist_ok=True)
+            os.rename(tmp_path / "new", tmp_path / "taken")
+
+    with pytest.raises(ExportError, match=r"not empty.*goes on from here"):
+        export()
+    assert [name for name in names(tmp_path / ".bundle.stages") if name.startswith("first-")]
+    assert not (tmp_path / ".bundle.stages.lock").exists()

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from vla_align_ros.errors import ConfigurationError
+from vla_align_ros.errors import ConfigurationError, ExportError, VlaAlignError
 
 SUMMARY = "export a training run to a bundle, or a bundle to TensorRT engines, and prove it"
 
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--episodes",
         type=int,
         default=0,
-        help="pairs of simulated episodes for the gate of behaviour (default 0: left out)",
+        help="without --trt: pairs of simulated episodes for the gate of behaviour (default 0)",
     )
     parser.add_argument(
         "--dry-run", action="store_true", help="trace without weights; say what it would need"
@@ -64,17 +64,42 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             print(f"{name:8} {graph['nodes']:6} nodes {graph['weight_bytes'] / 1e9:8.2f} GB")
         print(f"traced in {result['peak_rss_gb']:.1f} GB of memory")
         return result
-    bundle: dict[str, Any] | None = None
-    if args.run is not None:
-        bundle = _export_run(args)
-        if not args.trt:
-            return bundle
+    if not args.trt:
+        return _export_run(args)
+    if args.run is None:
+        return _export_engines(args, args.bundle)
+    _check_engines(args)
+    bundle = _export_run(args)
+    try:
+        return {**_export_engines(args, args.out), "export": bundle}
+    except VlaAlignError as error:
+        onward = f"the bundle is whole: go on with `export --trt --bundle {args.out}`"
+        raise ExportError(
+            f"the bundle {args.out} was exported, but not its engines: {error.summary}",
+            got=error.got,
+            expected=error.expected,
+            fix=onward if error.fix is None else f"{error.fix}; {onward}",
+        ) from error
+
+
+def _check_engines(args: argparse.Namespace) -> None:
+    """Refuse engines that cannot be made before the run is exported for them."""
+    from training.export.engines import check_order
+
+    check_order(args.target, _engine_precision(args), options=args.trt_option, block=args.block)
+
+
+def _engine_precision(args: argparse.Namespace) -> str:
+    return args.precision or "bf16"
+
+
+def _export_engines(args: argparse.Namespace, bundle: str) -> dict[str, Any]:
     from training.export.engines import export_engines
 
     result = export_engines(
-        args.bundle or args.out,
+        bundle,
         args.target,
-        args.precision or "bf16",
+        _engine_precision(args),
         options=args.trt_option,
         block=args.block,
         data=args.data,
@@ -87,13 +112,17 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         library = f"{made['library']} {made['library_version']}"
         print(f"{target}: {made['bytes'] / 1e6:.1f} MB, {library}, unproven until it ran there:")
         print(f"  vla-align verify {result['bundle']} --backend {made['library']}")
-    return result if bundle is None else {**result, "export": bundle}
+    return result
 
 
 def _check(args: argparse.Namespace) -> None:
     wrong = None
     if args.bundle is not None and (args.run is not None or args.out or not args.trt):
         wrong = "--bundle goes with --trt, and without a run and --out"
+    elif args.dry_run and args.run is None:
+        wrong = "--dry-run traces a run: give one"
+    elif args.trt and args.episodes:
+        wrong = "leave --episodes out: an engine is gated by `verify --episodes`, where it runs"
     elif args.bundle is None and args.run is None:
         wrong = "a run, or --trt --bundle DIR, is needed"
     elif args.run is not None and not args.out and not args.dry_run:

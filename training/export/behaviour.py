@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from vla_align_ros.contract.bundle import Bundle
+from vla_align_ros.contract.golden import iterate_observations
 from vla_align_ros.errors import ExportError
-from vla_align_ros.runtime.limits import BEHAVIOUR_LIMITS
+from vla_align_ros.runtime.golden import compare_actions, judge_errors
+from vla_align_ros.runtime.limits import BEHAVIOUR_LIMITS, find_golden_limits
 from vla_align_ros.runtime.paired import judge_pairs
 from vla_align_ros.runtime.policy import Policy
 
@@ -16,6 +19,7 @@ FIRST_SEED = 500_000
 """Far from the seeds of training data and of the tables in the README."""
 
 EXECUTED = 2
+REFERENCE_BACKEND = "onnx"
 
 
 def prove_behaviour(
@@ -30,14 +34,15 @@ def prove_behaviour(
     """Run both policies on the same scenes of the table-top, and judge the candidate.
 
     Args:
-        reference: usually the same policy in fp32, on ONNX Runtime. candidate: the bundle in
-            question, run on `backend`. episodes: pairs. shift: of the scenes. seed: of the first.
+        reference: the same policy in fp32, on ONNX Runtime. candidate: the bundle in question, run
+            on `backend`. episodes: pairs. shift: of the scenes. seed: of the first.
 
     Returns:
-        As `judge_pairs`, with "shift", "seed" and "backend".
+        As `judge_pairs`, with "shift", "seed", "backend", and the reference's "reference_id".
 
     Raises:
-        ExportError: if the policy is not one of the table-top.
+        ExportError: if the policy is not one of the table-top, or the reference is not the fp32
+            policy that the candidate was made from.
     """
     from training.closed_loop import run_episode
     from vla_align_ros.sim.tabletop import CAMERA, TabletopEnv
@@ -52,7 +57,11 @@ def prove_behaviour(
         )
     env = TabletopEnv()
     try:
-        with Policy.open(reference) as first, Policy.open(candidate, backend) as second:
+        with (
+            Policy.open(reference, REFERENCE_BACKEND) as first,
+            Policy.open(candidate, backend) as second,
+        ):
+            _check_reference(first, second)
             outcomes: list[list[bool]] = [[], []]
             for number in tqdm(range(episodes), desc="behaviour", unit="pair"):
                 for policy, found in zip((first, second), outcomes, strict=True):
@@ -63,4 +72,50 @@ def prove_behaviour(
     finally:
         env.close()
     verdict = judge_pairs(outcomes[0], outcomes[1], BEHAVIOUR_LIMITS)
-    return {**verdict, "shift": shift, "seed": seed, "backend": backend}
+    return {
+        **verdict,
+        "shift": shift,
+        "seed": seed,
+        "backend": backend,
+        "reference_id": reference.id,
+    }
+
+
+def _check_reference(reference: Policy, candidate: Policy) -> None:
+    """Refuse a reference beside which success would say nothing of the candidate.
+
+    Where a bundle says that it comes from is not asked: its actions on the candidate's golden
+    samples must be those of the fp32 model that the candidate was made from.
+    """
+    fix = "export the candidate's run with --precision fp32, and give that bundle as the reference"
+    same = (candidate.bundle_id, candidate.backend.name)
+    if (reference.bundle_id, reference.backend.name) == same:
+        raise ExportError(
+            "behaviour cannot be compared",
+            got=f"twice the bundle {reference.bundle.short_id} on {reference.backend.name}",
+            expected="a reference that is not the candidate itself",
+            fix=fix,
+        )
+    if reference.precision != "fp32":
+        raise ExportError(
+            "behaviour cannot be compared",
+            got=f"a reference in {reference.precision}",
+            expected="fp32",
+            fix=fix,
+        )
+    golden = candidate.bundle.golden()
+    seen = iterate_observations(golden, candidate.spec)
+    actions = np.stack([reference.infer(observation).actions for observation in seen])
+    errors = compare_actions(actions, golden["reference_actions"])
+    verdict = judge_errors(errors, find_golden_limits("fp32"))
+    if not verdict["ok"]:
+        raise ExportError(
+            "the reference is another policy than the candidate",
+            got=", ".join(
+                f"{name} off by {entry['max']:.3g} {entry['unit']}"
+                for name, entry in verdict["dimensions"].items()
+                if not entry["ok"]
+            ),
+            expected="the candidate's golden actions, within the limits of fp32",
+            fix=fix,
+        )

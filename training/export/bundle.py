@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from training.export.behaviour import prove_behaviour
 from training.export.graph_file import OPSET
@@ -56,21 +57,28 @@ def export_run(
         {"ok", "bundle", "bundle_id", "precision", "bytes", "parity", "proof", "sensitivity"}.
 
     Raises:
-        ExportError: if the run is unfinished, the graphs stray from the model, or a gate fails;
-            TrainingError: if the run lacks golden inputs; `out` is then absent, as it was.
-            BundleError: if `out` exists.
+        ExportError: if `out` exists, the run is unfinished, the graphs stray from the model, a gate
+            fails, or `episodes` are asked for in fp32; TrainingError: if the run lacks golden
+            inputs; `out` is then as it was.
     """
     run_dir, out = Path(run_dir), Path(out).absolute()
     find_plan(precision, engine=False, block=block)
-    source = RunSource.open(run_dir)
-    if out.exists() or out.is_symlink():
+    if episodes and precision == "fp32":
         raise ExportError(
-            "the bundle exists already",
-            got=str(out),
-            expected="a new path",
-            fix="remove it or choose another name",
+            "behaviour cannot be compared",
+            got="precision fp32",
+            expected="another, beside which fp32 is the reference",
+            fix="leave --episodes out",
         )
+    source = RunSource.open(run_dir)
     with open_stages(out, say) as stages:
+        if out.exists() or out.is_symlink():  # an export that was waited for may have made it
+            raise ExportError(
+                "the bundle exists already",
+                got=str(out),
+                expected="a new path",
+                fix="remove it or choose another name",
+            )
         bundle, facts, proof = _export(stages, source, precision, block, split_vision)
         if episodes:
             exact = Bundle.open(stages.root / "bundle-fp32")
@@ -96,9 +104,11 @@ def _export(
     stages: Stages, source: RunSource, precision: str, block: int, split_vision: bool
 ) -> tuple[Bundle, dict[str, Any], dict[str, Any]]:
     """Return the bundle, beside the stages, with what it records of its export, and its proof."""
-    traced, facts = _trace(stages, source, split_vision)
-    exact = _write(stages, source, "fp32", traced.specs, traced.folder, facts)
-    if precision == "fp32":
+    traced, reference, facts = _trace(stages, source, split_vision)
+    golden = add_reference(source, reference)
+    final = precision == "fp32"
+    exact = _write(stages, source, "fp32", traced.specs, traced.folder, golden, facts, link=final)
+    if final:
         proof = _prove(exact)
         require_proof(proof, FIX)
         return exact, facts, proof
@@ -106,14 +116,21 @@ def _export(
     reduced = reduce_graphs(stages, start, precision, engine=False, block=block)
     require_proof(reduced.proof, FIX)
     facts |= {"plan": reduced.plan.to_dict(), "sensitivity": reduced.table}
-    bundle = _write(stages, source, precision, traced.specs, reduced.folder, facts)
+    graphs = reduced.folder
+    bundle = _write(stages, source, precision, traced.specs, graphs, golden, facts, link=True)
     proof = {**_prove(bundle), "numbers": reduced.proof["numbers"]}
     require_proof(proof, FIX)
     return bundle, facts, proof
 
 
-def _trace(stages: Stages, source: RunSource, split_vision: bool) -> tuple[Exact, dict[str, Any]]:
-    """Trace the graphs, compare them with torch, and measure the noise of bfloat16."""
+def _trace(
+    stages: Stages, source: RunSource, split_vision: bool
+) -> tuple[Exact, npt.NDArray[np.float32], dict[str, Any]]:
+    """Trace the graphs, compare them with torch, and measure the noise of bfloat16.
+
+    Returns:
+        The graphs, torch's normalised actions (N, H, A), and what the bundle records.
+    """
     known = source.facts()
 
     def compute(folder: Path) -> None:
@@ -124,21 +141,22 @@ def _trace(stages: Stages, source: RunSource, split_vision: bool) -> tuple[Exact
         described = {spec.name: spec.to_dict() for spec in specs}
         write_durably(folder / "specs.json", readable_json(described))
 
-    reference = stages.run("reference", known, compute)
+    reference = read_reference(stages.run("reference", known, compute))
     graphs = stages.run("graphs", {**known, "split_vision": split_vision}, trace)
     described = read_json_object(graphs / "specs.json")
     specs = tuple(GraphSpec.from_dict(n, described[n]) for n in find_layout(tuple(described)))
     samples = source.samples()
-    parity = check_parity(run_graphs(specs, graphs, samples), read_reference(reference))
+    parity = check_parity(run_graphs(specs, graphs, samples), reference)
     exact = Exact(specs, graphs, digest(graphs))
     floors = measure_floors(stages, exact, samples, source.processor)
-    return exact, {
+    facts = {
         "opset": OPSET,
         "parity": parity,
         "noise_floor": floors.actions,
         "kept_in_float": list(DELICATE),
         "versions": source.versions(),
     }
+    return exact, reference, facts
 
 
 def _write(
@@ -147,21 +165,26 @@ def _write(
     precision: str,
     specs: Sequence[GraphSpec],
     graphs: Path,
+    golden: Mapping[str, npt.NDArray[Any]],
     facts: Mapping[str, Any],
+    *,
+    link: bool,
 ) -> Bundle:
-    """Write a bundle of graphs beside the stages, with the fp32 model's golden actions."""
+    """Write a bundle of graphs among the stages, with the fp32 model's golden actions.
+
+    Graphs that are still to be reduced cannot be linked: onnx_ir reads no weights of two names.
+    """
     target = stages.root / f"bundle-{precision}"
     shutil.rmtree(target, ignore_errors=True)
-    reference = next(stages.root.glob("reference-*"))
     seeing, sight = export_sight(stages, source)
     return write_bundle(
         target,
         processor=source.processor,
         graphs={**{spec.name: graphs / f"{spec.name}.onnx" for spec in specs}, **seeing},
         specs=specs,
-        golden=add_reference(source, read_reference(reference)),
+        golden=golden,
         provenance={"precision": precision, **source.describe(), "export": dict(facts)},
-        link=True,
+        link=link,
         sight=sight,
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ import numpy.typing as npt
 
 from training.export.graph_file import load_graph, save_graph
 from training.export.products import find_products
-from vla_align_ros.inference.base import open_backend
+from vla_align_ros.contract.spec import TensorSpec
+from vla_align_ros.inference.base import Backend, open_backend
 
 Inputs = Mapping[str, npt.NDArray[Any]]
 
@@ -22,7 +23,7 @@ _KEPT_VALUES = 100_000  # of each activation, evenly spaced, over all samples
 
 
 def measure_ranges(
-    source: Path, samples: Sequence[Inputs], method: str, *, threads: int = 1
+    source: Path, drive: Callable[[Backend], None], calls: int, method: str, *, threads: int = 1
 ) -> dict[str, float]:
     """Return by product the absolute activation that shall be the largest code.
 
@@ -30,7 +31,8 @@ def measure_ranges(
     other values; fp8 has steps that grow with the value, and takes the largest.
 
     Args:
-        source: float32 graph. samples: its inputs. method: "int8" or "fp8".
+        source: float32 graph. drive: runs an engine of it on samples, the same at each call; some
+            values are looked at in each. calls: of the engine in it. method: "int8" or "fp8".
     """
     model = load_graph(source)
     products = find_products(model)
@@ -40,7 +42,7 @@ def measure_ranges(
     sizes = {p.activation.name: 4 * int(np.prod(p.activation.shape.numpy())) for p in products}
     found: dict[str, float] = {}
     for group in _split(sizes):
-        for name, values in _collect(source, group, samples, threads).items():
+        for name, values in _collect(source, group, drive, calls, threads).items():
             peak = float(np.abs(values).max())
             chosen = choose_range(values) if method == "int8" else peak
             found.update(dict.fromkeys(by_value[name], chosen))
@@ -73,8 +75,37 @@ def _split(sizes: Mapping[str, int]) -> list[list[str]]:
     return groups
 
 
+class _Collector:
+    """An engine that keeps numbers of some inner values: `share` a call, and the largest.
+
+    They are kept while it runs, so that nothing of a policy's calls need be recorded.
+    """
+
+    def __init__(self, backend: Backend, names: Sequence[str], share: int) -> None:
+        self._backend = backend
+        self._share = share
+        self.name = backend.name
+        self.inputs: Sequence[TensorSpec] = backend.inputs
+        self.outputs: Sequence[TensorSpec] = backend.outputs
+        self.kept: dict[str, list[npt.NDArray[np.float32]]] = {name: [] for name in names}
+
+    def infer(self, inputs: Inputs) -> dict[str, npt.NDArray[Any]]:
+        """Run the engine."""
+        found = self._backend.infer(inputs)
+        for name, kept in self.kept.items():
+            flat = found[name].reshape(-1)
+            picked = flat[:: max(1, flat.size // self._share)]
+            peak = flat[[int(np.abs(flat).argmax())]]
+            kept.append(np.concatenate([picked, peak]).astype(np.float32))
+        return found
+
+    def close(self) -> None:
+        """Close the engine."""
+        self._backend.close()
+
+
 def _collect(
-    source: Path, names: Sequence[str], samples: Sequence[Inputs], threads: int
+    source: Path, names: Sequence[str], drive: Callable[[Backend], None], calls: int, threads: int
 ) -> dict[str, npt.NDArray[np.float32]]:
     """Run the graph with some inner values as outputs; of each, keep evenly spaced numbers."""
     model = load_graph(source)
@@ -82,20 +113,13 @@ def _collect(
     values |= {value.name: value for value in model.graph.inputs}
     outputs = {value.name for value in model.graph.outputs}
     model.graph.outputs.extend(values[name] for name in names if name not in outputs)
-    share = max(1, _KEPT_VALUES // len(samples))
-    kept: dict[str, list[npt.NDArray[np.float32]]] = {name: [] for name in names}
     with tempfile.TemporaryDirectory(prefix="calibrate-") as folder:
         path = Path(folder) / "graph.onnx"
         save_graph(model, path)
         backend = open_backend("onnx", path, threads=threads)
+        collector = _Collector(backend, names, max(1, _KEPT_VALUES // calls))
         try:
-            for sample in samples:
-                found = backend.infer({t.name: sample[t.name] for t in backend.inputs})
-                for name in names:
-                    flat = found[name].reshape(-1)
-                    picked = flat[:: max(1, flat.size // share)]
-                    peak = flat[[int(np.abs(flat).argmax())]]
-                    kept[name].append(np.concatenate([picked, peak]).astype(np.float32))
+            drive(collector)
         finally:
             backend.close()
-    return {name: np.concatenate(parts) for name, parts in kept.items()}
+    return {name: np.concatenate(parts) for name, parts in collector.kept.items()}

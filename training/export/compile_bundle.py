@@ -25,6 +25,7 @@ from vla_align_ros.errors import ExportError
 
 _HERE = -100  # AT_FDCWD: paths are relative to the working folder
 _EXCHANGE = 2  # RENAME_EXCHANGE
+_NEW, _OLD = "new", "old"  # folders beside the bundle: of the set to come, of the one that was
 
 
 def add_engine_set(
@@ -33,7 +34,7 @@ def add_engine_set(
     """Write ``engines/<target>/`` of a bundle, replacing an earlier set in one step.
 
     They are written beside the bundle, opened as a robot would open them, and only then moved in.
-    What an earlier call left there when it was killed is removed.
+    What an earlier call left there when it was killed is put back or removed.
 
     Args:
         bundle: opened. target: name of the folder, such as "sm89". engines: by the name of the
@@ -51,8 +52,8 @@ def add_engine_set(
     beside = bundle.path.with_name(f".{bundle.path.name}.engines")
     try:
         with hold_lock(beside.with_suffix(".lock")):
-            shutil.rmtree(beside, ignore_errors=True)
-            staging = beside / target
+            _tidy(bundle, beside)
+            staging = beside / _NEW / target
             staging.mkdir(parents=True)
             try:
                 for name, engine in engines.items():
@@ -60,9 +61,9 @@ def add_engine_set(
                 write_durably(staging / SIDECAR, readable_json(seal(sidecar)))
                 sync_path(staging)
                 EngineSet.open(staging, bundle.id)
-                _move_in(staging, destination, beside / "old")
+                _move_in(staging, destination, beside / _OLD / target)
             finally:
-                shutil.rmtree(beside, ignore_errors=True)
+                _tidy(bundle, beside)
     except OSError as cause:
         raise ExportError(
             "engines cannot be written into the bundle",
@@ -127,9 +128,20 @@ def _move_in(staging: Path, destination: Path, old: Path) -> None:
     if not destination.exists():
         os.rename(staging, destination)
     elif not _exchange(staging, destination):
+        old.parent.mkdir()
         os.rename(destination, old)
-        os.rename(staging, destination)
+        os.rename(staging, destination)  # where this fails or is killed, `_tidy` undoes the first
     sync_folder(destination.parent)
+
+
+def _tidy(bundle: Bundle, beside: Path) -> None:
+    """Put engines back that were moved out of the bundle for others that never came; drop all."""
+    for old in (beside / _OLD).glob("*"):
+        destination = engine_folder(bundle.path, old.name)
+        if not destination.exists():
+            os.rename(old, destination)
+            sync_folder(destination.parent)
+    shutil.rmtree(beside, ignore_errors=True)
 
 
 def _exchange(one: Path, other: Path) -> bool:

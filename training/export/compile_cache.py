@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from training.export.compile_target import Target
-from training.files import replace_atomically
-from vla_align_ros.contract.files import canonical_json, hash_file
-from vla_align_ros.errors import ExportError
+from training.files import hold_lock, replace_atomically
+from vla_align_ros.contract.files import canonical_json, hash_file, user_cache
+from vla_align_ros.errors import DataError, ExportError
+
+_OWN = 0o700
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,15 +77,34 @@ def engine_key(onnx_sha256: str, target: Target, options: Mapping[str, str]) -> 
     return hashlib.sha256(canonical_json(facts)).hexdigest()
 
 
+def open_user_cache() -> Path | None:
+    """Return the user's own cache of timings and engines, made if need be.
+
+    None, with a warning, where it cannot be made or others can reach into it: an engine is code,
+    and the hash beside it shows damage, not malice.
+    """
+    folder = user_cache("builds")
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=_OWN)
+        found = folder.stat()
+        if (found.st_uid, found.st_mode & 0o777) != (os.getuid(), _OWN):
+            raise PermissionError(f"{folder} is not the user's alone: remove it, or chmod 700")
+    except OSError as cause:
+        warnings.warn(f"nothing is cached: {cause}", RuntimeWarning, stacklevel=2)
+        return None
+    return folder
+
+
 def keep_engine(built: BuiltEngine, folder: Path) -> None:
     """Copy an engine into the cache; a cache that cannot be written is no failure of the build."""
     try:
-        with replace_atomically(folder / "engine") as temporary:
-            _copy(built.path, temporary)
-        facts = {**asdict(built), "path": "", "sha256": hash_file(built.path)[0]}
-        with replace_atomically(folder / "facts.json") as temporary:
-            temporary.write_text(json.dumps(facts))
-    except OSError as cause:
+        with hold_lock(folder.with_suffix(".lock")):
+            with replace_atomically(folder / "engine") as temporary:
+                _copy(built.path, temporary)
+            facts = {**asdict(built), "path": "", "sha256": hash_file(built.path)[0]}
+            with replace_atomically(folder / "facts.json") as temporary:
+                temporary.write_text(json.dumps(facts))
+    except (OSError, DataError) as cause:
         warnings.warn(f"engine is not cached: {cause}", RuntimeWarning, stacklevel=2)
         shutil.rmtree(folder, ignore_errors=True)
 

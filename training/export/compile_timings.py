@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from training.files import hold_lock, replace_atomically
 from vla_align_ros.contract.files import read_sealed, seal
+from vla_align_ros.errors import DataError
 
 if TYPE_CHECKING:
     from training.export.compile_target import Target
@@ -50,5 +51,5 @@ class TimingCache:
                 body = bytes(memoryview(self._cache.serialize()))
                 with replace_atomically(self.path) as temporary:
                     temporary.write_bytes(seal(body))
-        except OSError as cause:
+        except (OSError, DataError) as cause:
             warnings.warn(f"timings are not kept: {cause}", RuntimeWarning, stacklevel=2)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from training.export.compile import build_engine
 from training.export.compile_bundle import add_engine_set
+from training.export.compile_cache import open_user_cache
 from training.export.compile_options import parse_options
-from training.export.compile_target import parse_targets, resolve_target
-from training.export.precision import find_plan
+from training.export.compile_target import Target, parse_targets, resolve_target
+from training.export.precision import Plan, find_plan
 from training.export.proof import require_proof
 from training.export.reduce import Exact, reduce_graphs
 from training.export.restore import KEPT, Arrays, write_restored
@@ -25,6 +27,29 @@ SOURCES = ("fp32", "int8", "int4")
 """Precisions of bundles that engines can be made of: float32, or weights alone in fewer bits."""
 
 FIX = "build in a higher precision, or with --precision auto"
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """Engines that were asked for, and can be made here: their plan, targets, builder's options."""
+
+    plan: Plan
+    targets: tuple[Target, ...]
+    builder: Mapping[str, str]
+
+
+def check_order(
+    targets: str, precision: str, *, options: Sequence[str] = (), block: int = 128
+) -> Order:
+    """Look, before any work, whether engines can be made as asked; arguments of `export_engines`.
+
+    Raises:
+        ExportError: for an unknown precision or block. ConfigurationError: for a wrong target or
+            option. BackendError: without the library, or the GPU, that a target needs.
+    """
+    plan = find_plan(precision, engine=True, block=block)
+    resolved = tuple(resolve_target(name) for name in parse_targets(targets))
+    return Order(plan, resolved, parse_options(options))
 
 
 def export_engines(
@@ -53,12 +78,12 @@ def export_engines(
         path), "proof", "sensitivity"}.
 
     Raises:
-        ExportError: if a gate fails or the graphs do not compile; the bundle is then as it was.
+        ExportError: if a gate fails or the graphs do not compile; what `check_order` raises. The
+            bundle is then as it was.
     """
     bundle = Bundle.open(path)
-    plan = find_plan(precision, engine=True, block=block)
-    wanted = [resolve_target(name) for name in parse_targets(targets)]
-    builder = parse_options(options)
+    order = check_order(targets, precision, options=options, block=block)
+    cache = open_user_cache()
     with open_stages(bundle.path, say) as stages:
         exact = _restore(stages, bundle)
         reduced = reduce_graphs(
@@ -67,19 +92,19 @@ def export_engines(
             precision,
             engine=True,
             block=block,
-            calibration=_read_calibration(bundle, data) if plan.rounds_activations else None,
+            calibration=_read_calibration(bundle, data) if order.plan.rounds_activations else None,
         )
         require_proof(reduced.proof, FIX)
         made = {}
-        for target in wanted:
+        for target in order.targets:
             say(f"{target.name} ...")
             engines = {
                 spec.name: build_engine(
                     reduced.folder / f"{spec.name}.onnx",
                     stages.root / f"{target.name}-{spec.name}.engine",
                     target,
-                    builder,
-                    cache=stages.root / "built",
+                    order.builder,
+                    cache=cache,
                 )
                 for spec in exact.specs
             }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,19 @@ OPSET = 21
 _EXTERNAL_FROM_BYTES = 1024
 _ONE_FILE_UP_TO_BYTES = 1 << 30  # protobuf ends at 2 GiB
 _IN_FLIGHT_BYTES = 1 << 28  # of weights that are read and not yet written
+
+
+def save_graphs(models: Iterable[tuple[str, Any]], folder: Path) -> None:
+    """Write a policy's graphs, in order, as `<graph>.onnx`, one after the other.
+
+    The decoding shares its weights with the prefill before it, which is the same network.
+    """
+    saved = Path()
+    for name, model in models:
+        if name == "decode":
+            share_weights(model, saved)
+        saved = folder / f"{name}.onnx"
+        save_graph(model, saved)
 
 
 def save_graph(model: Any, path: Path) -> None:

@@ -24,7 +24,9 @@ BLOCKS = (128, 64, 32)
 or smaller that divides its depth."""
 
 _CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75)  # shares of a block's peak that are tried in int4
-_PEAK = {"int8": 127.0, "fp8": 448.0, "int4": 7.0}
+_PEAK = {"int8": 127.0, "int8_dynamic": 64.0, "fp8": 448.0, "int4": 7.0}
+"""Largest code of a weight. In ``int8_dynamic`` two products with an activation's 8 bits must fit
+into 16 bits: x86 without VNNI sums them there and saturates, so that it would act otherwise."""
 
 Array = npt.NDArray[Any]
 
@@ -101,8 +103,14 @@ def round_weight(
     if kind == "int4":
         return _round_blocks(values, 1 - axis, block, scale_dtype)
     peaks = np.abs(values).max(axis=1 - axis, keepdims=True).astype(np.float32)
-    scales = np.where(peaks > 0.0, peaks / _PEAK[kind], 1.0).astype(scale_dtype)
+    scales = _as_scales(peaks / _PEAK[kind], scale_dtype)
     return _encode(values / scales.astype(np.float32), kind), scales.reshape(-1)
+
+
+def _as_scales(steps: Array, dtype: Any) -> Array:
+    """Steps as scales; 1 where one is 0, or too small for `dtype`: its weights become 0."""
+    scales = steps.astype(dtype)
+    return np.where(scales > 0, scales, np.ones((), dtype))
 
 
 def _encode(scaled: Array, kind: str) -> Array:
@@ -120,11 +128,10 @@ def _round_blocks(values: Array, axis: int, block: int, dtype: Any) -> tuple[Arr
     """Choose for each block the clipping that loses least."""
     parts = np.moveaxis(values, axis, 0).reshape(-1, block, values.shape[1 - axis])
     peaks = np.abs(parts).max(axis=1, keepdims=True).astype(np.float32)
-    peaks = np.where(peaks > 0.0, peaks, _PEAK["int4"])
     best = np.full(peaks.shape, np.inf, dtype=np.float32)
-    chosen = (peaks / _PEAK["int4"]).astype(dtype)
+    chosen = _as_scales(peaks / _PEAK["int4"], dtype)
     for clip in _CLIPS:
-        scales = (clip * peaks / _PEAK["int4"]).astype(dtype)
+        scales = _as_scales(clip * peaks / _PEAK["int4"], dtype)
         wide = scales.astype(np.float32)
         restored = np.rint(parts / wide).clip(-_PEAK["int4"], _PEAK["int4"]) * wide
         error = np.square(parts - restored).sum(axis=1, keepdims=True)
@@ -230,7 +237,7 @@ def _insert_dynamic(model: Any, product: Product) -> None:
     def load(part: int) -> Any:
         values = stored.numpy().astype(np.float32)
         values = values.T if transposed else values
-        return ir.tensor(round_weight(values, "int8", 1, 0, np.float32)[part])
+        return ir.tensor(round_weight(values, "int8_dynamic", 1, 0, np.float32)[part])
 
     rows, columns = (weight.shape[1], weight.shape[0]) if transposed else tuple(weight.shape)
     matrix = ir.LazyTensor(lambda: load(0), dtype=ir.DataType.INT8, shape=ir.Shape((rows, columns)))

@@ -5,16 +5,17 @@ from __future__ import annotations
 import dataclasses
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from training.export.calibrate import measure_ranges
-from training.export.graph_file import load_graph, save_graph, share_weights
-from training.export.precision import AUTO, Plan, find_plan, write_plan
+from training.export.graph_file import load_graph, save_graphs
+from training.export.precision import AUTO, Plan, apply_plan, find_plan
 from training.export.products import find_products
 from training.export.proof import Errors, measure_graphs, opened, prove_graphs, run_graphs
 from training.export.restore import denormalize, hash_samples, prepare_samples
@@ -23,8 +24,11 @@ from vla_align_ros.contract.bundle import Bundle
 from vla_align_ros.contract.files import read_json_object, readable_json, write_durably
 from vla_align_ros.contract.graphs import GraphSpec
 from vla_align_ros.contract.processor import Processor
+from vla_align_ros.contract.spec import ACTION_DIM
+from vla_align_ros.inference.base import Backend
+from vla_align_ros.inference.pipeline import GraphPipeline
 from vla_align_ros.runtime.golden import action_error
-from vla_align_ros.runtime.numbers import record_graphs
+from vla_align_ros.runtime.limits import find_golden_limits
 
 NOISE = Plan(base="bfloat16")
 _SENSITIVITY_SAMPLES = 8
@@ -68,21 +72,24 @@ class Reduced:
 
 def measure_floors(stages: Stages, exact: Exact, samples: Samples, processor: Processor) -> Floors:
     """Measure the noise of bfloat16 on samples, which are the golden ones of the processor."""
-    facts = {"graphs": exact.key, "samples": len(samples)}
+    facts = {"graphs": exact.key, "samples": hash_samples(samples)}
 
     def make(folder: Path) -> None:
         simulated = folder / "simulated"
         simulated.mkdir()
         _write(exact, simulated, NOISE, {}, simulate=True)
         graphs = measure_graphs(exact.specs, exact.folder, simulated, samples)
-        outputs = (run_graphs(exact.specs, path, samples) for path in (simulated, exact.folder))
-        rounded, reference = (denormalize(processor, actions) for actions in outputs)
+        paths = {"rounded": simulated, "exact": exact.folder}
+        actions = {name: run_graphs(exact.specs, path, samples) for name, path in paths.items()}
         shutil.rmtree(simulated)
-        found = {"graphs": graphs, "actions": action_error(processor, rounded, reference)}
-        write_durably(folder / "floors.json", readable_json(found))
+        np.savez(folder / "actions.npz", **actions)
+        write_durably(folder / "floors.json", readable_json(graphs))
 
-    found = read_json_object(stages.run("noise", facts, make) / "floors.json")
-    return Floors(found["graphs"], found["actions"])
+    folder = stages.run("noise", facts, make)
+    with np.load(folder / "actions.npz", allow_pickle=False) as stored:
+        rounded, exactly = (denormalize(processor, stored[name]) for name in ("rounded", "exact"))
+    graphs = read_json_object(folder / "floors.json")
+    return Floors(graphs, action_error(processor, rounded, exactly))
 
 
 def reduce_graphs(
@@ -112,7 +119,13 @@ def reduce_graphs(
     ranges: dict[str, dict[str, float]] = {}
     if plan.rounds_activations:
         ranges = _find_ranges(stages, exact, plan, golden if calibration is None else calibration)
-    facts = {"graphs": exact.key, "ranges": ranges}
+    facts = {
+        "graphs": exact.key,
+        "judge": {"bundle": bundle.id, "limits": dataclasses.asdict(find_golden_limits(precision))},
+        "floors": floors.graphs,
+        "ranges": ranges,
+        "plan": plan.to_dict(),
+    }
 
     def judge(candidate: Plan, folder: Path) -> dict[str, Any]:
         _write(exact, folder, candidate, ranges, simulate=candidate.base != "float32")
@@ -132,7 +145,7 @@ def reduce_graphs(
         write_durably(folder / "reduced.json", readable_json(found))
 
     name = f"{'engine' if engine else 'graphs'}-{precision}"
-    folder = stages.run(name, {**facts, "plan": plan.to_dict()}, make)
+    folder = stages.run(name, facts, make)
     found = read_json_object(folder / "reduced.json")
     return Reduced(folder, Plan.from_dict(found["plan"]), found["proof"], found["table"])
 
@@ -140,17 +153,23 @@ def reduce_graphs(
 def _find_ranges(
     stages: Stages, exact: Exact, plan: Plan, samples: Samples
 ) -> dict[str, dict[str, float]]:
-    seen = {"samples": len(samples), "content": hash_samples(samples)}
-    facts = {"graphs": exact.key, **seen, "method": plan.method}
+    facts = {"graphs": exact.key, "samples": hash_samples(samples), "method": plan.method}
+
+    def measure(spec: GraphSpec) -> dict[str, float]:
+        rest = [other for other in exact.specs if other is not spec]
+        with opened(rest, exact.folder) as others:
+
+            def drive(own: Backend) -> None:
+                pipeline = GraphPipeline(exact.specs, {**others, spec.name: own})
+                for sample in samples:
+                    pipeline.infer(sample)
+
+            source = exact.folder / f"{spec.name}.onnx"
+            calls = len(samples) * (ACTION_DIM - 1 if spec.name == "decode" else 1)
+            return measure_ranges(source, drive, calls, str(plan.method))
 
     def make(folder: Path) -> None:
-        with opened(exact.specs, exact.folder) as backends:
-            calls = record_graphs(exact.specs, backends, samples)
-        found = {}
-        for spec in exact.specs:
-            inputs = [seen for seen, _ in calls[spec.name]]
-            path = exact.folder / f"{spec.name}.onnx"
-            found[spec.name] = measure_ranges(path, inputs, str(plan.method))
+        found = {spec.name: measure(spec) for spec in exact.specs}
         write_durably(folder / "ranges.json", readable_json(found))
 
     return read_json_object(stages.run("ranges", facts, make) / "ranges.json")
@@ -164,16 +183,14 @@ def _write(
     *,
     simulate: bool,
 ) -> None:
-    for spec in exact.specs:
-        own = dataclasses.replace(plan, spared=tuple(exact.spared.get(spec.name, ())))
-        target = folder / f"{spec.name}.onnx"
-        write_plan(
-            exact.folder / target.name, target, own, ranges.get(spec.name), simulate=simulate
-        )
-        if spec.name == "decode":
-            model = load_graph(target)
-            share_weights(model, folder / "prefill.onnx")
-            save_graph(model, target)
+    def reduce() -> Iterator[tuple[str, Any]]:
+        for spec in exact.specs:
+            model = load_graph(exact.folder / f"{spec.name}.onnx")
+            own = dataclasses.replace(plan, spared=tuple(exact.spared.get(spec.name, ())))
+            apply_plan(model, own, ranges.get(spec.name), simulate=simulate)
+            yield spec.name, model
+
+    save_graphs(reduce(), folder)
 
 
 def _search(

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from training.export.graph_file import load_graph, save_graph
+from training.export.graph_file import load_graph, save_graphs
 from training.export.precision import restore_weights
 from vla_align_ros.contract.golden import iterate_observations
 from vla_align_ros.contract.observation import Observation
@@ -39,11 +39,15 @@ def hash_samples(samples: Sequence[Mapping[str, npt.NDArray[Any]]]) -> str:
 
 def write_restored(graphs: Mapping[str, Path], folder: Path) -> dict[str, list[str]]:
     """Save a bundle's graphs in float32; return by graph the products that its export spared."""
-    kept = {}
-    for name, path in graphs.items():
-        model = load_graph(path)
-        kept[name] = list(restore_weights(model))
-        save_graph(model, folder / f"{name}.onnx")
+    kept: dict[str, list[str]] = {}
+
+    def restore() -> Iterator[tuple[str, Any]]:
+        for name, path in graphs.items():
+            model = load_graph(path)
+            kept[name] = list(restore_weights(model))
+            yield name, model
+
+    save_graphs(restore(), folder)
     return kept
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from training.export.graph_file import OPSET, save_graph, share_weights
+from training.export.graph_file import OPSET, save_graphs
 from training.export.restore import denormalize, prepare_samples
 from training.export.trace import trace_graph
 from training.golden_inputs import GOLDEN_INPUTS, read_golden_inputs
@@ -89,15 +89,13 @@ class RunSource:
                 name = name.removeprefix("model.")
                 return stored.get_tensor(aliases.get(name, name))
 
-            specs, saved = [], Path()
-            for graph in plan_graphs(model, self.processor, split_vision=split_vision):
-                traced = trace_graph(graph.module, graph.spec.inputs, graph.spec.outputs, read)
-                if graph.spec.name == "decode":
-                    share_weights(traced, saved)  # with the prefill, which is the same network
-                saved = folder / f"{graph.spec.name}.onnx"
-                save_graph(traced, saved)
-                specs.append(graph.spec)
-        return tuple(specs)
+            graphs = list(plan_graphs(model, self.processor, split_vision=split_vision))
+            traced = (
+                (g.spec.name, trace_graph(g.module, g.spec.inputs, g.spec.outputs, read))
+                for g in graphs
+            )
+            save_graphs(traced, folder)
+        return tuple(graph.spec for graph in graphs)
 
     def describe(self) -> dict[str, Any]:
         """Return what the run says of itself, without paths of this machine."""

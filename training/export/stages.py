@@ -26,7 +26,6 @@ from vla_align_ros.contract.files import (
 from vla_align_ros.errors import ContractError, ExportError
 
 _INDEX = "stage.json"
-_LOCK = "lock"
 
 
 class Stages:
@@ -100,13 +99,31 @@ def open_stages(out: Path, say: Callable[[str], None] = print) -> Iterator[Stage
     """Give the steps of an export to `out`, for one process at a time.
 
     They are dropped when the block ends well or refuses (an ExportError other than of the disk),
-    and kept when it is interrupted.
+    and kept when it is interrupted. Whoever waited for another process looks for what that one made
+    in the block.
+
+    Raises:
+        ExportError: also for an OSError of the block, as that of a full disk.
     """
     root = out.with_name(f".{out.name}.stages")
     try:
-        with hold_lock(root / _LOCK):
+        # The lock lies beside the folder, which goes while it is held.
+        with hold_lock(root.with_name(f"{root.name}.lock")), _kept_if_interrupted(root):
             _drop_partial(root)
             yield Stages(root, say)
+    except OSError as cause:
+        raise ExportError(
+            "the export cannot go on",
+            got=cause,
+            expected=f"files that can be read, and space and permission to write in {out.parent}",
+            fix="put that right and call the same command again: it goes on from here",
+        ) from cause
+
+
+@contextlib.contextmanager
+def _kept_if_interrupted(root: Path) -> Iterator[None]:
+    try:
+        yield
     except ExportError as error:
         if not isinstance(error.__cause__, OSError):
             shutil.rmtree(root, ignore_errors=True)
@@ -114,13 +131,17 @@ def open_stages(out: Path, say: Callable[[str], None] = print) -> Iterator[Stage
     else:
         shutil.rmtree(root, ignore_errors=True)
     finally:
-        if root.is_dir() and {path.name for path in root.iterdir()} <= {_LOCK}:
-            shutil.rmtree(root, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            root.rmdir()  # where no step was done, there is nothing to go on from
 
 
 def _drop_partial(root: Path) -> None:
-    for path in root.glob(".*"):
-        shutil.rmtree(path, ignore_errors=True)
+    """Remove all that is no step's result, such as a bundle that was never moved to its place."""
+    for path in root.glob("*"):
+        if not path.is_dir():
+            path.unlink()
+        elif path.name.startswith(".") or not (path / _INDEX).is_file():
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _write_index(folder: Path) -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from vla_align_ros.contract.bundle import Bundle
+from vla_align_ros.runtime.proofs import DEVICE
+from vla_align_ros.runtime.table import is_proved
 
 SUMMARY = "check a bundle's hashes and print what it sees, does and comes from"
 
@@ -74,7 +76,7 @@ def _describe_engines(bundle: Bundle) -> list[str]:
     for target in bundle.engine_targets():
         engines = bundle.engine(target)
         made = f"{engines.facts['library']} {engines.facts['library_version']}"
-        verdict = "proved" if engines.gates.get("device", {}).get("ok") else "not proved on a GPU"
+        verdict = "proved" if is_proved(engines.gates.get(DEVICE, {})) else "not proved on a GPU"
         lines.append(f"{target}: {engines.facts['scheme']}, {made}, {verdict}")
     return lines
 
@@ -92,6 +94,6 @@ def _describe_tree(value: dict[str, Any], prefix: str = "") -> list[str]:
 def _describe_proof(proof: dict[str, Any] | None) -> str:
     if proof is None:
         return "none; run `vla-align verify`"
-    verdict = "proved" if proof.get("ok") else "REFUSED"
+    verdict = "proved" if is_proved(proof) else "REFUSED"
     how = f"{proof.get('backend')}, {proof.get('precision')}"
     return f"{verdict} on {proof.get('samples')} samples ({how})"

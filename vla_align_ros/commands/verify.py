@@ -12,7 +12,7 @@ from vla_align_ros.errors import ConfigurationError
 from vla_align_ros.inference.base import BACKENDS
 from vla_align_ros.runtime.golden import prove_bundle
 from vla_align_ros.runtime.policy import Policy
-from vla_align_ros.runtime.proofs import keep_proof
+from vla_align_ros.runtime.proofs import complete_proof, keep_proof
 from vla_align_ros.runtime.table import describe_proof, is_proved
 
 SUMMARY = "replay a bundle's golden samples on this machine and hold the errors against limits"
@@ -39,17 +39,19 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Prove the bundle, print a table, keep the result beside it; `ok` is the verdict.
 
     Raises:
-        VlaAlignError: if the bundle or the backend cannot be used at all.
+        VlaAlignError: if the bundle or the backend cannot be used at all, or, after the table, if
+            the result cannot be kept.
     """
     bundle = Bundle.open(args.bundle)
     with Policy.open(bundle, args.backend, args.threads) as policy:
         proof = prove_bundle(bundle, policy.backend, policy.precision)
         if args.episodes:
             proof["behaviour"] = _prove_behaviour(bundle, args)
-        proof = keep_proof(policy, proof)
-    print(f"bundle {bundle.short_id}")
-    for line in describe_proof(proof):
-        print(line)
+        proof = complete_proof(policy, proof)
+        print(f"bundle {bundle.short_id}")
+        for line in describe_proof(proof):
+            print(line)
+        keep_proof(policy, proof)
     return {**proof, "bundle_id": bundle.id, "ok": is_proved(proof)}
 
 

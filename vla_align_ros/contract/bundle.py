@@ -17,7 +17,13 @@ import numpy.typing as npt
 
 from vla_align_ros.contract import golden as golden_samples
 from vla_align_ros.contract.engines import EngineSet, engine_folder, list_targets
-from vla_align_ros.contract.files import read_json_object, readable_json, sync_path, write_durably
+from vla_align_ros.contract.files import (
+    read_json_object,
+    readable_json,
+    replace_in_bundle,
+    sync_path,
+    write_durably,
+)
 from vla_align_ros.contract.graphs import GraphSpec, check_graphs, chunk_graphs
 from vla_align_ros.contract.manifest import (
     MANIFEST_NAME,
@@ -155,17 +161,12 @@ class Bundle:
         """Put sections into report.json, replacing those of the same name, in one step.
 
         The report is outside of the bundle's id: it is about the bundle, not a part of it.
+
+        Raises:
+            BundleError: if it cannot be written there, or the report is another bundle's.
         """
         content = readable_json({**self.report(), **report, "bundle_id": self.id})
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{self.path.name}.", dir=self.path.parent)
-        os.close(descriptor)
-        try:
-            write_durably(Path(temporary), content)
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, self.path / REPORT_NAME)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
-        sync_path(self.path)
+        replace_in_bundle(self.path, REPORT_NAME, content)
 
 
 def write_bundle(

@@ -11,7 +11,6 @@ import hashlib
 import os
 import re
 import stat
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,7 @@ from vla_align_ros.contract.files import (
     hash_file,
     read_json_object,
     readable_json,
-    sync_path,
-    write_durably,
+    replace_in_bundle,
 )
 from vla_align_ros.errors import BundleError
 
@@ -132,18 +130,14 @@ class EngineSet:
         return self.path / str(graphs[graph]["path"])
 
     def add_gates(self, gates: Mapping[str, Any]) -> EngineSet:
-        """Put results into the sidecar's gates, replacing those of the same name, in one step."""
+        """Put results into the sidecar's gates, replacing those of the same name, in one step.
+
+        Raises:
+            BundleError: if they cannot be written there.
+        """
         facts = seal({**self.facts, "gates": {**self.gates, **gates}})
-        bundle = self.path.parent.parent
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{bundle.name}.", dir=bundle.parent)
-        os.close(descriptor)
-        try:
-            write_durably(Path(temporary), readable_json(facts))
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, self.path / SIDECAR)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
-        sync_path(self.path)
+        name = f"{ENGINES}/{self.path.name}/{SIDECAR}"
+        replace_in_bundle(self.path.parent.parent, name, readable_json(facts))
         return EngineSet(self.path, facts)
 
 

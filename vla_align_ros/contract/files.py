@@ -6,11 +6,12 @@ import hashlib
 import json
 import os
 import stat
+import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from vla_align_ros.errors import ContractError, VlaAlignError
+from vla_align_ros.errors import BundleError, ContractError, VlaAlignError
 
 MAX_JSON_BYTES = 16 * 1024 * 1024
 _CHUNK_BYTES = 1024 * 1024
@@ -34,6 +35,12 @@ def readable_json(value: object) -> bytes:
     """Return indented JSON of ``value`` with sorted keys, for files that people read."""
     canonical_json(value)
     return (json.dumps(value, sort_keys=True, indent=2, allow_nan=False) + "\n").encode()
+
+
+def user_cache(name: str) -> Path:
+    """Return the user's own folder of one cache: $XDG_CACHE_HOME/vla_align_ros/<name>."""
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(home).expanduser() / "vla_align_ros" / name
 
 
 def seal(content: bytes) -> bytes:
@@ -114,6 +121,37 @@ def write_durably(path: Path, content: bytes) -> None:
         stream.write(content)
         stream.flush()
         os.fsync(stream.fileno())
+
+
+def replace_in_bundle(bundle: Path, name: str, content: bytes) -> None:
+    """Put a file in the place of another of the same name, in one step that lasts.
+
+    Until then it lies beside the bundle, which is refused while it holds a file of no name.
+
+    Args:
+        bundle: the folder. name: of the file, relative to it.
+
+    Raises:
+        BundleError: if one may not write there, or both places are not on one file system.
+    """
+    path = bundle / name
+    try:
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{bundle.name}.", dir=bundle.parent)
+        os.close(descriptor)
+        try:
+            write_durably(Path(temporary), content)
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+        sync_path(path.parent)
+    except OSError as cause:
+        raise BundleError(
+            f"{name} cannot be written",
+            got=cause,
+            expected=f"{bundle} and the folder that holds it writable, on one file system",
+            fix="copy the bundle into a folder of yours that has room, and use the copy",
+        ) from cause
 
 
 def sync_path(path: Path) -> None:

@@ -38,6 +38,7 @@ _EXACT: dict[str, dict[str, str]] = {
     TENSORRT: {"trt_fp16_enable": "0", "trt_int8_enable": "0", "trt_engine_cache_enable": "0"},
 }
 """A graph's precision is its own: what a provider would round by itself or by the environment."""
+_NO_CPU = "session.disable_cpu_ep_fallback"
 
 
 class OnnxBackend:
@@ -48,7 +49,8 @@ class OnnxBackend:
     Args:
         path: the .onnx file; weights may lie in a file beside it. threads: for one operator;
             operators run one after another.
-        providers: execution providers, in order of preference; each must really be used.
+        providers: execution providers, in order of preference; each must be there. Only with the
+            CPU's among them may any part of the graph run on the CPU.
         provider_options: by provider, ONNX Runtime's own options for it, such as
             ``{"TensorrtExecutionProvider": {"trt_engine_cache_enable": "1",
             "trt_engine_cache_path": ...}}``. Without them nothing is rounded or cached.
@@ -56,7 +58,8 @@ class OnnxBackend:
 
     Raises:
         BackendError: if the file is no graph that runs here, or a provider is not available or
-            silently left out (ONNX Runtime falls back to the CPU; this refuses).
+            silently left out, or cannot run the graph (ONNX Runtime falls back to the CPU; this
+            refuses).
     """
 
     name = "onnx"
@@ -78,6 +81,8 @@ class OnnxBackend:
         options.inter_op_num_threads = 1
         options.graph_optimization_level = _OPTIMIZATIONS[optimization]
         options.log_severity_level = _ERRORS_ONLY
+        if CPU not in providers:
+            options.add_session_config_entry(_NO_CPU, "1")
         try:
             session = onnxruntime.InferenceSession(
                 str(path), options, providers=list(settings.items())
@@ -86,7 +91,9 @@ class OnnxBackend:
             raise BackendError(
                 "graph cannot be loaded",
                 got=cause,
-                expected=f"an ONNX file that ONNX Runtime {onnxruntime.__version__} can run",
+                expected=f"an ONNX file that ONNX Runtime {onnxruntime.__version__} can run on "
+                f"{' and '.join(providers)} alone",
+                fix=None if CPU in providers else f"ask for {CPU} behind them, for the rest",
             ) from cause
         _check_providers(providers, session.get_providers(), "in use")
         _check_options(settings, session.get_provider_options())
@@ -107,7 +114,7 @@ class OnnxBackend:
 
     @property
     def providers(self) -> tuple[str, ...]:
-        """The execution providers that the session really uses."""
+        """The execution providers of the session, the CPU's in any case."""
         return tuple(self._require_session().get_providers())
 
     def infer(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:

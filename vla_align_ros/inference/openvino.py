@@ -34,6 +34,7 @@ def _import_quietly() -> Any:
 openvino = _import_quietly()
 
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
+_HINT = "INFERENCE_PRECISION_HINT"
 
 
 class OpenVinoBackend:
@@ -65,7 +66,7 @@ class OpenVinoBackend:
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": 1,
             "INFERENCE_NUM_THREADS": threads,
-            "INFERENCE_PRECISION_HINT": _HINTS[precision],
+            _HINT: _HINTS[precision],
             "ENABLE_CPU_PINNING": False,
             **({} if cache_dir is None else {"CACHE_DIR": str(cache_dir)}),
         }
@@ -73,7 +74,7 @@ class OpenVinoBackend:
         try:
             with keep_signal_stack():
                 compiled = core.compile_model(model, "CPU", options)
-            used = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+            used = compiled.get_property(_HINT).to_string()
             self._request: Any = compiled.create_infer_request()
         except RuntimeError as cause:
             raise _refuse(cause) from cause

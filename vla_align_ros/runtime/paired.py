@@ -51,7 +51,8 @@ def judge_pairs(
     Returns:
         {"ok", "episodes", "reference", "candidate" (successes), "intervals" (Wilson's, by name),
         "lost", "won", "p", "power", "worse_by", "verdict"}; ok only if the candidate is not
-        significantly worse *and* the test had the power to find out.
+        significantly worse *and* the test had the power to find out. There is none where the
+        reference succeeds too seldom to be able to lose as much as `limits.worse_by`.
     """
     pairs = list(zip(reference, candidate, strict=True))
     lost = sum(was and not now for was, now in pairs)
@@ -59,7 +60,8 @@ def judge_pairs(
     count = len(pairs)
     p = find_worse(lost, won)
     by_chance = max(won, 1) / count if count else 0.0
-    power = compute_power(count, limits.worse_by, by_chance, limits.alpha)
+    can_drop = sum(reference) >= limits.worse_by * count
+    power = compute_power(count, limits.worse_by, by_chance, limits.alpha) if can_drop else 0.0
     verdict = "worse" if p < limits.alpha else "undecided" if power < limits.power else "not worse"
     successes = {"reference": sum(reference), "candidate": sum(candidate)}
     return {

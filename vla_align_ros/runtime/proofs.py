@@ -13,16 +13,27 @@ DEVICE = "device"
 """Among an engine's gates, the proof that ran on the machine itself."""
 
 
-def keep_proof(policy: Policy, proof: Mapping[str, Any]) -> dict[str, Any]:
-    """Write a proof where it is looked for, and return it.
+def complete_proof(policy: Policy, proof: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a proof with what was measured before on the same backend, not this time (behaviour).
 
-    That is the bundle's report, by backend, or beside the engine that it is of. What was measured
-    before on the same backend and not this time (behaviour) is kept.
+    Raises:
+        BundleError: if the bundle's report cannot be read.
     """
     before = find_proof(policy)
-    kept = dict(proof)
-    if before is not None and before["precision"] == proof["precision"] and "behaviour" in before:
-        kept = {"behaviour": before["behaviour"], **kept}
+    if before is None or before["precision"] != proof["precision"] or "behaviour" not in before:
+        return dict(proof)
+    return {"behaviour": before["behaviour"], **proof}
+
+
+def keep_proof(policy: Policy, proof: Mapping[str, Any]) -> dict[str, Any]:
+    """Write a proof, completed, where it is looked for, and return it.
+
+    That is the bundle's report, by backend, or beside the engine that it is of.
+
+    Raises:
+        BundleError: if it cannot be written there.
+    """
+    kept = complete_proof(policy, proof)
     engines = getattr(policy.backend, "engines", None)
     if engines is not None:
         engines.add_gates({DEVICE: kept})

@@ -10,7 +10,8 @@ def describe_proof(proof: Mapping[str, Any]) -> Iterator[str]:
     """Give the table of a proof, gate by gate, ending with the verdict.
 
     Args:
-        proof: as ``prove_bundle`` gives it, perhaps with "behaviour" (see ``judge_pairs``).
+        proof: as ``prove_bundle`` gives it, perhaps with "behaviour" (see ``judge_pairs``) and in
+            it the bundle's id of the reference, "reference_id".
     """
     yield (f"{proof['samples']} golden samples, {proof['precision']}, backend {proof['backend']}")
     yield f"  {'actions':24} {'largest':>10} {'p99':>10} {'limit':>10}"
@@ -39,7 +40,8 @@ def describe_proof(proof: Mapping[str, Any]) -> Iterator[str]:
     else:
         yield (
             f"  {'behaviour':24} {behaviour['candidate']} of {behaviour['episodes']} against "
-            f"{behaviour['reference']}: {behaviour['verdict']} (p {behaviour['p']:.3g}, power "
+            f"{behaviour['reference']} of {behaviour['reference_id'][:12]}: "
+            f"{behaviour['verdict']} (p {behaviour['p']:.3g}, power "
             f"{behaviour['power']:.2f} for a drop of {behaviour['worse_by']:g})"
         )
     yield (
@@ -48,9 +50,9 @@ def describe_proof(proof: Mapping[str, Any]) -> Iterator[str]:
 
 
 def is_proved(proof: Mapping[str, Any]) -> bool:
-    """Say whether every gate that was measured is passed."""
+    """Say whether every gate that was measured is passed; a proof without a verdict is none."""
     behaviour = proof.get("behaviour")
-    return bool(proof["ok"]) and (behaviour is None or bool(behaviour["ok"]))
+    return bool(proof.get("ok")) and (behaviour is None or bool(behaviour["ok"]))
 
 
 def _mark(row: Mapping[str, Any]) -> str:

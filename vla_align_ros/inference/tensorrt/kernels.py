@@ -13,12 +13,6 @@ from vla_align_ros.contract.files import read_sealed, seal
 _log = logging.getLogger(__name__)
 
 
-def default_folder() -> Path:
-    """Return the user's own folder for compiled kernels: $XDG_CACHE_HOME/vla_align_ros/kernels."""
-    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(home).expanduser() / "vla_align_ros" / "kernels"
-
-
 class KernelCache:
     """One file an engine set: its sha256, then TensorRT-RTX's own content.
 

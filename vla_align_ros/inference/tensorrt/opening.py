@@ -8,12 +8,13 @@ from pathlib import Path
 
 from vla_align_ros.contract.bundle import Bundle
 from vla_align_ros.contract.engines import EngineSet, build_command
+from vla_align_ros.contract.files import user_cache
 from vla_align_ros.contract.manifest import MANIFEST_NAME
 from vla_align_ros.errors import BackendError
 from vla_align_ros.inference.tensorrt.backend import TensorRTBackend
 from vla_align_ros.inference.tensorrt.cuda import Cuda
 from vla_align_ros.inference.tensorrt.device import Device, describe_device
-from vla_align_ros.inference.tensorrt.kernels import KernelCache, default_folder
+from vla_align_ros.inference.tensorrt.kernels import KernelCache
 from vla_align_ros.inference.tensorrt.library import RTX, TENSORRT, Library, find_library
 
 
@@ -45,7 +46,7 @@ def open_engines(
     check_fit(engines, loaded, gpu)
     cache = None
     if loaded.compiles_at_load:
-        cache = KernelCache((kernels or default_folder()) / _name_kernels(engines))
+        cache = KernelCache((kernels or user_cache("kernels")) / _name_kernels(engines))
     return TensorRTBackend(engines, loaded, Cuda(device), kernels=cache, cuda_graph=cuda_graph)
 
 
