@@ -32,7 +32,7 @@ def arguments():
     declared = [
         ("namespace", "", "namespace of the node"),
         ("use_sim_time", "false", "take the time from /clock"),
-        ("params_file", str(SHARE / "config" / "policy.yaml"), "parameters of the node"),
+        ("params_file", str(SHARE / "config" / "policy.yaml"), "parameters of the nodes"),
         ("autostart", "true", "configure and activate the node after start"),
         ("use_respawn", "false", "start the node again if it dies"),
         ("log_level", "info", "least severity that is logged"),
@@ -211,15 +211,16 @@ def policy_node(value, flag):
     )
 
 
-def joystick_node(value):
+def joystick_node(value, flag):
     """Return the process that turns a joystick's button into a stop."""
     return Node(
         package="vla_align_ros",
         executable="joystick_stop",
         name="joystick_stop",
         namespace=value["namespace"],
+        parameters=[value["params_file"], {"use_sim_time": flag["use_sim_time"]}],
         ros_arguments=ros_arguments(value, "joystick_stop"),
-        respawn=value["use_respawn"].lower() in TRUE,
+        respawn=flag["use_respawn"],
         output="screen",
     )
 
@@ -237,7 +238,7 @@ def start(context):
     return [
         *camera_node(value, flag["use_sim_time"]),
         *([watchdog_node(value, flag)] if flag["watchdog"] else []),
-        *([joystick_node(value)] if flag["joystick"] else []),
+        *([joystick_node(value, flag)] if flag["joystick"] else []),
         policy_node(value, flag),
     ]
 

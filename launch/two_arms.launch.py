@@ -3,7 +3,8 @@
 Every argument of policy.launch.py is given to both, or to one as left_<argument> or
 right_<argument>. Topics without a leading slash lie in each arm's own namespace:
 ros2 launch vla_align_ros two_arms.launch.py robot:=ur_servo camera:=front/image \
-    left_arm:=left.yaml right_arm:=right.yaml delta_twist_cmds:=servo_node/delta_twist_cmds
+    left_arm:=left.yaml right_arm:=right.yaml ee_pose:=ee_pose joint_states:=joint_states \
+    delta_twist_cmds:=servo_node/delta_twist_cmds
 """
 
 import importlib.util

@@ -24,7 +24,7 @@ from vla_align_ros.ros.arms.gripper import (
     import_action,
 )
 from vla_align_ros.runtime.chunks import ScheduledAction
-from vla_align_ros.runtime.safety import Command
+from vla_align_ros.runtime.safety import Command, Limits
 
 ARM = ArmConfig(
     name="test",
@@ -33,6 +33,7 @@ ARM = ArmConfig(
     gripper_position_m=GripperConvention(closed=0.01, open=0.05),
     gripper_command=GripperConvention(closed=1.0, open=-1.0),
 )
+LIMITS = Limits(linear_m_s=0.4, angular_rad_s=2.0)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +60,7 @@ def test_a_message_that_does_not_tell_is_no_reading(message: JointState) -> None
 def test_commands_and_one_zero_reach_the_controller(ros: None) -> None:
     node = LifecycleNode("policy_node")
     probe = Probe()
-    arm = make_arm(node, ARM, lambda: None)
+    arm = make_arm(node, ARM, LIMITS, lambda: None)
     scheduled = ScheduledAction(np.zeros(7), 0.2, "go", 0.0, 0, 1)
     command = Command(np.arange(6.0), 0.25, scheduled)
     stamp = node.get_clock().now().to_msg()
@@ -107,6 +108,17 @@ def test_the_end_of_the_range_is_always_worth_a_goal() -> None:
     assert goals.wants(0.0, 2.0), "nearly closed is not closed"
 
 
+def test_after_a_stop_an_opening_is_a_goal_again_and_still_not_in_a_stream() -> None:
+    goals = GoalFilter(step=0.05, period_s=0.2)
+    assert goals.wants(0.0, 0.0)
+    assert not goals.wants(0.0, 1.0)
+    goals.rest()  # a person opens it
+    assert goals.wants(0.0, 2.0)
+    goals.rest()
+    assert not goals.wants(0.0, 2.1)
+    assert goals.wants(0.0, 2.3)
+
+
 def test_goals_of_both_actions_carry_position_joint_and_effort() -> None:
     config = replace(ARM, gripper_max_effort=20.0)
     goal = SimpleNamespace(command=SimpleNamespace(position=None, max_effort=None))
@@ -145,6 +157,6 @@ def test_an_interface_that_cannot_be_is_refused_by_name(
     node = LifecycleNode("policy_node")
     try:
         with pytest.raises(ConfigurationError, match=says):
-            make_arm(node, replace(ARM, **changes), lambda: None)  # type: ignore[arg-type]
+            make_arm(node, replace(ARM, **changes), LIMITS, lambda: None)  # type: ignore[arg-type]
     finally:
         node.destroy_node()

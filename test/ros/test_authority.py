@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ros_graph import ACTIVATE, CONFIGURE, RELIABLE, WIDOWX, Probe, values_of
+from ros_graph import (
+    ACTIVATE,
+    CLEANUP,
+    CONFIGURE,
+    DEACTIVATE,
+    RELIABLE,
+    WIDOWX,
+    Probe,
+    values_of,
+)
 from std_msgs.msg import Bool, Empty
 from std_srvs.srv import SetBool, Trigger
 from tiny_policy import CARROT
@@ -204,20 +213,65 @@ def test_the_dead_man_switch_must_be_held_and_held_again(
     assert let_go_s < DEAD_MAN_S, "letting go must not wait for the timeout"
 
 
-def test_answers_while_it_is_not_configured_and_a_stop_outlives_activation(
+@pytest.mark.parametrize("steps", [(), (CONFIGURE,), (CONFIGURE, ACTIVATE)])
+def test_a_stop_and_a_takeover_hold_from_whichever_state_they_come(
+    operator: Operator, start_policy: Start, steps: tuple[int, ...]
+) -> None:
+    """And through all that a lifecycle manager does next, although the policy starts armed."""
+    start_policy("-p", "start_armed:=true", autostart=False)
+    operator.probe.wait_for_services()
+    for step in steps:
+        assert operator.probe.request(step)
+    operator.tell(operator.takeover, True)
+    answer = operator.call("stop")
+    assert answer.success and "~/stop" in answer.message
+    assert operator.probe.wait_for(lambda: operator.probe.latest("latched_stop") == "by ~/stop")
+    back = {ACTIVATE: (DEACTIVATE, CLEANUP), CONFIGURE: (CLEANUP,)}
+    for step in (*(back[steps[-1]] if steps else ()), CONFIGURE, ACTIVATE):
+        assert operator.probe.request(step)
+    drive(operator)
+    operator.probe.wait_for_hold("stopped")
+    refused = operator.call("arm", True)
+    assert not refused.success and "a latched stop" in refused.message
+
+    assert operator.call("reset_stop").success
+    assert operator.probe.wait_for(lambda: operator.probe.latest("latched_stop") is None)
+    operator.probe.wait_for_hold("disarmed")
+    assert operator.call("arm", True).success
+    operator.probe.wait_for_hold("takeover")
+    operator.probe.spin(0.3)
+    assert not operator.probe.moving()
+    operator.tell(operator.takeover, False)
+    operator.probe.wait_for_motion()
+
+
+def test_what_was_armed_is_armed_again_only_where_it_starts_armed(
     operator: Operator, start_policy: Start
 ) -> None:
-    process = start_policy(autostart=False)
+    start_policy(autostart=False)
     operator.probe.wait_for_services()
-    for name, data in (("arm", (True,)), ("stop", ()), ("reset_stop", ())):
-        answer = operator.call(name, *data)
-        assert not answer.success
-        assert "not configured" in answer.message
-    operator.press_emergency_stop()
-    operator.tell(operator.takeover, True)
-    operator.tell(operator.dead_man, True)
+    refused = operator.call("arm", True)
+    assert not refused.success and "not configured" in refused.message
+    assert not operator.call("reset_stop").success, "no stop is latched"
     assert operator.probe.request(CONFIGURE)
-    assert operator.call("stop").success
-    assert operator.probe.request(ACTIVATE)
-    operator.probe.wait_for_hold("stopped")
-    assert process.poll() is None
+    assert operator.call("arm", True).success
+    for step in (CLEANUP, CONFIGURE, ACTIVATE):
+        assert operator.probe.request(step)
+    drive(operator)
+    operator.probe.wait_for_hold("disarmed")
+
+
+def test_letting_go_of_the_switch_does_not_wait_for_the_command_timer(
+    operator: Operator, start_policy: Start
+) -> None:
+    start_policy(
+        *("-p", f"command_rate_hz:={1 / SLOW_TICK_S}", "-p", "start_armed:=true"),
+        *("-p", "dead_man_s:=5.0"),
+    )
+    drive(operator)
+    taken_s = []
+    for _ in range(6):
+        operator.tell(operator.dead_man, True)
+        operator.probe.wait_for_motion()
+        taken_s.append(operator.seconds_to_zero(lambda: operator.tell(operator.dead_man, False)))
+    assert sorted(taken_s)[-2] < 0.4 * SLOW_TICK_S, taken_s

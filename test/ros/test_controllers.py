@@ -161,6 +161,17 @@ def test_an_arm_follows_targets_on_a_leash_and_a_stop_is_where_it_is(
     assert np.linalg.norm(arm.position - stood) < 0.02, "the last target is where the arm was"
 
 
+def test_the_target_of_an_arm_that_is_held_back_stays_in_the_workspace(
+    probe: Probe, start_policy: Start
+) -> None:
+    start_policy("-p", "arm.interface:=crisp_pose", "-p", "arm.workspace_max_m:=[0.54, 0.32, 0.12]")
+    arm = PoseFollower(probe, "target_pose", alone=True)
+    arm.follows = False
+    drive(probe)  # upwards
+    wait_for_targets(arm, 40)
+    assert max(target[2] for target in arm.targets) == pytest.approx(0.12)
+
+
 def test_without_a_fresh_pose_there_is_no_target(probe: Probe, start_policy: Start) -> None:
     start_policy("-p", "arm.interface:=crisp_pose")
     arm = PoseFollower(probe, "target_pose", alone=True)

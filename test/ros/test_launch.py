@@ -128,11 +128,13 @@ def test_two_arms_each_in_its_namespace_with_its_own_limits(
     launch: Callable[..., subprocess.Popen[str]], node: Node, tiny_bundle: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "left.yaml").write_text(ARM)
+    (tmp_path / "nodes.yaml").write_text("/**:\n  ros__parameters:\n    loss_s: 0.75\n")
     states = states_of(node, "/left/policy_node", "/right/policy_node")
     launch(
         "two_arms.launch.py",
         *("robot:=widowx_sim", f"left_arm:={tmp_path}/left.yaml", f"bundle:={tiny_bundle}"),
         *("camera:=front/image", "right_delta_twist_cmds:=/other/servo", "joystick:=true"),
+        f"params_file:={tmp_path}/nodes.yaml",
     )
     assert wait_for(node, lambda: list(states.values()) == ["active", "active"]), states
     limits = [
@@ -148,6 +150,7 @@ def test_two_arms_each_in_its_namespace_with_its_own_limits(
             name for name, space in node.get_node_names_and_namespaces() if space == f"/{side}"
         }
         assert names == {"policy_node", "watchdog_node", "joystick_stop"}
+        assert read_parameter(node, f"/{side}/joystick_stop", "loss_s") == 0.75
 
 
 def test_a_camera_driver_starts_with_the_profile(

@@ -17,11 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import rclpy
 from ros_graph import RELIABLE, ROOT, WIDOWX, Probe
 from sensor_msgs.msg import Joy
-from tiny_policy import CARROT
+from tiny_policy import CARROT, PLATE
 
 from vla_align_ros.ros.operating.client import PolicyClient
+from vla_align_ros.ros.operating.console import Console
+from vla_align_ros.ros.policy_node import PolicyNode
 
 Start = Callable[..., subprocess.Popen[str]]
 TOOL_S = 60.0
@@ -71,6 +74,16 @@ def test_say_arms_gives_words_and_withdraws_them(probe: Probe) -> None:
     assert probe.latest("instruction") is None
 
 
+def test_say_gives_the_new_words_before_it_arms(probe: Probe) -> None:
+    probe.say(PLATE)
+    assert probe.wait_for(lambda: probe.latest("instruction") == PLATE)
+    assert run(probe, "say", "--arm", CARROT)[0] == 0
+    probe.wait_for_motion()
+    told = [(status["instruction"], status["hold_reason"]) for status in probe.status]
+    assert (CARROT, "disarmed") in told, "armed before the policy had the words"
+    assert {reason for words, reason in told if words == PLATE} == {"disarmed"}
+
+
 def test_say_refuses_what_no_policy_can_take(probe: Probe) -> None:
     status, text = run(probe, "say", "take" * 1000)
     assert status == 1 and text.startswith("say: ") and "got" in text
@@ -85,6 +98,31 @@ def test_stop_arm_stops_every_policy_that_it_finds(probe: Probe) -> None:
     status, text = run(probe, "stop_arm")
     assert (status, text.strip()) == (0, "/policy_node: stopped")
     assert probe.latest("hold_reason") == "stopped"
+
+
+def test_stop_arm_stops_a_policy_that_appears_while_it_stops_another(
+    probe: Probe,
+) -> None:
+    """The second is no node before the first has stopped, and not configured yet."""
+    assert run(probe, "say", "--arm", CARROT)[0] == 0
+    probe.wait_for_motion()
+    stop_tool = subprocess.Popen(
+        command("stop_arm"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT
+    )
+    probe.wait_for_hold("stopped", 20.0)
+    late = PolicyNode(cli_args=["--ros-args", "-r", "__ns:=/late"])
+    probe.executor.add_node(late)
+    try:
+        assert probe.wait_for(lambda: stop_tool.poll() is not None, TOOL_S)
+        text = stop_tool.communicate()[0]
+        assert stop_tool.returncode == 0, text
+        assert text.splitlines() == [
+            "/policy_node: stopped",
+            "/late/policy_node: stopped (unconfigured)",
+        ]
+    finally:
+        probe.executor.remove_node(late)
+        late.destroy_node()
 
 
 @pytest.mark.parametrize("cause", ["key", "hangup"])
@@ -122,6 +160,14 @@ def test_the_console_arms_says_and_stops_on_a_key(probe: Probe, tmp_path: Path) 
         terminal.type("\x15/quit\r")
         terminal.expect("left; the policy goes on")
     assert CARROT in (tmp_path / "vla_align_ros" / "console_history").read_text()
+
+
+def test_the_console_says_when_nobody_hears_its_stop(ros: None) -> None:
+    node = rclpy.create_node("console")
+    told: list[str] = []
+    Console(PolicyClient(node), told.append).stop()
+    node.destroy_node()
+    assert len(told) == 1 and "use the hardware's stop" in told[0]
 
 
 def test_the_console_asks_for_a_terminal(probe: Probe) -> None:

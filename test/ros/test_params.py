@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from vla_align_ros.ros.declarations import DECLARATIONS
 from vla_align_ros.ros.params import declare_parameters, read_parameters
 
 POLICY = ROOT / "config" / "policy.yaml"
+FIXED = ("autostart", "thread_priority", "command_rate_hz", "start_armed", "dead_man_s")
 ROBOTS = sorted((ROOT / "config" / "robots").glob("*.yaml"))
 
 
@@ -65,6 +67,16 @@ def test_policy_yaml_repeats_the_defaults_of_the_code() -> None:
     assert set(values) == ours, "config/policy.yaml leaves a parameter out"
 
 
+@pytest.mark.parametrize("page", [POLICY, ROOT / "docs" / "robot.md"], ids=lambda path: path.name)
+def test_the_pages_name_every_parameter_that_is_fixed_from_the_start(page: Path) -> None:
+    found = {d.name for d in DECLARATIONS if d.read_only and not d.name.startswith("arm.")}
+    assert found == set(FIXED)
+    said = re.search(
+        r"(?:Fixed from the start:|hold from configure to cleanup;)([^.]*)", page.read_text()
+    )
+    assert said is not None and all(name in said[1] for name in FIXED), page
+
+
 @pytest.mark.parametrize("robot", ROBOTS, ids=lambda path: path.stem)
 def test_a_robot_file_makes_a_whole_configuration(make_node: object, robot: Path) -> None:
     parameters = read_parameters(make_node(POLICY, robot))  # type: ignore[operator]
@@ -85,8 +97,7 @@ def test_all_are_described_and_numbers_have_ranges(make_node: object) -> None:
         if scalar and not isinstance(declaration.default, bool):
             assert descriptor.floating_point_range or descriptor.integer_range, declaration.name
         assert descriptor.read_only == (
-            declaration.name.startswith("arm.")
-            or declaration.name in ("autostart", "start_armed", "dead_man_s", "thread_priority")
+            declaration.name.startswith("arm.") or declaration.name in FIXED
         )
 
 

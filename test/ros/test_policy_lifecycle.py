@@ -103,6 +103,14 @@ def test_subscribes_to_the_state_where_the_policy_looks_at_it(
     assert "/policy_node/joint_states" in topics_of(node)
 
 
+def test_subscribes_to_the_joints_where_the_gripper_starts_from_its_measured_opening(
+    make_node: MakeNode,
+) -> None:
+    node = make_node(arm__gripper__max_per_s=2.0)
+    assert node.trigger_configure() == OK
+    assert "/policy_node/joint_states" in topics_of(node)
+
+
 def test_takes_one_image_topic_not_two(make_node: MakeNode) -> None:
     node = make_node(image_transport="compressed")
     assert node.trigger_configure() == OK
@@ -189,15 +197,16 @@ def test_unexpected_error_in_a_transition_is_logged_and_recovered_from(
 
 def test_parameters_hold_still_between_configure_and_cleanup(make_node: MakeNode) -> None:
     node = make_node()
-    faster = [Parameter("command_rate_hz", value=50.0)]
+    rarer = [Parameter("replan_period_s", value=0.5)]
     assert node.trigger_configure() == OK
-    answer = node.set_parameters(faster)[0]
+    answer = node.set_parameters(rarer)[0]
     assert not answer.successful
     assert "clean the node up" in answer.reason
     assert node.trigger_cleanup() == OK
-    assert node.set_parameters(faster)[0].successful
-    assert not node.set_parameters([Parameter("command_rate_hz", value=1e6)])[0].successful
-    assert not node.set_parameters([Parameter("arm.max_linear_m_s", value=4.0)])[0].successful
+    assert node.set_parameters(rarer)[0].successful
+    assert not node.set_parameters([Parameter("replan_period_s", value=1e6)])[0].successful
+    for name, value in (("arm.max_linear_m_s", 4.0), ("command_rate_hz", 50.0)):
+        assert not node.set_parameters([Parameter(name, value=value)])[0].successful, name
 
 
 def test_instruction_of_an_inactive_node_does_not_wait_for_activation(make_node: MakeNode) -> None:

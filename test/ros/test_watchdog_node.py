@@ -139,12 +139,35 @@ def test_sends_the_zero_that_a_living_node_forgot_and_can_latch_its_stop(
     assert sender.status[-1]["reason"] == "commands_ceased"
 
 
+def test_leaves_a_person_alone_who_drives_while_the_policy_stands(
+    sender: Sender, start_watchdog: Start
+) -> None:
+    """Keyboards send one twist for each key, on the topic that the policy has too."""
+    start_watchdog("-p", "stop_policy:=true")
+    sender.drive(5)
+    sender.drive(1, speed=0.0, beat=False)
+    sender.zeros.clear()
+    for _ in range(4):
+        sender.drive(1, beat=None)
+        for _ in range(6):
+            sender._beat.publish(Bool(data=False))
+            sender.spin(0.05)
+    assert not sender.zeros and not sender.stops
+    assert sender.status[-1]["tripped"] is False
+
+
 def test_refuses_to_watch_without_the_robots_file(start_node: Start) -> None:
     process = start_node("watchdog_node")
     output = process.communicate(timeout=60)[0]
     assert process.returncode == 1
     assert "arm.command_frame is not set" in output
     assert "Traceback" not in output
+
+
+def _watched(probe: Probe) -> bool:
+    """Whether the watchdog has heard of motion: on a busy machine nodes meet late."""
+    told = [values for values in probe.diagnostics if "limit_s" in values]
+    return bool(told) and told[-1]["moving"] == "true"
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
@@ -165,6 +188,7 @@ def test_stops_the_arm_of_a_policy_that_dies_or_hangs(
         )
         probe.grey = 128
         probe.say(CARROT)
+        assert probe.wait_for(lambda: _watched(probe), 20.0), "the watchdog hears nothing"
         probe.wait_for_motion()
         policy.send_signal(number)
         killed_s = probe.now_s()

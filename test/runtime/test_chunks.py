@@ -71,7 +71,10 @@ def test_the_newest_observation_rules_in_whatever_order_chunks_come(
     stamps: list[int], now: float
 ) -> None:
     buffer = make_buffer()
-    kept = [buffer.add(make_chunk(0.1 * stamp, mark=100.0 * stamp)) for stamp in stamps]
+    kept, clock = [], 0.0
+    for stamp in stamps:
+        clock = max(clock, 0.1 * stamp)
+        kept.append(buffer.add(make_chunk(0.1 * stamp, mark=100.0 * stamp), clock))
     newest = -1
     for stamp, added in zip(stamps, kept, strict=True):
         assert added == (stamp >= newest)
@@ -121,6 +124,43 @@ def test_clearing_keeps_the_instruction_and_takes_older_stamps_again() -> None:
     assert buffer.action_at(5.0) is None
     assert buffer.instruction == SAY
     assert buffer.add(make_chunk(1.0))
+
+
+@given(ahead_s=st.floats(-1.0, 60.0), back_s=st.floats(0.0, 60.0))
+def test_no_stamp_from_ahead_of_the_clock_keeps_out_the_plans_of_now(
+    ahead_s: float, back_s: float
+) -> None:
+    buffer, stamp_s = make_buffer(), 100.0 + ahead_s
+    early = buffer.add(make_chunk(stamp_s), 100.0)
+    assert early == (stamp_s <= 100.0 + PERIOD_S), "further ahead than a period is no plan for now"
+    now_s = 100.0 - back_s  # the clock is set back, and somebody plans on a picture of now
+    rules = early and now_s < stamp_s <= now_s + PERIOD_S
+    assert buffer.add(make_chunk(now_s), now_s) == (not rules)
+    assert buffer.action_at(now_s) is not None
+
+
+@pytest.mark.parametrize("start", ["clear", "words", "words and back"])
+def test_what_was_begun_before_a_new_start_is_refused_whatever_its_stamp(start: str) -> None:
+    buffer = make_buffer()
+    begun = buffer.turn
+    if start == "clear":
+        buffer.clear()
+    else:
+        buffer.set_instruction("lift the cup")
+    if start == "words and back":
+        buffer.set_instruction(SAY)
+    words = buffer.instruction or ""
+    assert not buffer.add(make_chunk(instruction=words), turn=begun)
+    assert buffer.add(make_chunk(instruction=words), turn=buffer.turn)
+
+
+def test_what_was_begun_before_plans_were_dropped_may_still_come() -> None:
+    buffer = make_buffer()
+    begun = buffer.turn
+    buffer.add(make_chunk())
+    buffer.drop()
+    assert buffer.action_at(0.0) is None
+    assert buffer.add(make_chunk(), turn=begun)
 
 
 @pytest.mark.parametrize("wrong", [{"horizon": HORIZON + 1}, {"period_s": 0.1}])

@@ -12,7 +12,7 @@ from vla_align_ros.errors import SafetyError
 from vla_align_ros.runtime.interlock import Interlock, InterlockConfig
 from vla_align_ros.runtime.stops import Hold, Reason
 
-STEPS = ("arm", "disarm", "stop", "reset", "take", "give", "press", "release")
+STEPS = ("arm", "disarm", "stop", "reset", "take", "give", "press", "release", "load")
 
 
 @given(steps=st.lists(st.sampled_from(STEPS)), start=st.booleans())
@@ -43,9 +43,12 @@ def test_after_any_sequence_the_arm_moves_only_if_everybody_agrees(
                 taken != (step == "take")
             )
             taken = step == "take"
+        elif step == "load":
+            lock.forget_arming()
+            armed = armed and start
         else:
+            assert lock.press_dead_man(step == "press", 10.0) is (held and step == "release")
             held = step == "press"
-            lock.press_dead_man(held, 10.0)
     hold = lock.check(10.5)
     expected = (
         Reason.STOPPED

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from vla_align_ros.errors import SafetyError
-from vla_align_ros.runtime.motion import MotionLimiter, MotionLimits, braking_speed
+from vla_align_ros.runtime.motion import MotionLimiter, MotionLimits, Travel, braking_speed
 
 SPEED, ACCELERATION, JERK = 0.4, 1.5, 20.0
 ROUNDING = 1e-9
@@ -84,6 +84,32 @@ def test_after_a_stop_the_arm_starts_from_rest_again() -> None:
     assert not limiter.twist.any()
     sent, _ = limiter.limit(np.full(6, 0.1), 1.0, 0.02)
     assert np.linalg.norm(sent[:3]) <= JERK * 0.02**2 + ROUNDING
+
+
+@pytest.mark.parametrize(("stands", "first"), [(0.0, 0.1), (0.7, 0.8), (None, 1.0)])
+def test_after_a_stop_the_gripper_starts_from_where_it_stands(
+    stands: float | None, first: float
+) -> None:
+    limiter = make_limiter(gripper=2.0)
+    limiter.remember(np.zeros(6), 0.4, 0.05)
+    limiter.rest(stands)
+    assert limiter.limit(np.zeros(6), 1.0, 0.05)[1] == pytest.approx(first)
+
+
+@given(
+    legs=st.lists(st.tuples(st.floats(-1, 1), periods), min_size=1, max_size=60),
+    age_s=st.floats(0.0, 0.5),
+)
+def test_the_way_since_a_moment_is_what_was_commanded_since(
+    legs: list[tuple[float, float]], age_s: float
+) -> None:
+    travel, ends = Travel(0.5), np.cumsum([dt_s for _, dt_s in legs])
+    for speed, dt_s in legs:
+        travel.note(np.array([speed, 0.0, 0.0]), dt_s)
+    since_s, way_m = ends[-1] - age_s, 0.0
+    for (speed, dt_s), end_s in zip(legs, ends, strict=True):
+        way_m += speed * min(max(end_s - since_s, 0.0), dt_s)
+    assert travel.within(age_s)[0] == pytest.approx(way_m, abs=1e-9)
 
 
 def test_the_gripper_moves_no_faster_than_its_rate() -> None:

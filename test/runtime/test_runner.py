@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
-from sample_policy import HORIZON, make_bundle, make_processor, make_spec
+from sample_policy import HORIZON, SIZE, make_bundle, make_processor, make_spec
 
 from vla_align_ros.contract.observation import ActionChunk, Observation
+from vla_align_ros.contract.spec import PolicySpec
 from vla_align_ros.errors import BackendError, ConfigurationError, ContractError, SafetyError
 from vla_align_ros.inference.fake import FakeBackend
 from vla_align_ros.runtime.interlock import Interlock, InterlockConfig
@@ -18,7 +19,7 @@ from vla_align_ros.runtime.motion import MotionLimits
 from vla_align_ros.runtime.policy import Policy
 from vla_align_ros.runtime.runner import PolicyRunner
 from vla_align_ros.runtime.safety import Limits, SafetyGate, Step, Timeouts
-from vla_align_ros.runtime.stops import Reason
+from vla_align_ros.runtime.stops import Hold, Reason
 
 PICTURE = np.zeros((24, 32, 3), np.uint8)
 SAY, OTHER = "put the carrot on the plate", "put the cube on the cloth"
@@ -290,6 +291,31 @@ def test_a_clock_that_jumps_back_starts_afresh(make_rig: MakeRig) -> None:
     assert rig.hold_reason() is None
 
 
+def test_an_inference_under_way_while_the_clock_jumps_back_leaves_no_plan(
+    make_rig: MakeRig,
+) -> None:
+    begun, go = threading.Event(), threading.Event()
+
+    def answer(_: object) -> np.ndarray:
+        begun.set()
+        assert go.wait(5.0)
+        return STILL
+
+    rig = make_rig(answer)
+    rig.runner.set_instruction(SAY)
+    rig.runner.tick()
+    rig.feed(wait=False)
+    assert begun.wait(5.0)
+    rig.now_s -= 0.15  # less than a period: the stamp alone would not tell
+    assert rig.hold_reason() is Reason.STALE_IMAGE
+    go.set()
+    wait_for(lambda: rig.runner.metrics.counted("inference_count") == 1)
+    wait_for(lambda: not rig.runner._planner._worker.busy)  # type: ignore[union-attr]
+    assert not rig.planned.is_set(), "a plan of before the jump was taken"
+    rig.feed()
+    assert rig.hold_reason() is None, "the plan of before the jump keeps out the one of now"
+
+
 def test_frames_between_two_replannings_are_not_planned_on(make_rig: MakeRig) -> None:
     rig = make_rig(replan_period_s=0.2)
     rig.runner.set_instruction(SAY)
@@ -346,28 +372,27 @@ def test_a_hung_inference_is_left_behind_and_never_joined_by_a_second(
 
 
 # -- several cameras, and the state of their instant ----------------------------------------------
-class TwoCameras:
-    """A policy with the cameras front and wrist, of the processor that a bundle would hold."""
+class Seeing:
+    """A policy that keeps what it sees, with the processor that a bundle would hold."""
 
-    def __init__(self) -> None:
-        self.processor = make_processor(make_spec(cameras=2))
-        self.spec = self.processor.spec
+    def __init__(self, spec: PolicySpec) -> None:
+        self.processor = make_processor(spec)
+        self.spec = spec
         self.last_timings_ms: dict[str, float] = {}
         self.seen: list[Observation] = []
 
     def infer(self, observation: Observation) -> ActionChunk:
         self.seen.append(observation)
         inputs = self.processor.prepare(observation)
-        assert inputs["pixel_values"].shape[:2] == (1, 2)
+        assert inputs["pixel_values"].size == len(self.spec.cameras) * 3 * SIZE * SIZE
         return ActionChunk(STILL, 0.2, observation.stamp_s, observation.instruction)
 
 
-@pytest.fixture
-def two(request: pytest.FixtureRequest) -> Iterator[Rig]:
+def make_seeing(spec: PolicySpec) -> Rig:
     rig = Rig.__new__(Rig)
     rig.now_s = rig.steady_s = 100.0
     rig.planned, rig.faults = threading.Event(), []
-    rig.policy = TwoCameras()  # type: ignore[attr-defined]
+    rig.policy = Seeing(spec)  # type: ignore[attr-defined]
     rig.runner = PolicyRunner(
         rig.policy,  # type: ignore[attr-defined]
         SafetyGate(LIMITS, TIMEOUTS),
@@ -379,6 +404,12 @@ def two(request: pytest.FixtureRequest) -> Iterator[Rig]:
     )
     rig.runner.activate()
     rig.runner.set_instruction(SAY)
+    return rig
+
+
+@pytest.fixture
+def two() -> Iterator[Rig]:
+    rig = make_seeing(make_spec(cameras=2))
     yield rig
     rig.runner.deactivate()
 
@@ -455,50 +486,95 @@ def test_a_picture_of_no_camera_of_the_policy_is_refused(two: Rig) -> None:
             two.runner.take_image(lambda: PICTURE, two.now_s, camera)
 
 
+def test_a_picture_stamped_far_ahead_is_not_planned_on() -> None:
+    rig = make_seeing(make_spec(state=False))
+    take(rig, "front", 10, rig.now_s + 50.0)
+    step = rig.runner.tick()
+    assert step.hold is not None and step.hold.reason is Reason.STALE_IMAGE
+    time.sleep(0.05)
+    take(rig, "front", 20, rig.now_s)
+    assert rig.planned.wait(5.0)
+    assert rig.runner.tick().command is not None, "the picture from ahead keeps out that of now"
+    assert len(rig.policy.seen) == 1  # type: ignore[attr-defined]
+    rig.runner.deactivate()
+
+
 # -- what a person decides ----------------------------------------------------------------------
+STOP = Hold(Reason.STOPPED, "the red button")
+
+
+def reset_and_arm(rig: Rig) -> None:
+    assert rig.runner.interlock.reset()
+    rig.runner.interlock.arm()
+
+
+def hold_switch(rig: Rig) -> None:
+    rig.runner.interlock.press_dead_man(True, rig.steady_s)
+
+
+@pytest.mark.parametrize(
+    ("forbid", "permit", "reason"),
+    [
+        (
+            lambda rig: rig.runner.interlock.disarm(),
+            lambda rig: rig.runner.interlock.arm(),
+            Reason.DISARMED,
+        ),
+        (lambda rig: rig.runner.interlock.stop(STOP), reset_and_arm, Reason.STOPPED),
+        (
+            lambda rig: rig.runner.interlock.take_over("joystick"),
+            lambda rig: rig.runner.interlock.take_over(None),
+            Reason.TAKEOVER,
+        ),
+        (
+            lambda rig: rig.runner.interlock.press_dead_man(False, rig.steady_s),
+            hold_switch,
+            Reason.DEAD_MAN,
+        ),
+        (lambda rig: rig.pass_time(0.21), hold_switch, Reason.DEAD_MAN),
+    ],
+    ids=["disarmed", "stopped", "taken over", "switch let go", "switch not repeated"],
+)
+def test_what_a_person_forbids_stops_at_once_and_goes_on_by_a_new_plan_alone(
+    make_rig: MakeRig, forbid: Callable[[Rig], object], permit: Callable[[Rig], object], reason: str
+) -> None:
+    rig = make_rig(interlock=InterlockConfig(start_armed=True, dead_man_s=0.2))
+    rig.runner.set_instruction(SAY)
+    hold_switch(rig)
+    rig.runner.tick()
+    rig.feed()
+    assert rig.runner.tick().command is not None
+    forbid(rig)
+    step = rig.runner.tick()
+    assert step.stop and step.hold is not None and step.hold.reason is reason
+    rig.pass_time(0.05)
+    rig.feed()  # of what the person is just changing
+    assert rig.hold_reason() is reason
+    rig.pass_time(0.05)
+    permit(rig)
+    hold_switch(rig)
+    assert rig.hold_reason() is Reason.PLANNING, "moved by a plan from before"
+    rig.pass_time(0.01)
+    rig.feed()
+    assert rig.runner.tick().command is not None
+
+
 def test_an_arm_that_nobody_armed_stands_still(make_rig: MakeRig) -> None:
     rig = make_rig(interlock=InterlockConfig())
     rig.runner.set_instruction(SAY)
     rig.feed()
     assert rig.hold_reason() is Reason.DISARMED
-    rig.runner.interlock.arm()
-    assert rig.runner.tick().command is not None
 
 
 def test_a_stop_is_latched_with_its_first_cause_until_it_is_reset(make_rig: MakeRig) -> None:
     rig = make_rig()
-    rig.runner.set_instruction(SAY)
-    rig.feed()
-    assert rig.runner.tick().command is not None
-    assert rig.runner.stop("the red button")
-    assert not rig.runner.stop("another button")
-    step = rig.runner.tick()
-    assert step.stop and step.hold is not None
-    assert (step.hold.reason, step.hold.detail) == (Reason.STOPPED, "the red button")
+    assert rig.runner.interlock.stop(STOP)
+    assert not rig.runner.interlock.stop(Hold(Reason.STOPPED, "another button"))
+    assert rig.runner.tick().hold == STOP
     with pytest.raises(SafetyError, match="the red button"):
         rig.runner.interlock.arm()
     assert rig.runner.interlock.reset()
     assert rig.hold_reason() is Reason.DISARMED, "a reset alone must not move the arm"
-    rig.runner.interlock.arm()
-    assert rig.hold_reason() is Reason.PLANNING, "what was planned before the stop was executed"
-
-
-def test_while_a_person_drives_the_policy_is_silent_and_starts_anew_after(
-    make_rig: MakeRig,
-) -> None:
-    rig = make_rig()
-    rig.runner.set_instruction(SAY)
-    rig.feed()
-    assert rig.runner.tick().command is not None
-    assert rig.runner.take_over("joystick")
-    assert rig.hold_reason() is Reason.TAKEOVER
-    rig.feed()
-    assert rig.hold_reason() is Reason.TAKEOVER
-    rig.pass_time(0.1)
-    assert rig.runner.take_over(None)
-    assert rig.hold_reason() is Reason.PLANNING, "a plan from before the hand-back was executed"
-    rig.feed()
-    assert rig.runner.tick().command is not None
 
 
 def test_a_plan_that_was_being_made_during_a_stop_is_refused(make_rig: MakeRig) -> None:
@@ -512,30 +588,13 @@ def test_a_plan_that_was_being_made_during_a_stop_is_refused(make_rig: MakeRig) 
     rig.runner.set_instruction(SAY)
     rig.feed(wait=False)
     rig.pass_time(0.1)
-    rig.runner.stop("the red button")
+    rig.runner.interlock.stop(STOP)
+    assert rig.hold_reason() is Reason.STOPPED
     go_on.set()
-    rig.runner.interlock.reset()
-    rig.runner.interlock.arm()
+    reset_and_arm(rig)
     for _ in range(20):
         time.sleep(0.01)
         assert rig.hold_reason() in (Reason.PLANNING, Reason.STALE_IMAGE)
-
-
-def test_the_dead_man_switch_must_be_held(make_rig: MakeRig) -> None:
-    rig = make_rig(interlock=InterlockConfig(start_armed=True, dead_man_s=0.2))
-    rig.runner.set_instruction(SAY)
-    rig.feed()
-    assert rig.hold_reason() is Reason.DEAD_MAN
-    rig.runner.interlock.press_dead_man(True, rig.steady_s)
-    assert rig.runner.tick().command is not None
-    rig.pass_time(0.19)
-    assert rig.runner.tick().command is not None
-    rig.pass_time(0.02)
-    assert rig.hold_reason() is Reason.DEAD_MAN
-    rig.runner.interlock.press_dead_man(True, rig.steady_s)
-    assert rig.runner.tick().command is not None
-    rig.runner.interlock.press_dead_man(False, rig.steady_s)
-    assert rig.hold_reason() is Reason.DEAD_MAN
 
 
 def test_words_and_actions_that_are_too_old_are_not_followed(make_rig: MakeRig) -> None:
@@ -550,6 +609,50 @@ def test_words_and_actions_that_are_too_old_are_not_followed(make_rig: MakeRig) 
     assert rig.hold_reason() is Reason.STALE_INSTRUCTION
     assert not rig.runner.set_instruction(SAY), "the same words again are no change"
     assert rig.hold_reason() is not Reason.STALE_INSTRUCTION
+
+
+def test_after_a_takeover_the_gripper_starts_from_where_the_person_left_it(
+    make_rig: MakeRig,
+) -> None:
+    wanted = np.zeros((HORIZON, 7))
+    wanted[:, 6] = 1.0
+    rig = make_rig(wanted, limits=Limits(10.0, 50.0, motion=MotionLimits(gripper_per_s=1.0)))
+    assert rig.runner.wants_gripper
+    rig.runner.set_instruction(SAY)
+    rig.feed()
+    step = rig.runner.tick()
+    assert step.command is not None and step.command.gripper == 1.0
+    rig.runner.interlock.take_over("joystick")
+    assert rig.hold_reason() is Reason.TAKEOVER
+    rig.runner.take_gripper(0.2, rig.now_s)  # the person closes it
+    rig.pass_time(0.1)
+    rig.runner.interlock.take_over(None)
+    assert rig.hold_reason() is Reason.PLANNING
+    rig.pass_time(0.1)
+    rig.feed()
+    step = rig.runner.tick()
+    assert step.command is not None
+    assert step.command.gripper == pytest.approx(0.3), "a tenth of a second from where it is"
+
+
+def test_where_the_pose_stops_coming_the_arm_is_not_sent_out_of_its_workspace(
+    make_rig: MakeRig,
+) -> None:
+    down = np.zeros((HORIZON, 7))
+    down[:, 2] = -3.0
+    box = ((0.0, -1.0, 0.05), (1.0, 1.0, 1.0))
+    rig = make_rig(down, limits=Limits(0.25, 50.0, hold_factor=100.0, workspace_m=box))
+    rig.runner.set_instruction(SAY)
+    rig.feed()  # at 0.2 m, for the last time
+    height_m, reason = 0.2, None
+    while reason is None:
+        step = rig.runner.tick()
+        height_m += 0.05 * (0.0 if step.command is None else step.command.twist[2])
+        reason = None if step.hold is None else step.hold.reason
+        rig.pass_time(0.05)
+        rig.runner.take_image(lambda: PICTURE, rig.now_s)
+    assert reason is Reason.STALE_STATE
+    assert 0.05 - 1e-9 <= height_m < 0.1
 
 
 def test_the_arm_speeds_up_no_faster_than_its_limits(make_rig: MakeRig) -> None:

@@ -148,6 +148,53 @@ def test_outside_of_the_box_only_the_way_back_is_open() -> None:
     np.testing.assert_allclose(back.twist[:3], [-0.1, 0.1, 0.0])
 
 
+@given(
+    wanted=st.lists(st.tuples(*[st.floats(-0.07, 0.07)] * 3), min_size=1, max_size=8),
+    measured=st.lists(st.booleans(), min_size=80, max_size=80),
+    command_s=st.sampled_from([0.02, 0.05, 0.2]),
+    action_s=st.sampled_from([0.02, 0.2]),
+    lag_s=st.floats(0.0, 0.1),
+)
+def test_however_old_the_pose_the_arm_stays_within_its_space(
+    wanted: list[tuple[float, ...]],
+    measured: list[bool],
+    command_s: float,
+    action_s: float,
+    lag_s: float,
+) -> None:
+    shelf = ((0.35, -0.1, 0.0), (0.45, 0.1, 0.15))
+    limits = replace(LIMITS, hold_factor=100.0, workspace_m=BOX, keep_out_m=(shelf,))
+    gate = SafetyGate(limits, Timeouts(state_s=0.5), command_period_s=command_s)
+    arm, now_s = np.array([0.3, 0.0, 0.2]), 0.0
+    pose, pose_s = arm, now_s - lag_s
+    path = [(now_s - 1.0, arm), (now_s, arm)]
+    for tick, fresh in enumerate(measured):
+        if fresh:
+            pose_s = now_s - lag_s
+            times, places = zip(*path, strict=True)
+            pose = np.array([np.interp(pose_s, times, axis) for axis in np.transpose(places)])
+        action = [*np.array(wanted[tick % len(wanted)]) * action_s / 0.2, 0, 0, 0, 1.0]
+        decision = gate.check(
+            replace(
+                GOOD,
+                action=replace(plan(action), period_s=action_s),
+                position_m=pose,
+                state_age_s=now_s - pose_s,
+                position_age_s=now_s - pose_s,
+                since_tick_s=command_s,
+            )
+        )
+        step = decision.twist[:3] * command_s if isinstance(decision, Command) else np.zeros(3)
+        for share in np.linspace(0, 1, 5):
+            place = arm + share * step
+            assert (place >= np.array(BOX[0]) - 1e-9).all()
+            assert (place <= np.array(BOX[1]) + 1e-9).all()
+            low, high = np.array(shelf)
+            assert not ((place > low + 1e-9) & (place < high - 1e-9)).all()
+        arm, now_s = arm + step, now_s + command_s
+        path.append((now_s, arm))
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

@@ -156,6 +156,26 @@ def test_the_queue_plays_every_action_of_a_chunk_in_turn() -> None:
     assert buffer.action_at(0.1 + 2 * HORIZON * PERIOD_S) is None
 
 
+@given(
+    stamps=st.lists(st.floats(0.0, 4.0), min_size=1, max_size=6).map(sorted),
+    delay_s=st.floats(0.0, 2.0),
+)
+def test_the_queue_begins_no_plan_past_its_end_and_lets_none_last_longer(
+    stamps: list[float], delay_s: float
+) -> None:
+    buffer, length_s = make_buffer("queue"), HORIZON * PERIOD_S
+    begun: dict[int, float] = {}
+    for tick in range(200):
+        now_s = 0.05 * tick
+        while stamps and stamps[0] + delay_s <= now_s:
+            buffer.add(make_chunk(stamps.pop(0), seed=tick), now_s)
+        scheduled = buffer.action_at(now_s)
+        if scheduled is not None:
+            began_s = begun.setdefault(scheduled.plan, now_s)
+            assert began_s < scheduled.observation_stamp_s + length_s + 1e-9
+            assert now_s < began_s + length_s + 1e-9
+
+
 def test_smooth_strategies_hand_over_with_smaller_steps_than_abrupt_ones() -> None:
     worst = {name: measure_jumps(name).max() for name in STRATEGIES}
     assert worst["blend"] < 0.35 * worst["newest"]

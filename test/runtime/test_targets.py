@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from vla_align_ros.contract.actions import Pose, matrix_from_rotvec, rotvec_from_matrix
 from vla_align_ros.errors import SafetyError
+from vla_align_ros.runtime.boxes import Box
 from vla_align_ros.runtime.targets import TargetIntegrator
 
 DT_S = 0.05
@@ -84,6 +85,46 @@ def test_no_twist_and_no_arm_stretches_the_leash(
         assert np.isfinite(target.position).all()
         error: NDArray[np.float64] = target.rotation @ target.rotation.T - np.eye(3)
         assert np.abs(error).max() < 1e-9
+
+
+WORKSPACE: Box = ((0.28, -0.4, 0.02), (0.7, 0.4, 0.6))
+SHELF: Box = ((0.4, -0.1, 0.02), (0.5, 0.1, 0.2))
+
+
+def is_inside(point: NDArray[np.float64], box: Box, margin: float = 1e-9) -> bool:
+    low, high = np.asarray(box)
+    return bool(((point > low + margin) & (point < high - margin)).all())
+
+
+@given(
+    start=st.tuples(st.floats(0.2, 0.8), st.floats(-0.5, 0.5), st.floats(-0.1, 0.7)),
+    twists=st.lists(st.tuples(*[st.floats(-0.3, 0.3)] * 3), min_size=1, max_size=20),
+    lag_s=st.floats(0.05, 1.0),
+)
+def test_however_the_arm_lags_its_target_stays_within_the_limits(
+    start: tuple[float, ...], twists: list[tuple[float, ...]], lag_s: float
+) -> None:
+    integrator = TargetIntegrator(LEASH_M, LEASH_RAD, workspace_m=WORKSPACE, keep_out_m=[SHELF])
+    low, high = np.asarray(WORKSPACE)
+    arm = pose(start)
+    for twist in twists:
+        target = integrator.advance(arm, np.array([*twist, 0.0, 0.0, 0.0]), DT_S).position
+        assert (target >= np.minimum(low, arm.position) - 1e-12).all(), "left, or further out"
+        assert (target <= np.maximum(high, arm.position) + 1e-12).all()
+        if not is_inside(arm.position, SHELF):
+            for share in np.linspace(0, 1, 11):
+                on_the_way = arm.position + share * (target - arm.position)
+                assert not is_inside(on_the_way, SHELF)
+        arm = pose(arm.position + DT_S / lag_s * (target - arm.position))
+
+
+def test_an_arm_that_lags_is_led_to_the_side_of_its_workspace_and_no_further() -> None:
+    integrator = TargetIntegrator(LEASH_M, LEASH_RAD, workspace_m=WORKSPACE)
+    arm = pose((0.4, 0.0, 0.1))
+    for _ in range(200):
+        target = integrator.advance(arm, np.array([0, 0, -0.2, 0, 0, 0]), DT_S)
+        arm = pose(arm.position + DT_S / 0.4 * (target.position - arm.position))
+    assert target.position[2] == pytest.approx(0.02)
 
 
 @pytest.mark.parametrize("wrong", [(0.0, 0.3), (np.nan, 0.3), (0.05, -1.0), (0.05, np.inf)])

@@ -78,6 +78,7 @@ def test_no_motion_outlives_its_limit_and_no_stop_comes_early(
     """Woken at every deadline, as the node is, it trips exactly where silence reaches the limit."""
     watchdog, now_s = make_watchdog(), 0.0
     last: dict[str, float] = {}
+    stands = foreign = False
     for kind, moving, wait_s in events:
         until_s = now_s + wait_s
         deadline_s = watchdog.deadline_s()
@@ -95,7 +96,65 @@ def test_no_motion_outlives_its_limit_and_no_stop_comes_early(
             last[kind] = now_s
         else:
             last.pop(kind, None)
+        if kind == "command":
+            foreign = stands
+        else:
+            if foreign and stands and not moving:
+                last.pop("command", None)
+            stands, foreign = not moving, foreign and not moving
         assert watchdog.moving == bool(last)
+
+
+def test_a_person_may_drive_while_the_policy_says_that_it_stands() -> None:
+    """One twist for each key, as keyboards send them, on the topic that the policy has too."""
+    watchdog = make_watchdog()
+    feed(watchdog, "beat", True, 0.9)
+    feed(watchdog, "command", True, 0.9)
+    feed(watchdog, "beat", False, 0.95)
+    feed(watchdog, "command", False, 0.95)
+    for k in range(40):
+        now_s = 1.0 + 0.05 * k
+        feed(watchdog, "beat", False, now_s)
+        assert watchdog.check(now_s) is None
+        if k % 10 == 0:
+            feed(watchdog, "command", True, now_s + 0.01)
+    assert watchdog.trips == 0
+
+
+@given(st.lists(st.booleans(), max_size=6), st.booleans())
+def test_a_policy_that_dies_of_its_first_command_is_noticed(
+    before: list[bool], beat_first: bool
+) -> None:
+    """However it stood before, and whichever of its two last messages is heard first."""
+    watchdog = make_watchdog()
+    now_s = 0.0
+    for person in before:
+        now_s += 0.05
+        feed(watchdog, "beat", False, now_s)
+        if person:
+            feed(watchdog, "command", True, now_s + 0.01)
+    now_s += 0.05
+    for kind in ("beat", "command") if beat_first else ("command", "beat"):
+        feed(watchdog, kind, True, now_s)
+    assert watchdog.check(now_s + LIMIT_S - 1e-6) is None
+    assert watchdog.check(now_s + LIMIT_S + 1e-6) is not None
+
+
+def test_a_command_without_any_heartbeat_after_it_is_not_left_alone() -> None:
+    watchdog = make_watchdog()
+    feed(watchdog, "beat", False, 1.0)
+    feed(watchdog, "command", True, 1.05)
+    trip = watchdog.check(1.05 + LIMIT_S + 1e-6)
+    assert trip is not None and trip.reason == SILENT
+
+
+def test_heartbeats_alone_do_not_pass_for_commands() -> None:
+    watchdog = make_watchdog()
+    feed(watchdog, "beat", False, 1.0)
+    feed(watchdog, "command", True, 1.05)
+    for k in range(3):
+        feed(watchdog, "beat", True, 1.05 + 0.05 * k)
+    assert watchdog.check(1.05 + LIMIT_S + 1e-6).reason == CEASED  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(

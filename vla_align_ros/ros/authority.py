@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from rclpy.node import Node
@@ -11,10 +12,11 @@ from std_msgs.msg import Bool, Empty
 from std_srvs.srv import SetBool, Trigger
 
 from vla_align_ros.errors import SafetyError
-from vla_align_ros.runtime.runner import PolicyRunner
+from vla_align_ros.runtime.interlock import Interlock
+from vla_align_ros.runtime.stops import Hold, Reason
 
 RELIABLE = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
-NOT_CONFIGURED = "the node is not configured; nothing moves"
+NOT_CONFIGURED = "the node is not configured; nothing moves, and nothing can be armed"
 
 
 class Authority:
@@ -23,14 +25,16 @@ class Authority:
     Services: `~/arm` (SetBool: arm or disarm), `~/stop` (Trigger: latch a stop), `~/reset_stop`
     (Trigger: release it; the arm stays disarmed). Topics: `~/emergency_stop` (Empty: the same as
     `~/stop`), `~/takeover` (Bool: true suspends the policy, false gives back), `~/dead_man` (Bool,
-    to be repeated while it is held). A decision takes effect on the next tick of the command
-    timer; `now` is called after each one that stops the arm, so that it need not wait.
+    to be repeated while it is held). All are kept in `interlock`, in every state but for arming,
+    which needs a configured node and ends with it. A decision takes effect on the next tick of
+    the command timer; `now` is called after each one that stops the arm, so that it need not wait.
     """
 
-    def __init__(self, node: Node, now: Any) -> None:
+    def __init__(self, node: Node, interlock: Interlock, now: Callable[[], None]) -> None:
         self._node = node
+        self._interlock = interlock
         self._now = now
-        self.runner: PolicyRunner | None = None
+        self._open = False
         node.create_service(SetBool, "~/arm", self._on_arm)
         node.create_service(Trigger, "~/stop", self._on_stop)
         node.create_service(Trigger, "~/reset_stop", self._on_reset)
@@ -38,30 +42,36 @@ class Authority:
         node.create_subscription(Bool, "~/takeover", self._on_takeover, RELIABLE)
         node.create_subscription(Bool, "~/dead_man", self._on_dead_man, RELIABLE)
 
+    def open(self) -> None:
+        """Let the arm be armed: the node is configured."""
+        self._open = True
+
+    def close(self) -> None:
+        """Let it be armed no more, and again after the next `open`; stop and takeover stay."""
+        self._open = False
+        self._interlock.forget_arming()
+
     def _on_arm(self, request: Any, response: Any) -> Any:
-        if self.runner is None:
-            return _answer(response, False, NOT_CONFIGURED)
         if not request.data:
-            self.runner.interlock.disarm()
+            self._interlock.disarm()
             self._now()
             return self._tell(response, "disarmed")
+        if not self._open:
+            return _answer(response, False, NOT_CONFIGURED)
         try:
-            self.runner.interlock.arm()
+            self._interlock.arm()
         except SafetyError as error:
             return _answer(response, False, str(error))
         return self._tell(response, "armed")
 
     def _on_stop(self, request: Any, response: Any) -> Any:
-        if self.runner is None:
-            return _answer(response, False, NOT_CONFIGURED)
         self.stop("by ~/stop")
-        return _answer(response, True, f"stopped: {self.runner.interlock.stopped}")
+        return _answer(response, True, f"stopped: {self._interlock.stopped}")
 
     def _on_reset(self, request: Any, response: Any) -> Any:
-        if self.runner is None:
-            return _answer(response, False, NOT_CONFIGURED)
-        if not self.runner.interlock.reset():
+        if not self._interlock.reset():
             return _answer(response, False, "no stop is latched")
+        self._now()
         return self._tell(response, "the stop is released; the arm is disarmed")
 
     def _on_emergency_stop(self, message: Empty) -> None:
@@ -69,24 +79,20 @@ class Authority:
 
     def stop(self, detail: str) -> None:
         """Latch a stop, send zero now and log it; the first one counts."""
-        if self.runner is None:
-            self._node.get_logger().warning(f"stop {detail} has no effect: {NOT_CONFIGURED}")
-        elif self.runner.stop(detail):
+        if self._interlock.stop(Hold(Reason.STOPPED, detail)):
             self._now()
             self._node.get_logger().warning(f"stopped {detail}; ~/reset_stop, then ~/arm")
 
     def _on_takeover(self, message: Bool) -> None:
-        if self.runner is None:
-            return
-        if self.runner.take_over("by ~/takeover" if message.data else None):
+        if self._interlock.take_over("by ~/takeover" if message.data else None):
             self._now()
             self._node.get_logger().info(
                 "a person drives; the policy is suspended" if message.data else "the policy drives"
             )
 
     def _on_dead_man(self, message: Bool) -> None:
-        if self.runner is not None:
-            self.runner.interlock.press_dead_man(message.data, time.monotonic())
+        if self._interlock.press_dead_man(message.data, time.monotonic()):
+            self._now()
 
     def _tell(self, response: Any, text: str) -> Any:
         self._node.get_logger().info(text)

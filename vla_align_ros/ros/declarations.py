@@ -60,7 +60,14 @@ DECLARATIONS = (
         1e-3,
         1.0,
     ),
-    Declaration("command_rate_hz", 20.0, "rate of the command timer", 5.0, 200.0),
+    Declaration(
+        "command_rate_hz",
+        20.0,
+        "rate of the command timer, and what the watchdog holds it to",
+        5.0,
+        200.0,
+        read_only=True,
+    ),
     Declaration(
         "command_on_plan",
         False,

@@ -62,7 +62,7 @@ class Inputs:
         self._listen(String, "~/instruction", self._on_instruction, RELIABLE)
         if runner.needs_pose:
             self._watch("pose", PoseStamped, "~/ee_pose", self._on_pose)
-        if runner.state.needs_gripper:
+        if runner.wants_gripper and parameters.arm.gripper_joint:
             self._watch("joints", JointState, "~/joint_states", self._on_joints)
 
     def destroy(self) -> None:

@@ -26,6 +26,7 @@ RELIABLE = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
 HISTORY = QoSProfile(depth=50, reliability=ReliabilityPolicy.RELIABLE)
 STILL_S = 0.6  # from "no instruction" to the reset: the policy sends its zero and falls silent
 RESEND_RESET_S = 1.0
+ARM_AGAIN_S = 2.0  # a server is seen before its answers find the way
 LAST_DIAGNOSTICS_S = 1.5  # the policy's last stop is in the diagnostics of the next second
 NO_INSTRUCTION = ""
 
@@ -60,6 +61,7 @@ class OperatorNode(Node):
         self._instruction = self.create_publisher(String, "~/instruction", RELIABLE)
         self._arm = self.create_client(SetBool, "~/arm")
         self._arming: Any = None
+        self._arming_s = float("-inf")
         self._reset = self.create_publisher(String, "~/reset_episode", RELIABLE)
         self.create_subscription(String, "~/score", self._on_score, HISTORY)
         self.create_subscription(Image, "~/image", self._on_image, LATEST)
@@ -138,9 +140,7 @@ class OperatorNode(Node):
     def _wait_for_the_others(self, waited_s: float) -> None:
         simulator = self._reset.get_subscription_count() > 0
         policy = self._instruction.get_subscription_count() > 0 and self._policy_state == "active"
-        if simulator and policy and not self._armed():
-            return
-        if simulator and policy:
+        if simulator and policy and self._armed():
             stamp_s = stamp_to_s(self.get_clock().now().to_msg())
             self._event("ready", waited_s=round(waited_s, 2), stamp_s=stamp_s)
             self._last_score_s = time.monotonic()
@@ -156,16 +156,16 @@ class OperatorNode(Node):
             raise ConfigurationError(
                 "The graph is not complete",
                 got=f"simulator {'there' if simulator else 'missing'}, policy "
-                f"{self._policy_state} with {self._instruction.get_subscription_count()} listeners",
-                expected="sim_node there and policy_node active",
+                f"{self._policy_state} with {self._instruction.get_subscription_count()} listeners"
+                f"{', without an answer of ~/arm' if simulator and policy else ''}",
+                expected="sim_node there, policy_node active and armed",
                 fix="see the logs of both nodes; check remaps and ROS_DOMAIN_ID",
             )
 
     def _armed(self) -> bool:
-        """Whether the policy's node has let itself be armed; asks it once."""
-        if self._arming is None and self._arm.service_is_ready():
-            self._arming = self._arm.call_async(SetBool.Request(data=True))
+        """Whether the policy's node has let itself be armed; asks again if no answer comes."""
         if self._arming is None or not self._arming.done():
+            self._ask_to_arm()
             return False
         answer = self._arming.result()
         if not answer.success:
@@ -176,6 +176,15 @@ class OperatorNode(Node):
                 fix="mend what it says",
             )
         return True
+
+    def _ask_to_arm(self) -> None:
+        now_s = time.monotonic()
+        if now_s - self._arming_s < ARM_AGAIN_S or not self._arm.service_is_ready():
+            return
+        if self._arming is not None:
+            self._arm.remove_pending_request(self._arming)
+        self._arming_s = now_s
+        self._arming = self._arm.call_async(SetBool.Request(data=True))
 
     def _hold_still(self) -> None:
         self._instruction.publish(String(data=NO_INSTRUCTION))

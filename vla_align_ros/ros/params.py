@@ -45,7 +45,6 @@ class PolicyParameters:
     strategy_settings: dict[str, float]
     unfamiliar_scene: str
     sight_rate_hz: float
-    interlock: InterlockConfig
     timeouts: Timeouts
     limits: Limits
     arm: ArmConfig
@@ -89,6 +88,14 @@ def refuse_changes(parameters: list[Parameter], *, configured: bool) -> SetParam
         reason = f"{', '.join(ours)} can only be set before configure; clean the node up first"
         return SetParametersResult(successful=False, reason=reason)
     return SetParametersResult(successful=True)
+
+
+def read_interlock(node: Node) -> InterlockConfig:
+    """Read what a person is asked for before the arm moves: fixed when the node starts."""
+    return InterlockConfig(
+        start_armed=node.get_parameter("start_armed").value,
+        dead_man_s=node.get_parameter("dead_man_s").value,
+    )
 
 
 def read_parameters(node: Node) -> PolicyParameters:
@@ -153,7 +160,6 @@ def read_parameters(node: Node) -> PolicyParameters:
         strategy_settings=settings,
         unfamiliar_scene=choice("unfamiliar_scene", "report", "warn", "hold"),
         sight_rate_hz=value("sight_rate_hz"),
-        interlock=InterlockConfig(value("start_armed"), value("dead_man_s")),
         timeouts=Timeouts(
             image_s=value("image_timeout_s"),
             state_s=value("state_timeout_s"),

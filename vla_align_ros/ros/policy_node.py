@@ -19,6 +19,7 @@ from vla_align_ros.ros.messages import make_chunk
 from vla_align_ros.ros.params import (
     PolicyParameters,
     declare_parameters,
+    read_interlock,
     read_parameters,
     refuse_changes,
 )
@@ -69,10 +70,12 @@ class PolicyNode(LifecycleNode):
         self._command_timer: Any = None
         # Not ROS time: a simulated clock that stops must not stop the timer that stops the arm.
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
-        self.reporter = Reporter(self)
+        # One for the node's life: what a person decided outlives every transition.
+        self._interlock = Interlock(read_interlock(self))
+        self.reporter = Reporter(self, self._interlock)
         self.reporter.report()
         self._heartbeat = self.create_publisher(Bool, "~/heartbeat", RELIABLE)
-        self._authority = Authority(self, self._on_tick)
+        self._authority = Authority(self, self._interlock, self._on_decision)
         self._plan_ready = self.create_guard_condition(self._on_plan)
         answer_illegal_requests(self)
         self.create_timer(DIAGNOSTICS_PERIOD_S, self._on_diagnostics, clock=self._steady)
@@ -159,15 +162,18 @@ class PolicyNode(LifecycleNode):
             require_proof(policy)
         policy.warm_up()
         self._sight = SightTopics(self, policy.bundle, parameters)
+        limits = parameters.limits.tighten(policy.bundle.limits)
         self._runner = PolicyRunner(
             policy,
-            SafetyGate(parameters.limits.tighten(policy.bundle.limits), parameters.timeouts),
+            SafetyGate(
+                limits, parameters.timeouts, command_period_s=parameters.arm.command_period_s
+            ),
             clock=self._now_s,
             replan_period_s=parameters.replan_period_s,
             sync_tolerance_s=parameters.sync_tolerance_s,
             pose_needed=parameters.arm.needs_pose,
             strategy=parameters.make_strategy(),
-            interlock=Interlock(parameters.interlock),
+            interlock=self._interlock,
             sight=self._sight.loop,
             on_chunk=self._on_chunk,
             on_fault=self.reporter.log_fault,
@@ -176,10 +182,11 @@ class PolicyNode(LifecycleNode):
         self._chunks = self.create_lifecycle_publisher(
             Float64MultiArray, "~/action_chunk", RELIABLE
         )
-        self._arm = make_arm(self, parameters.arm, self._runner.fresh_pose)
+        self._arm = make_arm(self, parameters.arm, limits, self._runner.fresh_pose)
         self._inputs = Inputs(self, self._runner, parameters)
         self._watch = SourceWatch(self, self._inputs.sources)
-        self.reporter.runner = self._authority.runner = self._runner
+        self.reporter.runner = self._runner
+        self._authority.open()
         self.reporter.bundle_id = policy.bundle_id
         self.reporter.arm = parameters.arm.name
         self.get_logger().info(
@@ -214,7 +221,8 @@ class PolicyNode(LifecycleNode):
             self._policy.close()
         self._inputs = self._watch = self._sight = self._arm = self._chunks = self._policy = None
         self._runner = self._settings = None
-        self.reporter.runner = self._authority.runner = None
+        self._authority.close()
+        self.reporter.runner = None
         self.reporter.bundle_id = ""
 
     def _on_tick(self) -> None:
@@ -222,11 +230,17 @@ class PolicyNode(LifecycleNode):
             return
         stamp = self.get_clock().now().to_msg()
         step = self._runner.tick()
+        # Told before it is done, so that a death in between cannot leave a motion unwatched.
+        self._heartbeat.publish(Bool(data=step.command is not None))
         if step.command is not None:
             self._arm.send(step.command, stamp)
         elif step.stop:
             self._arm.stop(stamp)
-        self._heartbeat.publish(Bool(data=step.command is not None))
+        self.reporter.report()
+
+    def _on_decision(self) -> None:
+        """Act on what a person decided; it is told in every state."""
+        self._on_tick()
         self.reporter.report()
 
     def _on_chunk(self, chunk: ActionChunk) -> None:

@@ -13,6 +13,7 @@ from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from std_msgs.msg import String
 
 from vla_align_ros.ros.messages import make_diagnostics
+from vla_align_ros.runtime.interlock import Interlock
 from vla_align_ros.runtime.runner import PolicyRunner
 from vla_align_ros.runtime.stops import Hold, Reason
 
@@ -27,7 +28,8 @@ class Reporter:
 
     `~/status` (String, reliable, transient local, depth 1) is one JSON object: state, moving,
     hold_reason, hold_detail, instruction, bundle_id, arm, stop_count, last_stop ({reason, detail,
-    time_s} with the first cause, or null), error (of the last failed transition, or null).
+    time_s} with the first cause, or null), latched_stop (how a person stopped it, in every state,
+    or null), error (of the last failed transition, or null).
 
     `/diagnostics` carries the same as key-values, and every figure of `Metrics.snapshot`:
     frames_received, inference_count, commands_sent, latency_<stage>_p50_ms and _p99_ms,
@@ -39,13 +41,14 @@ class Reporter:
     absent.
     """
 
-    def __init__(self, node: LifecycleNode) -> None:
+    def __init__(self, node: LifecycleNode, interlock: Interlock) -> None:
         latched = QoSProfile(
             depth=1,
             reliability=ReliabilityPolicy.RELIABLE,
             durability=DurabilityPolicy.TRANSIENT_LOCAL,
         )
         self._node = node
+        self._interlock = interlock
         self._status = node.create_publisher(String, "~/status", latched)
         self._diagnostics = node.create_publisher(DiagnosticArray, "/diagnostics", 10)
         self._sent: dict[str, Any] = {}
@@ -113,6 +116,7 @@ class Reporter:
     def _summary(self) -> dict[str, Any]:
         hold = self._hold()
         stops = self.runner.stops if self.runner is not None else None
+        latched = self._interlock.stopped
         return {
             "state": self.state,
             "moving": hold is None,
@@ -123,6 +127,7 @@ class Reporter:
             "arm": self.arm,
             "stop_count": 0 if stops is None else stops.total,
             "last_stop": _describe_stop(stops.stops[-1]) if stops and stops.stops else None,
+            "latched_stop": None if latched is None else latched.detail,
             "error": self.error,
         }
 

@@ -73,7 +73,8 @@ class WatchdogNode(Node):
     Subscribes to the policy's `~/delta_twist_cmds` (TwistStamped) and `~/heartbeat` (Bool, whether
     the arm moves). When both were about motion and then cease for two command periods and
     `tolerance_s`, it publishes one zero on `~/delta_twist_cmds` and, if `stop_policy`, an Empty on
-    `~/emergency_stop`. `~/status` (String, latched, JSON: tripped, reason, silence_s, trips,
+    `~/emergency_stop`. Commands beside a policy that says that it stands are a person's and left
+    alone. `~/status` (String, latched, JSON: tripped, reason, silence_s, trips,
     moving, limit_s) and `/diagnostics` keep the first reason until `~/reset` (Trigger).
     """
 

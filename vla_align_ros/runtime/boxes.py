@@ -31,6 +31,20 @@ def check_box(name: str, box: Box) -> None:
         )
 
 
+def confine(
+    velocity: Vector,
+    position_m: Vector,
+    period_s: float,
+    workspace_m: Box | None,
+    keep_out_m: Sequence[Box],
+    deceleration_m_s2: float | None = None,
+) -> Vector:
+    """Shorten the motion (3,) of one period so that it stays inside and outside, as below."""
+    if workspace_m is not None:
+        velocity = stay_inside(velocity, position_m, period_s, workspace_m, deceleration_m_s2)
+    return stay_outside(velocity, position_m, period_s, keep_out_m)
+
+
 def stay_inside(
     velocity: Vector,
     position_m: Vector,

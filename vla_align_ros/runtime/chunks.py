@@ -60,6 +60,7 @@ class ChunkBuffer:
         self._instruction: str | None = None
         self._plans: deque[Plan] = deque(maxlen=KEPT_PLANS)
         self._accepted = 0
+        self._turn = 0
         self._since_s = -math.inf
 
     @property
@@ -72,37 +73,60 @@ class ChunkBuffer:
         """How many chunks were accepted since construction."""
         return self._accepted
 
+    @property
+    def turn(self) -> int:
+        """Counts new starts (`clear`, another instruction); see `add`."""
+        return self._turn
+
     def set_instruction(self, instruction: str | None) -> bool:
-        """Accept only this instruction from now on; True if it changed: older plans are gone."""
+        """Accept only this instruction from now on; True if it changed: a new turn, no plans."""
         with self._lock:
             if instruction == self._instruction:
                 return False
             self._instruction = instruction
+            self._turn += 1
             self._forget()
             return True
 
     def clear(self, since_s: float = -math.inf) -> None:
-        """Forget every planned action; the instruction stays.
+        """Begin a new turn with nothing planned; the instruction stays.
 
-        What is still on its way from an observation before `since_s` is refused when it comes.
+        Refused from now on: what was begun in an earlier turn, whatever its stamp (the clock may
+        have been set since), and what answers an observation before `since_s`.
         """
         with self._lock:
             self._since_s = since_s
+            self._turn += 1
             self._forget()
 
-    def add(self, chunk: ActionChunk, arrived_s: float | None = None) -> bool:
-        """Plan a chunk; False if it answers another instruction or an older observation.
+    def drop(self) -> None:
+        """Forget every planned action; what is still on its way may come."""
+        with self._lock:
+            self._forget()
 
+    def add(
+        self, chunk: ActionChunk, arrived_s: float | None = None, *, turn: int | None = None
+    ) -> bool:
+        """Plan a chunk; False if it is refused.
+
+        That is a chunk for another instruction, one of an older observation or of an earlier
+        `turn` (the one in which it was begun; the present one, if not given), or one that is
+        stamped more than a period ahead: from a clock that was set back, or that runs ahead.
         `arrived_s` is now on the caller's clock (its stamp, if not given). Raises ContractError
         when its shape or period is not the buffer's.
         """
         self._check(chunk)
         arrived_s = chunk.stamp_s if arrived_s is None else arrived_s
+        latest_s = arrived_s + self.period_s
         with self._lock:
             if self._instruction is None or chunk.instruction != self._instruction:
                 return False
-            if chunk.stamp_s < self._since_s:
+            if turn not in (None, self._turn):
                 return False
+            if not self._since_s <= chunk.stamp_s <= latest_s:
+                return False
+            while self._plans and self._plans[-1].chunk.stamp_s > latest_s:
+                self._plans.pop()  # the clock went back a little: it must not rule until then
             if self._plans and chunk.stamp_s < self._plans[-1].chunk.stamp_s:
                 return False
             self._accepted += 1

@@ -33,7 +33,9 @@ class Interlock:
     """Answers why a person does not let the arm move; None if nothing stands against it.
 
     A stop is latched: it stays, with its first cause, until `reset`, and leaves the arm disarmed.
-    Times are seconds on a monotonic clock. Callers use one thread.
+    A stop and a takeover outlive whatever is loaded and started meanwhile: there is one interlock
+    for as long as there is an arm to move. Times are seconds on a monotonic clock. Callers use one
+    thread.
     """
 
     def __init__(self, config: InterlockConfig) -> None:
@@ -68,6 +70,10 @@ class Interlock:
         """Do not let the arm move until it is armed again."""
         self._armed = False
 
+    def forget_arming(self) -> None:
+        """Disarm, unless it starts armed: the next policy to be loaded may be another."""
+        self._armed = self._armed and self.config.start_armed
+
     def stop(self, cause: Hold) -> bool:
         """Latch a stop and disarm; False if one was latched before, whose cause is kept."""
         self._armed = False
@@ -90,9 +96,11 @@ class Interlock:
         self._takeover = who
         return changed
 
-    def press_dead_man(self, held: bool, now_s: float) -> None:
-        """Take one message of the dead-man switch."""
+    def press_dead_man(self, held: bool, now_s: float) -> bool:
+        """Take one message of the dead-man switch; True if it was let go."""
+        let_go = self._dead_man_s is not None and not held
         self._dead_man_s = now_s if held else None
+        return let_go
 
     def check(self, now_s: float) -> Hold | None:
         """Why the arm must not move at `now_s`: the stop, not armed, taken over, switch let go."""

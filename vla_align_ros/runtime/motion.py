@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,7 +52,8 @@ class MotionLimiter:
 
     Speeds are held first, then accelerations, then jerks: a jerk beyond its limit happens only
     where the speed limit cuts in. `rest` is what a hold does: an arm that was told to stand still
-    starts from zero again, and a stop is never delayed by a limit.
+    starts from zero again, its gripper from where it is measured, and a stop is never delayed by a
+    limit.
     """
 
     def __init__(self, limits: MotionLimits, *, linear_m_s: float, angular_rad_s: float) -> None:
@@ -69,10 +71,15 @@ class MotionLimiter:
         """What was commanded last (6,), m/s and rad/s; zero at rest."""
         return np.array(self._twist, np.float64)
 
-    def rest(self) -> None:
-        """The arm was sent zero."""
+    def rest(self, gripper: float | None = None) -> None:
+        """The arm was sent zero, and its gripper stands at `gripper` (fraction open).
+
+        None where that is not known: somebody else may have moved it, so the next opening is taken
+        as it is.
+        """
         self._twist[:] = 0.0
         self._acceleration[:] = 0.0
+        self._gripper = gripper
 
     def limit(self, twist: Vector, gripper: float, dt_s: float) -> tuple[Vector, float]:
         """The twist (6,) and gripper (0..1) that come closest after `dt_s` since the last one.
@@ -108,6 +115,32 @@ class MotionLimiter:
             return gripper
         step = self._gripper_per_s * dt_s
         return min(max(gripper, self._gripper - step), self._gripper + step)
+
+
+class Travel:
+    """How far the commands of the last `keep_s` seconds lead, for an arm that follows them."""
+
+    def __init__(self, keep_s: float) -> None:
+        self._keep_s = keep_s
+        self._legs: deque[tuple[float, Vector]] = deque()
+        self._length_s = 0.0
+
+    def note(self, velocity: Vector, dt_s: float) -> None:
+        """A velocity (3,) in m/s was in force for the last `dt_s` seconds."""
+        self._legs.append((dt_s, velocity))
+        self._length_s += dt_s
+        while len(self._legs) > 1 and self._length_s - self._legs[0][0] >= self._keep_s:
+            self._length_s -= self._legs.popleft()[0]
+
+    def within(self, age_s: float) -> Vector:
+        """The way (3,) in metres that was commanded in the last `age_s` seconds."""
+        way = np.zeros(3)
+        for dt_s, velocity in reversed(self._legs):
+            if age_s <= 0.0:
+                break
+            way += velocity * min(dt_s, age_s)
+            age_s -= dt_s
+        return way
 
 
 def braking_speed(distance_m: float, deceleration_m_s2: float | None, period_s: float) -> float:

@@ -42,7 +42,7 @@ class Frame:
     """A sight on its way to inference, with the instruction of its instant.
 
     It may wait `patience_s` for the plan before it to be finished; after that a newer sight is
-    worth more. `turn` counts how often everything planned was forgotten.
+    worth more. `turn` is the buffer's (see `ChunkBuffer.turn`) when it was seen.
     """
 
     sight: Sight
@@ -138,7 +138,8 @@ class Planner:
             if not self._running:
                 return
             self.fault = None
-            if self._buffer.add(chunk, self._clock()) and self._on_chunk is not None:
+            accepted = self._buffer.add(chunk, self._clock(), turn=frame.turn)
+            if accepted and self._on_chunk is not None:
                 self._on_chunk(chunk)
         except Exception as error:  # whatever a backend raises holds the arm
             self._fail(error)
@@ -151,6 +152,6 @@ class Planner:
         detail = " ".join((str(error) or type(error).__name__).split())[:DETAIL_CHARACTERS]
         hold = Hold(Reason.NON_FINITE if bad_values else Reason.INFERENCE_ERROR, detail)
         self.fault = hold
-        self._buffer.clear()
+        self._buffer.drop()
         if self._on_fault is not None:
             self._on_fault(hold, error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,10 +19,11 @@ from vla_align_ros.runtime.observing import SYNC_TOLERANCE_S, Load, Observer
 from vla_align_ros.runtime.planner import Frame, Planner, PolicyLike
 from vla_align_ros.runtime.safety import SafetyGate, Situation, Step
 from vla_align_ros.runtime.sight import SightLoop
-from vla_align_ros.runtime.sources import RobotState
+from vla_align_ros.runtime.sources import RobotState, Source
 from vla_align_ros.runtime.stops import Hold, Reason, StopRecord
 from vla_align_ros.runtime.strategies import Strategy
 
+T = TypeVar("T")
 CLOCK_JUMP_S = 0.1
 # How long a sight may wait for the plan before it, in times between two sights: a newer one comes
 # soon after. A slow camera's sights wait, as far as that costs less than the next one's delay.
@@ -81,12 +83,12 @@ class PolicyRunner:
             on_fault=on_fault,
         )
         self._active = False
+        self._permitted = False
         self._plans_before = 0
         self._last_plan = 0
         self._last_now_s = float("-inf")
         self._last_tick_s = 0.0
         self._last_sight_s = float("-inf")
-        self._turn = 0
         self._instruction_s = float("-inf")
 
     @property
@@ -113,11 +115,19 @@ class PolicyRunner:
     def _commands_need_pose(self) -> bool:
         return self._pose_needed or self._gate.limits.needs_position
 
+    @property
+    def wants_gripper(self) -> bool:
+        """Whether the gripper's opening should be fed: for the policy, or to limit its rate."""
+        return self.state.needs_gripper or self._gate.limits.motion.gripper_per_s is not None
+
     def fresh_pose(self) -> NDArray[np.float64] | None:
         """The end effector's pose (6,) in m and rad; None if it is older than the state may be."""
-        age_s = self.state.pose.age_s(self._clock(), self._steady())
+        return self._fresh(self.state.pose)
+
+    def _fresh(self, source: Source[T]) -> T | None:
+        age_s = source.age_s(self._clock(), self._steady())
         stale = age_s is None or abs(age_s) > self._gate.timeouts.state_s
-        return None if stale else self.state.pose.value
+        return None if stale else source.value
 
     def ages_s(self) -> dict[str, float | None]:
         """Ages of the inputs in seconds by name, None where nothing arrived."""
@@ -127,6 +137,7 @@ class PolicyRunner:
         """Start with nothing planned; ConfigurationError while an old inference still hangs."""
         self._forget()
         self._last_tick_s = self._steady()
+        self._permitted = self.interlock.check(self._last_tick_s) is None
         self._planner.start()
         self._active = True
 
@@ -153,21 +164,6 @@ class PolicyRunner:
         self._instruction_s = self._steady()
         return self._change_instruction(instruction)
 
-    def stop(self, detail: str) -> bool:
-        """Latch a stop and drop every plan; False if a stop was latched already."""
-        self._drop_plans()
-        return self.interlock.stop(Hold(Reason.STOPPED, detail))
-
-    def take_over(self, who: str | None) -> bool:
-        """Suspend the policy while `who` drives, None gives back; True if that is a change.
-
-        What was planned before a change is dropped; a repeated message changes nothing.
-        """
-        changed = self.interlock.take_over(who)
-        if changed:
-            self._drop_plans()
-        return changed
-
     def take_image(self, load: Load, stamp_s: float, camera: str | None = None) -> None:
         """Take a frame of a camera that `load` turns into (H, W, 3) uint8 RGB, when it is used.
 
@@ -181,12 +177,15 @@ class PolicyRunner:
             self.sight.offer(sight, instruction)
         if sight is None or not self._active or instruction is None:
             return
-        age_s = self.state.age_s(self._clock(), self._steady())
-        if age_s is None or abs(age_s) > self._gate.timeouts.state_s:
+        now_s, timeouts = self._clock(), self._gate.timeouts
+        age_s = self.state.age_s(now_s, self._steady())
+        if age_s is None or abs(age_s) > timeouts.state_s:
+            return
+        if abs(now_s - sight.stamp_s) > timeouts.image_s:
             return
         if self._due(sight.stamp_s):
             patience_s = PATIENCE * max(since_s, 0.0)
-            self._planner.submit(Frame(sight, instruction, patience_s, self._turn))
+            self._planner.submit(Frame(sight, instruction, patience_s, self._buffer.turn))
 
     def take_pose(self, pose: NDArray[np.float64], stamp_s: float) -> None:
         """Take an end-effector pose (6,): x, y, z in m, roll, pitch, yaw in rad, command frame."""
@@ -197,12 +196,19 @@ class PolicyRunner:
         self.state.gripper.put(fraction_open, stamp_s=stamp_s, steady_s=self._steady())
 
     def tick(self) -> Step:
-        """Decide what the arm is sent now; call it at the command rate while active."""
+        """Decide what the arm is sent now; call it at the command rate while active.
+
+        When a person forbids motion, and when it is permitted again, what was planned is dropped.
+        """
         now_s, steady_s = self._clock(), self._steady()
         if now_s < self._last_now_s - CLOCK_JUMP_S:
             self._forget(keep_instruction=True)
         self._last_now_s = now_s
-        decision = self._gate.check(self._situation(now_s, steady_s))
+        forbidden = self.interlock.check(steady_s)
+        if self._permitted != (forbidden is None):
+            self._permitted = forbidden is None
+            self._drop_plans()
+        decision = self._gate.check(self._situation(now_s, steady_s, forbidden))
         self._last_tick_s = steady_s
         if isinstance(decision, Hold):
             return Step(hold=decision, stop=self._note_hold(decision))
@@ -217,9 +223,9 @@ class PolicyRunner:
             self.metrics.observe_ms("total", 1e3 * (now_s - decision.action.observation_stamp_s))
         return Step(command=decision)
 
-    def _situation(self, now_s: float, steady_s: float) -> Situation:
+    def _situation(self, now_s: float, steady_s: float, forbidden: Hold | None) -> Situation:
         with_pose = self._commands_need_pose
-        pose = self.state.pose.value
+        pose = self.state.pose
         action = self._buffer.action_at(now_s)
         image, image_age_s = self.observer.oldest_image(now_s, steady_s)
         return Situation(
@@ -232,9 +238,11 @@ class PolicyRunner:
             plans=self._buffer.accepted - self._plans_before,
             state_age_s=self.state.age_s(now_s, steady_s, with_pose=with_pose),
             state_needed=bool(self.state.names) or self._pose_needed,
-            position_m=None if pose is None else pose[:3],
+            position_m=None if pose.value is None else pose.value[:3],
+            position_age_s=pose.lag_s(now_s, steady_s),
+            gripper=self._fresh(self.state.gripper),
             fault=self._planner.fault,
-            forbidden=self.interlock.check(steady_s),
+            forbidden=forbidden,
             active=self._active,
             instruction_age_s=steady_s - self._instruction_s,
             action_age_s=0.0 if action is None else now_s - action.observation_stamp_s,
@@ -263,7 +271,6 @@ class PolicyRunner:
 
     def _plan_anew(self) -> None:
         self._plans_before = self._buffer.accepted
-        self._turn += 1
         self._planner.drop()
 
     def _forget(self, *, keep_instruction: bool = False) -> None:
@@ -279,7 +286,7 @@ class PolicyRunner:
     def _due(self, stamp_s: float) -> bool:
         """Whether a frame of this stamp is to be planned on, by the re-planning period."""
         turn, begun_s = self._planner.begun or (-1, 0.0)
-        if turn != self._turn or self._planner.fault is not None:
+        if turn != self._buffer.turn or self._planner.fault is not None:
             return True
         since_s = stamp_s - begun_s
         return since_s < 0 or since_s >= self._replan_period_s - 1e-3

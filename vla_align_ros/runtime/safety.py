@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from vla_align_ros.contract.actions import twist_from_delta
 from vla_align_ros.errors import SafetyError
-from vla_align_ros.runtime.boxes import Box, check_box, stay_inside, stay_outside
+from vla_align_ros.runtime.boxes import Box, check_box, confine
 from vla_align_ros.runtime.chunks import ScheduledAction
-from vla_align_ros.runtime.motion import MotionLimiter, MotionLimits
+from vla_align_ros.runtime.motion import MotionLimiter, MotionLimits, Travel
 from vla_align_ros.runtime.stops import Hold, Reason
 
 LONGEST_TICK_S = 0.2  # a later tick speeds up no faster than this one would
@@ -103,7 +103,8 @@ class Situation:
     fit together (see Observer); `strange` why the scene is not familiar enough (see SightLoop).
     `forbidden` is what a person has against motion (see Interlock);
     `fault` is what inference reported since its last good chunk; `plans` counts the chunks that
-    answered the current instruction; `position_m` (3,) is the end effector in the command frame;
+    answered the current instruction; `position_m` (3,) is the end effector in the command frame,
+    measured `position_age_s` ago; `gripper` the measured opening, None where it is not known;
     `since_tick_s` the time since the last decision.
     """
 
@@ -117,6 +118,8 @@ class Situation:
     state_age_s: float | None = None
     state_needed: bool = False
     position_m: NDArray[np.float64] | None = None
+    position_age_s: float = 0.0
+    gripper: float | None = None
     fault: Hold | None = None
     forbidden: Hold | None = None
     active: bool = True
@@ -137,21 +140,28 @@ class Step:
 class SafetyGate:
     """Turns the action for now into a command, or into a hold whose reason comes first in order.
 
-    Reads no clock, and remembers only the last command, from which it limits the next one.
+    Reads no clock. It remembers the last command, from which it limits the next one, and the way
+    commanded since the pose was measured, which tells where the arm is by now. A command stays in
+    force for `command_period_s`.
     """
 
-    def __init__(self, limits: Limits, timeouts: Timeouts) -> None:
+    def __init__(
+        self, limits: Limits, timeouts: Timeouts, *, command_period_s: float = 0.05
+    ) -> None:
         self.limits = limits
         self.timeouts = timeouts
+        self._command_period_s = command_period_s
+        self._travel = Travel(timeouts.state_s)
         self._limiter = MotionLimiter(
             limits.motion, linear_m_s=limits.linear_m_s, angular_rad_s=limits.angular_rad_s
         )
 
     def check(self, situation: Situation) -> Command | Hold:
         """Decide for one tick; order: person, inputs, inference, plan, the command itself."""
+        self._travel.note(self._limiter.twist[:3], situation.since_tick_s)
         decision = self._decide(situation)
         if isinstance(decision, Hold):
-            self._limiter.rest()
+            self._limiter.rest(situation.gripper)
         return decision
 
     def _decide(self, situation: Situation) -> Command | Hold:
@@ -213,19 +223,20 @@ class SafetyGate:
             position_m = situation.position_m
             if position_m is None or not np.isfinite(position_m).all():
                 return Hold(Reason.STALE_STATE, "the end effector's position is unknown")
-            limited[:3] = self._confine(limited[:3], position_m, scheduled.period_s)
+            way_m = self._travel.within(situation.position_age_s)
+            held_s = max(scheduled.period_s, self._command_period_s)
+            # From where the arm is if it followed since, and if it did not.
+            for start_m in (position_m, position_m + way_m):
+                limited[:3] = confine(
+                    limited[:3],
+                    start_m,
+                    held_s,
+                    self.limits.workspace_m,
+                    self.limits.keep_out_m,
+                    self.limits.motion.linear_m_s2,
+                )
         self._limiter.remember(limited, gripper, since_s)
         return Command(limited, gripper, scheduled, clamped=bool((limited != twist).any()))
-
-    def _confine(
-        self, velocity: NDArray[np.float64], position_m: NDArray[np.float64], period_s: float
-    ) -> NDArray[np.float64]:
-        limits = self.limits
-        if limits.workspace_m is not None:
-            velocity = stay_inside(
-                velocity, position_m, period_s, limits.workspace_m, limits.motion.linear_m_s2
-            )
-        return stay_outside(velocity, position_m, period_s, limits.keep_out_m)
 
 
 def _judge_age(age_s: float | None, timeout_s: float, what: str) -> str | None:

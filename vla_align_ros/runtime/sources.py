@@ -66,6 +66,10 @@ class Source(Generic[T]):
             return None
         return max(now_s - self.stamp_s, steady_s - self.arrived_s, key=abs)
 
+    def lag_s(self, now_s: float, steady_s: float) -> float:
+        """For how long the sample may have been out of date: by stamp or arrival, the longer."""
+        return max(now_s - self.stamp_s, steady_s - self.arrived_s)
+
 
 @dataclass(slots=True)
 class RobotState:

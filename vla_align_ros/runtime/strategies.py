@@ -76,7 +76,8 @@ class Queue:
     """Play a chunk to its end, then the newest one, each from its first action on.
 
     What most deployments do, and the baseline to compare with: actions are late by the delay of
-    inference, and nothing new is seen for a whole chunk.
+    inference, and nothing new is seen for a whole chunk. A chunk begins only while its observation
+    is no older than the chunk is long, and lasts its own length from then on.
     """
 
     name = "queue"
@@ -88,10 +89,12 @@ class Queue:
     def choose(self, plans: Sequence[Plan], now_s: float) -> Choice | None:
         """Read the chunk that is being played; take the next one when it is over."""
         choice = self._read(now_s)
-        if choice is None and plans and plans[-1] is not self._playing:
-            self._playing, self._started_s = plans[-1], now_s
-            choice = self._read(now_s)
-        return choice
+        if choice is not None or not plans or plans[-1] is self._playing:
+            return choice
+        if plans[-1].index_at(now_s) is None:
+            return None
+        self._playing, self._started_s = plans[-1], now_s
+        return self._read(now_s)
 
     def reset(self) -> None:
         """Drop the chunk that is being played."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ from vla_align_ros.contract.actions import (
     rotvec_from_matrix,
 )
 from vla_align_ros.errors import SafetyError
+from vla_align_ros.runtime.boxes import Box, confine
 
 
 class TargetIntegrator:
@@ -22,11 +24,20 @@ class TargetIntegrator:
 
     The target never leads the measured pose by more than `leash_m` and `leash_rad`: an arm that is
     held back, or whose controller stopped listening, finds its target near when it is free again.
+    Nor does it leave `workspace_m`, or lie in or behind a box of `keep_out_m` as seen from the arm:
+    the controller goes to it however the arm lags. An arm that is out of place is only led back.
     Frame and units are the command frame's, metres and radians. Raises SafetyError on a leash that
     is no finite number above 0.
     """
 
-    def __init__(self, leash_m: float, leash_rad: float) -> None:
+    def __init__(
+        self,
+        leash_m: float,
+        leash_rad: float,
+        *,
+        workspace_m: Box | None = None,
+        keep_out_m: Sequence[Box] = (),
+    ) -> None:
         for name, value in (("leash_m", leash_m), ("leash_rad", leash_rad)):
             if not (math.isfinite(value) and value > 0):
                 raise SafetyError(
@@ -37,6 +48,8 @@ class TargetIntegrator:
                 )
         self._leash_m = leash_m
         self._leash_rad = leash_rad
+        self._workspace_m = workspace_m
+        self._keep_out_m = tuple(keep_out_m)
         self._target: Pose | None = None
 
     def advance(self, measured: Pose, twist: NDArray[np.float64], dt_s: float) -> Pose:
@@ -53,6 +66,8 @@ class TargetIntegrator:
 
     def _pull(self, measured: Pose, target: Pose) -> Pose:
         lead = _shorten(target.position - measured.position, self._leash_m)
+        # As a velocity over one second: the way to the target is what must stay within.
+        lead = confine(lead, measured.position, 1.0, self._workspace_m, self._keep_out_m)
         turn = _shorten(rotvec_from_matrix(target.rotation @ measured.rotation.T), self._leash_rad)
         rotation = matrix_from_rotvec(turn) @ measured.rotation
         return Pose(measured.position + lead, rotation, target.gripper)

@@ -32,7 +32,10 @@ class Watchdog:
 
     A command that is not zero must be followed by another within `limit_s`, two command periods
     and a tolerance; so must a heartbeat that says "moving". A zero, or a heartbeat "not moving",
-    ends the matter for its own channel. Times are seconds on one monotonic clock of the caller.
+    ends the matter for its own channel. A command between two heartbeats that both say "not
+    moving" is somebody else's, as a person's who drives: the second one ends its matter too. Until
+    then it counts, as the policy may have died of it. Times are seconds on one monotonic clock of
+    the caller.
 
     Raises SafetyError on a rate or tolerance that makes no limit.
     """
@@ -54,6 +57,8 @@ class Watchdog:
         self.last: Trip | None = None
         self._command_s: float | None = None  # of the last command, while it was not zero
         self._beat_s: float | None = None  # of the last heartbeat, while it said "moving"
+        self._stands = False  # whether the last heartbeat said "not moving"
+        self._foreign = False  # whether no heartbeat claimed the last command, as far as is known
         self._heard_s = -math.inf  # of the last heartbeat, whatever it said
 
     @property
@@ -64,11 +69,17 @@ class Watchdog:
     def take_command(self, *, moving: bool, now_s: float) -> None:
         """Take a command on its way to the arm; `moving` unless it is zero."""
         self._command_s = now_s if moving else None
+        self._foreign = self._stands
 
     def take_heartbeat(self, *, moving: bool, now_s: float) -> None:
         """Take a heartbeat of the policy node, and whether it says that the arm moves."""
         self._heard_s = now_s
         self._beat_s = now_s if moving else None
+        self._stands = not moving
+        if moving:
+            self._foreign = False
+        elif self._foreign:
+            self._command_s = None
 
     def deadline_s(self) -> float | None:
         """When the present silence becomes a trip; None while the arm stands."""

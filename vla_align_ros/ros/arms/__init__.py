@@ -12,6 +12,7 @@ from vla_align_ros.ros.arms.config import ArmConfig
 from vla_align_ros.ros.arms.gripper import make_gripper
 from vla_align_ros.ros.arms.pose import CrispArm, FziArm
 from vla_align_ros.ros.arms.twist import TwistArm
+from vla_align_ros.runtime.safety import Limits
 
 __all__ = ["ARMS", "Arm", "ArmConfig", "TwistArm", "make_arm"]
 
@@ -23,7 +24,7 @@ ARMS: dict[str, Callable[..., Arm]] = {
 """By the value of `arm.interface`."""
 
 
-def make_arm(node: LifecycleNode, config: ArmConfig, measure: Measure) -> Arm:
+def make_arm(node: LifecycleNode, config: ArmConfig, limits: Limits, measure: Measure) -> Arm:
     """Make the arm and gripper that the robot's file names; they publish while the node is active.
 
     Raises ConfigurationError on an unknown interface, or on one whose package is not installed.
@@ -36,4 +37,4 @@ def make_arm(node: LifecycleNode, config: ArmConfig, measure: Measure) -> Arm:
             fix="correct arm.interface in the robot's file (config/robots)",
         )
     gripper = make_gripper(node, config)
-    return ARMS[config.interface](node, config, gripper, measure)
+    return ARMS[config.interface](node, config, limits, gripper, measure)

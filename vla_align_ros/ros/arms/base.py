@@ -58,6 +58,10 @@ class Gripper(Protocol):
         """Ask for an opening, 0 closed .. 1 open."""
         ...
 
+    def rest(self) -> None:
+        """Motion ended: until the next opening somebody else may move it."""
+        ...
+
     def rivals(self) -> list[str]:
         """Topics of ours on which somebody else publishes too."""
         ...

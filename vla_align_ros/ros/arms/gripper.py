@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -38,6 +39,9 @@ class ForwardGripper:
         value = gripper_from_fraction(fraction_open, self._config.gripper_command)
         self._topic.publish(Float64MultiArray(data=[float(value)]))
 
+    def rest(self) -> None:
+        """Nothing is kept."""
+
     def rivals(self) -> list[str]:
         """The topic, if somebody else publishes on it."""
         return [self._topic.name] if self._topic.has_rival() else []
@@ -64,6 +68,9 @@ class TrajectoryGripper:
             JointTrajectory(joint_names=[self._config.gripper_joint], points=[point])
         )
 
+    def rest(self) -> None:
+        """Nothing is kept."""
+
     def rivals(self) -> list[str]:
         """The topic, if somebody else publishes on it."""
         return [self._topic.name] if self._topic.has_rival() else []
@@ -80,15 +87,20 @@ class GoalFilter:
         self._step = step
         self._period_s = period_s
         self._last: float | None = None
-        self._sent_s = 0.0
+        self._sent_s = -math.inf
+
+    def rest(self) -> None:
+        """Forget the last goal: somebody else may move the gripper since."""
+        self._last = None
 
     def wants(self, fraction_open: float, now_s: float) -> bool:
         """Whether to send it now; if so it counts as sent."""
         if self._last is not None:
             end = fraction_open in (0.0, 1.0) and fraction_open != self._last
-            changed = end or abs(fraction_open - self._last) >= self._step
-            if not changed or now_s - self._sent_s < self._period_s:
+            if not end and abs(fraction_open - self._last) < self._step:
                 return False
+        if now_s - self._sent_s < self._period_s:
+            return False
         self._last, self._sent_s = fraction_open, now_s
         return True
 
@@ -119,6 +131,10 @@ class ActionGripper:
             self._fill(goal, value, self._config)
             self._client.send_goal_async(goal)
 
+    def rest(self) -> None:
+        """The next opening is a goal of its own, whatever the last one was."""
+        self._filter.rest()
+
     def rivals(self) -> list[str]:
         """None: an action has no publisher of commands to count."""
         return []
@@ -133,6 +149,9 @@ class NoGripper:
 
     def send(self, fraction_open: float, stamp: Time) -> None:
         """Do nothing."""
+
+    def rest(self) -> None:
+        """Nothing is kept."""
 
     def rivals(self) -> list[str]:
         """None."""

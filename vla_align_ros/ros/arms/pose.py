@@ -14,12 +14,12 @@ from vla_align_ros.contract.actions import Pose, matrix_from_rpy
 from vla_align_ros.ros.arms.base import CommandTopic, Gripper, Measure
 from vla_align_ros.ros.arms.config import ArmConfig
 from vla_align_ros.ros.messages import make_pose
-from vla_align_ros.runtime.safety import LONGEST_TICK_S, Command
+from vla_align_ros.runtime.safety import LONGEST_TICK_S, Command, Limits
 from vla_align_ros.runtime.targets import TargetIntegrator
 
 
 class PoseArm:
-    """Publishes a target pose that leads the measured one by a leash at most.
+    """Publishes a target pose that leads the measured one by a leash at most, within the limits.
 
     These controllers keep going to the last target for ever, so a stop is the measured pose itself
     as the target. Where no fresh pose is known nothing is sent: the last target is a leash away.
@@ -32,6 +32,7 @@ class PoseArm:
         self,
         node: LifecycleNode,
         config: ArmConfig,
+        limits: Limits,
         gripper: Gripper,
         measure: Measure,
         steady: Callable[[], float] = time.monotonic,
@@ -40,7 +41,12 @@ class PoseArm:
         self._gripper = gripper
         self._measure = measure
         self._steady = steady
-        self._integrator = TargetIntegrator(config.leash_m, config.leash_rad)
+        self._integrator = TargetIntegrator(
+            config.leash_m,
+            config.leash_rad,
+            workspace_m=limits.workspace_m,
+            keep_out_m=limits.keep_out_m,
+        )
         self._sent_s: float | None = None
         self._topic = CommandTopic(node, PoseStamped, f"~/{self.topic}")
 
@@ -60,6 +66,7 @@ class PoseArm:
     def stop(self, stamp: Time) -> None:
         """Publish the measured pose once; the gripper keeps what it holds."""
         self._integrator.rest()
+        self._gripper.rest()
         self._sent_s = None
         measured = self._read_pose()
         if measured is not None:

@@ -11,7 +11,7 @@ from rclpy.lifecycle import LifecycleNode
 from vla_align_ros.ros.arms.base import CommandTopic, Gripper, Measure
 from vla_align_ros.ros.arms.config import ArmConfig
 from vla_align_ros.ros.messages import make_twist
-from vla_align_ros.runtime.safety import Command
+from vla_align_ros.runtime.safety import Command, Limits
 
 
 class TwistArm:
@@ -23,7 +23,12 @@ class TwistArm:
     exclusive = False
 
     def __init__(
-        self, node: LifecycleNode, config: ArmConfig, gripper: Gripper, measure: Measure
+        self,
+        node: LifecycleNode,
+        config: ArmConfig,
+        limits: Limits,
+        gripper: Gripper,
+        measure: Measure,
     ) -> None:
         self.config = config
         self._gripper = gripper
@@ -37,6 +42,7 @@ class TwistArm:
     def stop(self, stamp: Time) -> None:
         """Publish one zero twist; the gripper keeps what it holds."""
         self._topic.publish(make_twist(np.zeros(6), stamp, self.config.command_frame))
+        self._gripper.rest()
 
     def flush(self, timeout_s: float) -> bool:
         """Wait until the controller has acknowledged the last twist; False if it has not."""

@@ -77,8 +77,12 @@ class Console:
 
     def stop(self) -> None:
         """Latch a stop at once."""
+        heard = self.client.hears_stop()
         self.client.stop()
-        self._tell("stop sent; /reset and /arm let it move again")
+        if heard:
+            self._tell("stop sent; /reset and /arm let it move again")
+        else:
+            self._tell(f"{self.client.policy}: nobody listens to the stop: use the hardware's stop")
 
     def line(self) -> str:
         """The live status, one line."""

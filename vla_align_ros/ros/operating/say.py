@@ -42,13 +42,13 @@ def say(node: Node, args: argparse.Namespace) -> int:
         ready = patience.wait(lambda: client.hears_words() and bool(client.status), args.wait)
         if not ready or client.status["state"] != "active":
             raise refuse(client, "the policy does not listen", "an active policy node")
-        if args.arm:
-            _arm(client, patience, end_s - time.monotonic())
         client.say(text)
         while not patience.wait(lambda: client.status["instruction"] == wanted, REPEAT_S):
             if time.monotonic() > end_s:
                 raise refuse(client, "the policy did not take the instruction", repr(wanted))
             client.say(text)  # a listener is seen before it hears; twice does no harm
+        if args.arm:  # now, and not before: the arm must not move by the words of yesterday
+            _arm(client, patience, end_s - time.monotonic())
         patience.wait(lambda: bool(client.status["moving"]) == (wanted is not None), SETTLE_S)
         print(client.describe())
         return 0

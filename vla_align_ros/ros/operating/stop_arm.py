@@ -10,7 +10,7 @@ import sys
 import termios
 import time
 import tty
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from rclpy.node import Node
@@ -22,6 +22,7 @@ from vla_align_ros.ros.operating.command_line import add_wait, run_command
 WAIT_S = 5.0
 LOOK_S = 0.05
 REPEAT_S = 0.2  # a stop is sent again until it is seen to be latched
+SETTLE_S = 1.0  # nodes on a graph are seen one after another
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -41,73 +42,118 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+class Policies:
+    """The policies to stop: those named, or every one on the graph, found as it appears.
+
+    `clients` has them by full name. Nodes see each other one by one: only when none has appeared
+    for SETTLE_S are they all.
+    """
+
+    def __init__(self, node: Node, names: Sequence[str]) -> None:
+        self.clients: dict[str, PolicyClient] = {}
+        self._node = node
+        self._search = not names
+        self._appeared_s = time.monotonic()
+        self._add(name if name.startswith("/") else f"/{name}" for name in names)
+
+    def look(self) -> bool:
+        """Take in those that appeared; True if any did."""
+        return self._search and self._add(find_policies(self._node))
+
+    def since_s(self) -> float:
+        """Seconds since the last one appeared, or since the search began."""
+        return time.monotonic() - self._appeared_s
+
+    def complete(self) -> bool:
+        """Whether these are all of them, as far as the graph tells."""
+        return bool(self.clients) and (not self._search or self.since_s() >= SETTLE_S)
+
+    def moving(self) -> list[str]:
+        """Names of those that do not say that a stop is latched."""
+        return [name for name, client in self.clients.items() if not _stands(client)]
+
+    def _add(self, names: Iterable[str]) -> bool:
+        new = [name for name in names if name not in self.clients]
+        self.clients.update({name: PolicyClient(self._node, name) for name in new})
+        if new:
+            self._appeared_s = time.monotonic()
+        return bool(new)
+
+
 def stop_arm(node: Node, args: argparse.Namespace) -> int:
     """Stop at once or at a key; returns 0 once every policy says that it is stopped."""
     patience = Patience(node)
+    policies = Policies(node, args.policy or ())
     try:
-        clients = _find(node, args, patience)
-        names = ", ".join(clients)
         if args.on_key:
-            print(f"any key stops {names}", flush=True)
-            with _listening() as heard:
-                while not heard():
-                    patience.wait(lambda: False, LOOK_S)
-                    _add(node, clients, [] if args.policy else find_policies(node))
-        _stop(clients, patience, args.wait)
-        for name, client in clients.items():
-            idle = client.status["hold_reason"] != "stopped"
-            print(f"{name}: {'inactive, nothing to stop' if idle else 'stopped'}", flush=True)
+            _wait_for_key(policies, patience, args.wait)
+        _stop(policies, patience, args.wait)
+        for name, client in policies.clients.items():
+            state = client.status["state"]
+            print(f"{name}: stopped" + (f" ({state})" if state != "active" else ""), flush=True)
         return 0
     finally:
         patience.close()
 
 
-def _find(node: Node, args: argparse.Namespace, patience: Patience) -> dict[str, PolicyClient]:
-    clients: dict[str, PolicyClient] = {}
-    wanted = [name if name.startswith("/") else f"/{name}" for name in args.policy or ()]
-    _add(node, clients, wanted)
+def _wait_for_key(policies: Policies, patience: Patience, timeout_s: float) -> None:
+    """Return at a key; OperatorError where no policy would hear the stop."""
 
-    def known() -> bool:
-        if not wanted:
-            _add(node, clients, find_policies(node))
-        return bool(clients) and all(client.hears_stop() for client in clients.values())
+    def heard() -> bool:
+        policies.look()
+        clients = policies.clients.values()
+        return bool(clients) and all(client.hears_stop() for client in clients)
 
-    if not patience.wait(known, args.wait):
-        deaf = [name for name, client in clients.items() if not client.hears_stop()]
-        raise OperatorError(
+    if not patience.wait(heard, timeout_s):
+        raise _refuse(policies, timeout_s)
+    _announce(policies)
+    with _listening() as pressed:
+        while not pressed():
+            patience.wait(lambda: False, LOOK_S)
+            if policies.look():
+                _announce(policies)
+
+
+def _announce(policies: Policies) -> None:
+    print(f"any key stops {', '.join(policies.clients)}", flush=True)
+
+
+def _stop(policies: Policies, patience: Patience, timeout_s: float) -> None:
+    """Send the stop until each policy shows it and no further one appears.
+
+    OperatorError with those that do not show it `timeout_s` after the last one appeared.
+    """
+    while True:
+        policies.look()
+        for client in policies.clients.values():
+            client.stop()
+        patience.wait(policies.look, REPEAT_S)  # a new one is sent its stop at once
+        if policies.moving() or not policies.clients:
+            if policies.since_s() > timeout_s:
+                raise _refuse(policies, timeout_s)
+        elif policies.complete():
+            return
+
+
+def _stands(client: PolicyClient) -> bool:
+    status = client.status
+    return status.get("latched_stop") is not None or status.get("state") == "finalized"
+
+
+def _refuse(policies: Policies, timeout_s: float) -> OperatorError:
+    if not policies.clients:
+        return OperatorError(
             "no policy to stop",
-            got=f"{', '.join(deaf)} not listening" if deaf else "no policy node on the graph",
+            got="no policy node on the graph",
             expected="a running policy node",
             fix="use the hardware's stop; see that ROS_DOMAIN_ID is the same here",
         )
-    return clients
-
-
-def _add(node: Node, clients: dict[str, PolicyClient], names: list[str]) -> None:
-    for name in names:
-        clients.setdefault(name, PolicyClient(node, name))
-
-
-def _stop(clients: dict[str, PolicyClient], patience: Patience, timeout_s: float) -> None:
-    """Send the stop until each policy shows it; OperatorError with those that do not."""
-
-    def standing(client: PolicyClient) -> bool:
-        return client.status.get("hold_reason") in ("stopped", "inactive")
-
-    end_s = time.monotonic() + timeout_s
-    while True:
-        for client in clients.values():
-            client.stop()  # an inactive one latches it, too; an unconfigured one comes up disarmed
-        if patience.wait(lambda: all(map(standing, clients.values())), REPEAT_S):
-            return
-        if time.monotonic() > end_s:
-            moving = [name for name, client in clients.items() if not standing(client)]
-            raise OperatorError(
-                "a policy does not say that it stopped",
-                got="; ".join(clients[name].describe() for name in moving),
-                expected=f"hold_reason stopped within {timeout_s:g} s",
-                fix="use the hardware's stop",
-            )
+    return OperatorError(
+        "a policy does not say that it stopped",
+        got="; ".join(policies.clients[name].describe() for name in policies.moving()),
+        expected=f"a latched stop within {timeout_s:g} s",
+        fix="use the hardware's stop",
+    )
 
 
 @contextmanager
