@@ -194,7 +194,7 @@ def test_a_reader_that_leaves_early_causes_no_trace() -> None:
     read_end, write_end = os.pipe()
     os.close(read_end)
     with os.fdopen(write_end, "wb") as closed:
-        answer = subprocess.run([*VLA_ALIGN, "doctor"], stdout=closed, stderr=subprocess.PIPE)
+        answer = subprocess.run([*VLA_ALIGN, "assets"], stdout=closed, stderr=subprocess.PIPE)
     assert answer.returncode == cli.BROKEN_PIPE
     assert answer.stderr == b""
 

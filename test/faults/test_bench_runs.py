@@ -46,7 +46,7 @@ def test_runtime_measures_both_nodes(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_soak_samples_memory_and_latency(tmp_path: Path) -> None:
-    report = cli_soak.run(parse(cli_soak, "--minutes", "0.5", "--out", str(tmp_path)))
+    report = cli_soak.run(parse(cli_soak, "--minutes", "0.4", "--out", str(tmp_path)))
     assert len(report["samples"]) >= 5
     assert all(sample["rss_mib"] > 20 for sample in report["samples"])
     assert report["samples"][-1]["commands_sent"] > report["samples"][0]["commands_sent"]

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
@@ -53,6 +53,7 @@ def test_nothing_run_is_no_rate() -> None:
 
 
 @given(outcomes, outcomes)
+@settings(max_examples=25, deadline=None)
 def test_a_comparison_is_paired_and_turns_round(first: list[bool], second: list[bool]) -> None:
     one, two = compare(lines(first), lines(second)), compare(lines(second), lines(first))
     assert one["pairs"] == two["pairs"] == min(len(first), len(second))
