@@ -106,6 +106,15 @@ def test_inspect_calls_proved_what_the_node_would_run(tmp_path, capsys, ok, verd
     assert line.endswith(", proved") is ok
 
 
+def test_verify_leaves_out_behaviour_beside_an_unnamed_reference(tmp_path):
+    bundle = make_bundle(tmp_path)
+    with Policy.open(bundle) as policy:
+        measured = {"ok": True, "verdict": "not worse"}
+        keep_proof(policy, {**prove_bundle(bundle, policy.backend), "behaviour": measured})
+    assert "behaviour" not in run(verify, bundle.path)
+    assert "behaviour" not in bundle.report()["proofs"]["onnx"]
+
+
 def test_inspect_refuses_a_tampered_bundle(tmp_path):
     bundle = make_bundle(tmp_path)
     (bundle.path / "stats.json").write_text("{}")

@@ -205,5 +205,7 @@ def write_tiny_bundle(
         sight=make_sight_statistics() if sight else None,
     )
     with Policy.open(bundle) as policy:
-        assert keep_proof(policy, prove_bundle(bundle, policy.backend))["ok"]
+        proof = prove_bundle(bundle, policy.backend)
+        assert proof["ok"]
+        keep_proof(policy, proof)
     return bundle.path

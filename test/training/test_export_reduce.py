@@ -114,8 +114,7 @@ def test_memory_for_ranges_does_not_grow_with_the_samples(runs, tmp_path, monkey
         _find_ranges(stages, start(bundle), plan, samples * times)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    more = 19 * len(samples)
-    assert peaks[2] - peaks[1] < more * call / 2, "less than half of one call a sample"
+    assert peaks[2] - peaks[1] < 5 * call, "57 more samples, each of six and more such calls"
 
 
 def located(path):

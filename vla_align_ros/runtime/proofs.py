@@ -16,31 +16,32 @@ DEVICE = "device"
 def complete_proof(policy: Policy, proof: Mapping[str, Any]) -> dict[str, Any]:
     """Return a proof with what was measured before on the same backend, not this time (behaviour).
 
+    Behaviour beside a reference without a name, as older versions kept it, is left out.
+
     Raises:
         BundleError: if the bundle's report cannot be read.
     """
-    before = find_proof(policy)
-    if before is None or before["precision"] != proof["precision"] or "behaviour" not in before:
+    before = find_proof(policy) or {}
+    behaviour = before.get("behaviour", {})
+    if before.get("precision") != proof["precision"] or "reference_id" not in behaviour:
         return dict(proof)
-    return {"behaviour": before["behaviour"], **proof}
+    return {"behaviour": behaviour, **proof}
 
 
-def keep_proof(policy: Policy, proof: Mapping[str, Any]) -> dict[str, Any]:
-    """Write a proof, completed, where it is looked for, and return it.
+def keep_proof(policy: Policy, proof: Mapping[str, Any]) -> None:
+    """Write a proof where it is looked for, in the place of an earlier one.
 
     That is the bundle's report, by backend, or beside the engine that it is of.
 
     Raises:
         BundleError: if it cannot be written there.
     """
-    kept = complete_proof(policy, proof)
     engines = getattr(policy.backend, "engines", None)
     if engines is not None:
-        engines.add_gates({DEVICE: kept})
-        return kept
-    proofs = policy.bundle.report().get("proofs", {})
+        engines.add_gates({DEVICE: dict(proof)})
+        return
+    kept, proofs = dict(proof), policy.bundle.report().get("proofs", {})
     policy.bundle.add_report({"proofs": {**proofs, policy.backend.name: kept}, "verify": kept})
-    return kept
 
 
 def find_proof(policy: Policy) -> dict[str, Any] | None:
