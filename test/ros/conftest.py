@@ -52,13 +52,16 @@ def ros() -> Iterator[None]:
 def start_node() -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Start a node of this package as a process: start_node("policy_node", "-p", "a:=b", ...).
 
-    The words are ROS arguments. A node that still runs at the end gets SIGINT, then SIGKILL.
+    The words are ROS arguments. A policy asks for no watchdog unless they say so. A node that still
+    runs at the end gets SIGINT, then SIGKILL.
     """
     running: list[subprocess.Popen[str]] = []
 
     def start(executable: str, *arguments: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", f"vla_align_ros.ros.{executable}", "--ros-args"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        if executable == "policy_node":
+            command += ["-p", "watchdog_timeout_s:=0.0"]
         process = subprocess.Popen(
             [*command, *arguments],
             stdout=subprocess.PIPE,

@@ -52,9 +52,8 @@ class Walker:
 
     def __init__(self, bundle: Path) -> None:
         words = ["--ros-args", "-p", f"bundle:={bundle}", "--params-file", str(WIDOWX)]
-        self.node = PolicyNode(
-            cli_args=words, parameter_overrides=[Parameter("start_armed", value=True)]
-        )
+        words += ["-p", "start_armed:=true", "-p", "watchdog_timeout_s:=0.0"]
+        self.node = PolicyNode(cli_args=words)
         self._executor = SingleThreadedExecutor()
         self._executor.add_node(self.node)
         self.state = "unconfigured"

@@ -18,7 +18,10 @@ from vla_align_ros.ros.declarations import DECLARATIONS
 from vla_align_ros.ros.params import declare_parameters, read_parameters
 
 POLICY = ROOT / "config" / "policy.yaml"
-FIXED = ("autostart", "thread_priority", "command_rate_hz", "start_armed", "dead_man_s")
+FIXED = (
+    *("autostart", "thread_priority", "command_rate_hz", "start_armed", "dead_man_s"),
+    "watchdog_timeout_s",
+)
 ROBOTS = sorted((ROOT / "config" / "robots").glob("*.yaml"))
 
 

@@ -30,6 +30,7 @@ def make_node(ros: None, tiny_bundle: Path) -> Iterator[MakeNode]:
         bundle: Path = tiny_bundle, robot: Path | None = WIDOWX, **values: object
     ) -> PolicyNode:
         arguments = ["--ros-args", "-p", f"bundle:={bundle}", "-p", "start_armed:=true"]
+        arguments += ["-p", "watchdog_timeout_s:=0.0"]
         if robot is not None:
             arguments += ["--params-file", str(robot)]
         overrides = [Parameter(name.replace("__", "."), value=v) for name, v in values.items()]

@@ -19,12 +19,15 @@ from std_msgs.msg import Bool, Empty, String
 from tiny_policy import CARROT
 
 Start = Callable[..., subprocess.Popen[str]]
+PERIOD_S = 0.05
 LIMIT_S = 0.12  # two periods of 20 Hz and 20 ms
+WATCHED_S = 0.5
 LATE_S = 0.1  # what a busy machine may add
 REMAPS = (
     *("-r", "~/delta_twist_cmds:=/policy_node/delta_twist_cmds"),
     *("-r", "~/heartbeat:=/policy_node/heartbeat"),
     *("-r", "~/emergency_stop:=/policy_node/emergency_stop"),
+    *("-r", "~/watched:=/policy_node/watched"),
 )
 
 
@@ -164,39 +167,78 @@ def test_refuses_to_watch_without_the_robots_file(start_node: Start) -> None:
     assert "Traceback" not in output
 
 
-def _watched(probe: Probe) -> bool:
-    """Whether the watchdog has heard of motion: on a busy machine nodes meet late."""
-    told = [values for values in probe.diagnostics if "limit_s" in values]
-    return bool(told) and told[-1]["moving"] == "true"
-
-
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-def test_stops_the_arm_of_a_policy_that_dies_or_hangs(
-    ros: None, start_node: Start, tiny_bundle: Path, number: signal.Signals
-) -> None:
+@pytest.fixture
+def probe(ros: None) -> Iterator[Probe]:
     probe = Probe()
-    start_node("watchdog_node", "--params-file", str(WIDOWX), *REMAPS)
+    yield probe
+    probe.close()
+
+
+@pytest.fixture
+def policy(start_node: Start, probe: Probe, tiny_bundle: Path) -> Iterator[subprocess.Popen[str]]:
+    """A policy that was told what to do and would move, were it watched."""
     policy = start_node(
         "policy_node",
         *("--params-file", str(WIDOWX), "-p", f"bundle:={tiny_bundle}"),
         *("-p", "start_armed:=true", "-p", "autostart:=true"),
+        *("-p", f"watchdog_timeout_s:={WATCHED_S}"),
     )
-    try:
-        probe.wait_for_state("active")
-        assert probe.wait_for(
-            lambda: probe.node.count_publishers("/policy_node/delta_twist_cmds") == 2, 60.0
-        )
-        probe.grey = 128
-        probe.say(CARROT)
-        assert probe.wait_for(lambda: _watched(probe), 20.0), "the watchdog hears nothing"
-        probe.wait_for_motion()
-        policy.send_signal(number)
-        killed_s = probe.now_s()
-        assert probe.wait_for(lambda: not any(values_of(probe.twists[-1][1])), 2.0)
-        assert probe.twists[-1][0] - killed_s <= LIMIT_S + LATE_S
-        count = len(probe.twists)
-        probe.spin(0.5)
-        assert len(probe.twists) == count, "one zero, then silence"
-    finally:
-        policy.send_signal(signal.SIGKILL)
-        probe.close()
+    probe.wait_for_state("active")
+    probe.grey = 128
+    probe.say(CARROT)
+    probe.wait_for_hold("unwatched")
+    yield policy
+    policy.send_signal(signal.SIGKILL)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_stops_the_arm_of_a_policy_that_dies_or_hangs(
+    probe: Probe, policy: subprocess.Popen[str], start_node: Start, number: signal.Signals
+) -> None:
+    start_node("watchdog_node", "--params-file", str(WIDOWX), *REMAPS)
+    probe.wait_for_motion()
+    policy.send_signal(number)
+    killed_s = probe.now_s()
+    assert probe.wait_for(lambda: not any(values_of(probe.twists[-1][1])), 2.0)
+    assert probe.twists[-1][0] - killed_s <= LIMIT_S + LATE_S
+    count = len(probe.twists)
+    probe.spin(0.5)
+    assert len(probe.twists) == count, "one zero, then silence"
+
+
+def test_a_policy_moves_nothing_before_it_is_watched_nor_after(
+    probe: Probe, policy: subprocess.Popen[str], start_node: Start
+) -> None:
+    probe.spin(1.0)
+    assert not probe.twists and probe.latest("hold_reason") == "unwatched"
+    watchdog = start_node("watchdog_node", "--params-file", str(WIDOWX), *REMAPS)
+    probe.wait_for_motion()
+    watchdog.send_signal(signal.SIGSTOP)
+    stopped_s = probe.now_s()
+    assert probe.wait_for(lambda: not any(values_of(probe.twists[-1][1])), 3.0)
+    assert probe.twists[-1][0] - stopped_s <= WATCHED_S + PERIOD_S + LATE_S
+    assert probe.wait_for(lambda: probe.latest("last_stop") is not None)
+    assert probe.latest("last_stop")["reason"] == "unwatched"
+    watchdog.send_signal(signal.SIGCONT)
+    count = len(probe.twists)
+    assert probe.wait_for(lambda: len(probe.twists) > count + 5), "moves on when it is watched"
+
+
+def test_does_not_watch_while_nobody_would_hear_its_zero(sender: Sender, start_node: Start) -> None:
+    watched: list[Empty] = []
+    sender.node.create_subscription(Empty, "/policy_node/watched", watched.append, RELIABLE)
+    start_node(
+        *("watchdog_node", "--params-file", str(WIDOWX)),
+        *("-r", "~/delta_twist_cmds:=/nobodys/delta_twist_cmds", *REMAPS),  # the first one counts
+    )
+    assert sender.wait_for(lambda: sender._beat.get_subscription_count() == 1, 60.0)
+    sender.drive(20, beat=False)
+    assert not watched
+    sender.node.create_subscription(
+        TwistStamped, "/nobodys/delta_twist_cmds", lambda _: None, RELIABLE
+    )
+    for _ in range(10):
+        sender.drive(20, beat=False)
+        if watched:
+            break
+    assert watched

@@ -12,15 +12,15 @@ from vla_align_ros.errors import SafetyError
 from vla_align_ros.runtime.interlock import Interlock, InterlockConfig
 from vla_align_ros.runtime.stops import Hold, Reason
 
-STEPS = ("arm", "disarm", "stop", "reset", "take", "give", "press", "release", "load")
+STEPS = ("arm", "disarm", "stop", "reset", "take", "give", "press", "release", "watch", "load")
 
 
 @given(steps=st.lists(st.sampled_from(STEPS)), start=st.booleans())
 def test_after_any_sequence_the_arm_moves_only_if_everybody_agrees(
     steps: list[str], start: bool
 ) -> None:
-    lock = Interlock(InterlockConfig(start_armed=start, dead_man_s=1.0))
-    armed, stopped, taken, held = start, False, False, False
+    lock = Interlock(InterlockConfig(start_armed=start, dead_man_s=1.0, watchdog_timeout_s=1.0))
+    armed, stopped, taken, held, watched = start, False, False, False, False
     for step in steps:
         if step == "arm":
             if stopped:
@@ -46,6 +46,9 @@ def test_after_any_sequence_the_arm_moves_only_if_everybody_agrees(
         elif step == "load":
             lock.forget_arming()
             armed = armed and start
+        elif step == "watch":
+            lock.note_watched(10.0)
+            watched = True
         else:
             assert lock.press_dead_man(step == "press", 10.0) is (held and step == "release")
             held = step == "press"
@@ -57,9 +60,11 @@ def test_after_any_sequence_the_arm_moves_only_if_everybody_agrees(
         if not armed
         else Reason.TAKEOVER
         if taken
-        else None
-        if held
         else Reason.DEAD_MAN
+        if not held
+        else Reason.UNWATCHED
+        if not watched
+        else None
     )
     assert (None if hold is None else hold.reason) == expected
 
@@ -79,7 +84,21 @@ def test_a_dead_man_switch_is_believed_for_its_time_alone(age: float) -> None:
     assert (hold is None) == (0 <= 100.0 + age - 100.0 <= 0.5)
 
 
+@given(age=st.floats(-10, 10))
+def test_a_watchdog_is_believed_for_its_time_alone(age: float) -> None:
+    lock = Interlock(InterlockConfig(start_armed=True, watchdog_timeout_s=0.5))
+    assert lock.check(100.0) == Hold(Reason.UNWATCHED, "no watchdog heard")
+    lock.note_watched(100.0)
+    hold = lock.check(100.0 + age)
+    assert (hold is None) == (0 <= 100.0 + age - 100.0 <= 0.5)
+
+
+def test_nobody_need_watch_or_hold_where_nobody_is_asked_for() -> None:
+    assert Interlock(InterlockConfig(start_armed=True)).check(100.0) is None
+
+
+@pytest.mark.parametrize("name", ["dead_man_s", "watchdog_timeout_s"])
 @pytest.mark.parametrize("wrong", [-1.0, math.nan, math.inf])
-def test_a_useless_time_is_refused(wrong: float) -> None:
-    with pytest.raises(SafetyError, match="dead_man_s"):
-        InterlockConfig(dead_man_s=wrong)
+def test_a_useless_time_is_refused(name: str, wrong: float) -> None:
+    with pytest.raises(SafetyError, match=name):
+        InterlockConfig(**{name: wrong})

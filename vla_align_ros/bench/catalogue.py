@@ -14,6 +14,7 @@ from vla_align_ros.ros.bench.under_test import STARVED_S
 COMMAND_RATE_HZ = 20.0
 PERIOD_S = 1.0 / COMMAND_RATE_HZ
 WATCHDOG_TOLERANCE_S = 0.02
+WATCHDOG_TIMEOUT_S = 0.5
 IMAGE_TIMEOUT_S = 0.3
 STATE_TIMEOUT_S = 0.3
 ACTION_TIMEOUT_S = 0.8
@@ -22,6 +23,7 @@ PARAMETERS: Mapping[str, float] = {
     "image_timeout_s": IMAGE_TIMEOUT_S,
     "state_timeout_s": STATE_TIMEOUT_S,
     "action_timeout_s": ACTION_TIMEOUT_S,
+    "watchdog_timeout_s": WATCHDOG_TIMEOUT_S,
 }
 JUMP_S = 5.0
 FLOOD_S, FLOOD_HZ = 2.0, 1000.0
@@ -115,6 +117,11 @@ def restart_camera(scene: Scene) -> None:
     """Start a camera in the place of the one that died."""
     scene.camera.set("ok")
     scene.start("camera")
+
+
+def restart_watchdog(scene: Scene) -> None:
+    """Start a watchdog in the place of the one that died."""
+    scene.start("watchdog")
 
 
 def jump(seconds: float) -> Act:
@@ -256,6 +263,10 @@ FAULTS = (
     Fault("node_killed", "node SIGKILLed", kill("policy"), TRANSPORT_S, QUIET),
     Fault("engine_crashes", "native code of the engine aborts the process", engine("crash"),
           next_plan_s, QUIET),
+    Fault("watchdog_stopped", "watchdog SIGSTOPped: the policy does not go on without",
+          pause("watchdog"), WATCHDOG_TIMEOUT_S, ("unwatched",), resume("watchdog")),
+    Fault("watchdog_killed", "watchdog SIGKILLed: likewise", kill("watchdog"), WATCHDOG_TIMEOUT_S,
+          ("unwatched",), restart_watchdog),
     Fault("node_and_watchdog_stopped", "node and watchdog SIGSTOPped: the controller's timeout",
           pause("policy", "watchdog"), SERVO_TIMEOUT_S, ("controller_timeout",),
           resume("policy", "watchdog")),

@@ -150,12 +150,14 @@ class Scene:
             "autostart": True,
             "image_transport": "compressed" if self.setup.compressed else "raw",
         }
+        if not self.setup.watchdog:
+            values["watchdog_timeout_s"] = 0.0
         if self.setup.executable == "bench.under_test":
             values |= {"backend": ENGINE, "allow_unproven": True}  # it is there to fail
         return [*self._files(), *_parameters({**values, **self.setup.parameters})]
 
     def _watchdog_words(self) -> list[str]:
-        names = ("delta_twist_cmds", "heartbeat", "emergency_stop")
+        names = ("delta_twist_cmds", "heartbeat", "emergency_stop", "watched")
         return [*self._files(), *_remaps({f"~/{name}": f"{POLICY}/{name}" for name in names})]
 
     def _files(self) -> list[str]:

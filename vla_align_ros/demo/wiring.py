@@ -24,6 +24,7 @@ AUTHORITY = {"~/arm": "/policy_node/arm"}
 WATCHED = {
     "~/heartbeat": "/policy_node/heartbeat",
     "~/emergency_stop": "/policy_node/emergency_stop",
+    "~/watched": "/policy_node/watched",
 }
 
 

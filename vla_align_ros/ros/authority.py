@@ -20,12 +20,13 @@ NOT_CONFIGURED = "the node is not configured; nothing moves, and nothing can be 
 
 
 class Authority:
-    """What a person may decide, over services and topics that are there in every state.
+    """What outranks the policy, over services and topics that are there in every state.
 
     Services: `~/arm` (SetBool: arm or disarm), `~/stop` (Trigger: latch a stop), `~/reset_stop`
     (Trigger: release it; the arm stays disarmed). Topics: `~/emergency_stop` (Empty: the same as
     `~/stop`), `~/takeover` (Bool: true suspends the policy, false gives back), `~/dead_man` (Bool,
-    to be repeated while it is held). All are kept in `interlock`, in every state but for arming,
+    to be repeated while it is held), `~/watched` (Empty, which a watchdog repeats while it hears
+    the policy's heartbeats). All are kept in `interlock`, in every state but for arming,
     which needs a configured node and ends with it. A decision takes effect on the next tick of
     the command timer; `now` is called after each one that stops the arm, so that it need not wait.
     """
@@ -41,6 +42,7 @@ class Authority:
         node.create_subscription(Empty, "~/emergency_stop", self._on_emergency_stop, RELIABLE)
         node.create_subscription(Bool, "~/takeover", self._on_takeover, RELIABLE)
         node.create_subscription(Bool, "~/dead_man", self._on_dead_man, RELIABLE)
+        node.create_subscription(Empty, "~/watched", self._on_watched, RELIABLE)
 
     def open(self) -> None:
         """Let the arm be armed: the node is configured."""
@@ -93,6 +95,9 @@ class Authority:
     def _on_dead_man(self, message: Bool) -> None:
         if self._interlock.press_dead_man(message.data, time.monotonic()):
             self._now()
+
+    def _on_watched(self, message: Empty) -> None:
+        self._interlock.note_watched(time.monotonic())
 
     def _tell(self, response: Any, text: str) -> Any:
         self._node.get_logger().info(text)

@@ -120,6 +120,14 @@ DECLARATIONS = (
         read_only=True,
     ),
     Declaration(
+        "watchdog_timeout_s",
+        0.5,
+        "how long one ~/watched is believed, which a watchdog repeats; 0 asks for no watchdog",
+        0.0,
+        10.0,
+        read_only=True,
+    ),
+    Declaration(
         "autostart",
         False,
         "configure and activate without a lifecycle manager, once, after start",

@@ -91,10 +91,11 @@ def refuse_changes(parameters: list[Parameter], *, configured: bool) -> SetParam
 
 
 def read_interlock(node: Node) -> InterlockConfig:
-    """Read what a person is asked for before the arm moves: fixed when the node starts."""
+    """Read what is asked for beside the policy before the arm moves: fixed when the node starts."""
     return InterlockConfig(
         start_armed=node.get_parameter("start_armed").value,
         dead_man_s=node.get_parameter("dead_man_s").value,
+        watchdog_timeout_s=node.get_parameter("watchdog_timeout_s").value,
     )
 
 

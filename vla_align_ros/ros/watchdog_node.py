@@ -6,6 +6,7 @@ It shares nothing with the policy but the topics: no lock, no interpreter, no mo
 from __future__ import annotations
 
 import json
+import math
 import time
 from typing import Any
 
@@ -34,6 +35,8 @@ LATCHED = QoSProfile(
     durability=DurabilityPolicy.TRANSIENT_LOCAL,
 )
 DIAGNOSTICS_PERIOD_S = 1.0
+TELL_PERIOD_S = 0.1
+THROTTLE_S = 5.0
 OWN_DELAY_S = 0.005  # later than this the watchdog itself was starved: it reads its mail first
 NEVER_S = 3600.0
 
@@ -71,11 +74,13 @@ class WatchdogNode(Node):
     """Node `watchdog_node`.
 
     Subscribes to the policy's `~/delta_twist_cmds` (TwistStamped) and `~/heartbeat` (Bool, whether
-    the arm moves). When both were about motion and then cease for two command periods and
-    `tolerance_s`, it publishes one zero on `~/delta_twist_cmds` and, if `stop_policy`, an Empty on
-    `~/emergency_stop`. Commands beside a policy that says that it stands are a person's and left
-    alone. `~/status` (String, latched, JSON: tripped, reason, silence_s, trips,
-    moving, limit_s) and `/diagnostics` keep the first reason until `~/reset` (Trigger).
+    the arm moves), and answers heartbeats on `~/watched` (Empty, every 0.1 s at most) while its own
+    zero would be heard: a policy that asks for a watchdog moves nothing without. When both were
+    about motion and then cease for two command periods and `tolerance_s`, it publishes one zero on
+    `~/delta_twist_cmds` and, if `stop_policy`, an Empty on `~/emergency_stop`. Commands beside a
+    policy that says that it stands are a person's and left alone. `~/status` (String, latched,
+    JSON: tripped, reason, silence_s, trips, moving, limit_s) and `/diagnostics` keep the first
+    reason until `~/reset` (Trigger).
     """
 
     def __init__(self) -> None:
@@ -91,6 +96,8 @@ class WatchdogNode(Node):
         if self._sends_zero:
             self._twist = self.create_publisher(TwistStamped, "~/delta_twist_cmds", RELIABLE)
         self._stop = self.create_publisher(Empty, "~/emergency_stop", RELIABLE)
+        self._watched = self.create_publisher(Empty, "~/watched", RELIABLE)
+        self._told_s = -math.inf
         self._status = self.create_publisher(String, "~/status", LATCHED)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         self.create_subscription(TwistStamped, "~/delta_twist_cmds", self._on_twist, RELIABLE)
@@ -123,8 +130,23 @@ class WatchdogNode(Node):
         self._set_alarm()
 
     def _on_heartbeat(self, message: Bool) -> None:
-        self._watchdog.take_heartbeat(moving=message.data, now_s=time.monotonic())
+        now_s = time.monotonic()
+        self._watchdog.take_heartbeat(moving=message.data, now_s=now_s)
         self._set_alarm()
+        if now_s - self._told_s >= TELL_PERIOD_S and self._reaches_arm():
+            self._told_s = now_s
+            self._watched.publish(Empty())
+
+    def _reaches_arm(self) -> bool:
+        """Whether somebody else than this node would hear its zero."""
+        if self._twist is None or self._twist.get_subscription_count() > 1:
+            return True
+        self.get_logger().warning(
+            f"not watching: nobody else subscribes to {self._twist.topic_name}, a zero would stop "
+            "nothing; start the arm's controller, or remap ~/delta_twist_cmds to its topic",
+            throttle_duration_sec=THROTTLE_S,
+        )
+        return False
 
     def _set_alarm(self, least_s: float = 0.0) -> None:
         """Wake at the deadline, and not at all while the arm stands."""

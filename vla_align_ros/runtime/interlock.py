@@ -1,4 +1,4 @@
-"""What a person decides: armed, stopped, taken over, dead-man held. It outranks the policy."""
+"""What outranks the policy: a person (armed, stopped, dead-man held), and that it is watched."""
 
 from __future__ import annotations
 
@@ -14,23 +14,28 @@ class InterlockConfig:
     """start_armed: whether the arm may move without being armed first.
 
     dead_man_s: how long a held dead-man switch is believed, in seconds; 0 asks for no switch.
+
+    watchdog_timeout_s: how long a watchdog's word that it watches is believed; 0 asks for none.
     """
 
     start_armed: bool = False
     dead_man_s: float = 0.0
+    watchdog_timeout_s: float = 0.0
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.dead_man_s) and self.dead_man_s >= 0):
-            raise SafetyError(
-                "the dead-man's time cannot be used",
-                got=repr(self.dead_man_s),
-                expected="a finite number of seconds, 0 for none",
-                fix="correct dead_man_s",
-            )
+        for name in ("dead_man_s", "watchdog_timeout_s"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise SafetyError(
+                    f"the interlock's {name} cannot be used",
+                    got=repr(value),
+                    expected="a finite number of seconds, 0 for none",
+                    fix=f"correct {name}",
+                )
 
 
 class Interlock:
-    """Answers why a person does not let the arm move; None if nothing stands against it.
+    """Answers why the arm may not move, whatever the policy says; None if it may.
 
     A stop is latched: it stays, with its first cause, until `reset`, and leaves the arm disarmed.
     A stop and a takeover outlive whatever is loaded and started meanwhile: there is one interlock
@@ -44,6 +49,7 @@ class Interlock:
         self._stop: Hold | None = None
         self._takeover: str | None = None
         self._dead_man_s: float | None = None
+        self._watched_s: float | None = None
 
     @property
     def armed(self) -> bool:
@@ -102,22 +108,28 @@ class Interlock:
         self._dead_man_s = now_s if held else None
         return let_go
 
+    def note_watched(self, now_s: float) -> None:
+        """Take one message of the watchdog: it hears this policy."""
+        self._watched_s = now_s
+
     def check(self, now_s: float) -> Hold | None:
-        """Why the arm must not move at `now_s`: the stop, not armed, taken over, switch let go."""
+        """Why the arm must not move at `now_s`; None if it may.
+
+        In order: the stop, not armed, taken over, dead-man switch let go, no watchdog.
+        """
         if self._stop is not None:
             return self._stop
         if not self._armed:
             return Hold(Reason.DISARMED, "arm it first")
         if self._takeover is not None:
             return Hold(Reason.TAKEOVER, self._takeover)
-        if self.config.dead_man_s > 0:
-            return self._check_dead_man(now_s)
-        return None
-
-    def _check_dead_man(self, now_s: float) -> Hold | None:
-        if self._dead_man_s is None:
-            return Hold(Reason.DEAD_MAN, "the dead-man switch is not held")
-        age_s = now_s - self._dead_man_s
-        if not 0 <= age_s <= self.config.dead_man_s:
-            return Hold(Reason.DEAD_MAN, f"the dead-man switch was last held {age_s:.2f} s ago")
+        config = self.config
+        for reason, what, heard_s, believed_s in (
+            (Reason.DEAD_MAN, "dead-man switch held", self._dead_man_s, config.dead_man_s),
+            (Reason.UNWATCHED, "watchdog heard", self._watched_s, config.watchdog_timeout_s),
+        ):
+            age_s = math.inf if heard_s is None else now_s - heard_s
+            if believed_s > 0 and not 0 <= age_s <= believed_s:
+                since = "" if heard_s is None else f" for {age_s:.2f} s"
+                return Hold(reason, f"no {what}{since}")
         return None

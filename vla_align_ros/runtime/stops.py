@@ -15,6 +15,7 @@ class Reason(str, Enum):
     DISARMED = "disarmed"
     TAKEOVER = "takeover"
     DEAD_MAN = "dead_man"
+    UNWATCHED = "unwatched"
     NO_INSTRUCTION = "no_instruction"
     STALE_INSTRUCTION = "stale_instruction"
     STALE_IMAGE = "stale_image"

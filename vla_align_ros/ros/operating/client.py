@@ -31,6 +31,7 @@ MENDS = {
     "stopped": "a stop is latched: <policy>/reset_stop, then <policy>/arm",
     "takeover": "a person drives: publish false on <policy>/takeover",
     "dead_man": "hold the dead-man switch",
+    "unwatched": "start its watchdog_node, see what that logs; or set watchdog_timeout_s: 0.0",
     "no_instruction": "give an instruction",
 }
 
