@@ -1,4 +1,4 @@
-"""report.json and report.html of an evaluation: tables in the paper's layout, contact sheets."""
+"""report.json and report.html of an evaluation: plot, tables in the paper's layout, films."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from PIL import Image
 
 from training.benchmark.episode import EXPERT, Record
 from training.benchmark.paper import ROWS
+from training.benchmark.plot import draw_rates
 from training.data.video import encode_video
 from training.files import replace_atomically
 from vla_align_ros.sim.put_on_plate.environments import CONTROL_HZ
@@ -74,6 +75,7 @@ def draw_page(folder: Path, report: Mapping[str, Any]) -> str:
         f"<h1>{html.escape(report['suite'])}</h1><p>{rules} Success at any step; below it, at the "
         "last step; intervals are Wilson's at 95 %, a scene being one trial however many training "
         "seeds met it.</p>",
+        draw_rates(report),
         *_tables(report),
         _comparisons(report["comparisons"], report["compared"]),
         "<p><small>Not the originals: " + html.escape("; ".join(stand_ins)) + "</small></p>"

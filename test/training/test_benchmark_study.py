@@ -1,0 +1,102 @@
+"""What is published of the study is what its folders hold, and nothing that was not run."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+if importlib.util.find_spec("mujoco") is None:
+    pytest.skip("needs the extra [sim]", allow_module_level=True)
+
+from training.benchmark.evaluate import Request, evaluate_suite
+from training.benchmark.stages import Rules
+from training.benchmark.study import BEGIN, END, gather, publish, put_tables, write_tables
+from vla_align_ros.errors import ConfigurationError
+
+PAGE = f"before\n{BEGIN}\nold\n{END}\nafter\n"
+
+
+def network(run: str, accuracy: float, when: str = "after") -> dict[str, Any]:
+    probe = {"accuracy": accuracy, "interval": [accuracy - 0.04, accuracy + 0.04]}
+    likeness = {"pictures": 0.5, "scenes": 0.9}
+    return {
+        "run": run,
+        "when": when,
+        "layer": 2,
+        "probe": {"encoder": probe, "layer_2": probe},
+        "cka_before": {"encoder": likeness, "layer_2": likeness},
+        "cka_teacher": {},
+    }
+
+
+@pytest.fixture(scope="module")
+def study(short: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that acted beside the expert in one of two environments."""
+    out = tmp_path_factory.mktemp("study")
+    for name in ("start", "default/seed_0", "pilot_100"):
+        (out / "runs" / name).mkdir(parents=True)
+        shutil.copy(short / "run.json", out / "runs" / name)
+    rules = Rules("tabletop", max_steps=4)
+    evaluate_suite(Request(rules, [f"start={short}", None], ["none"], 2, out=out / "evaluation"))
+    return out
+
+
+def test_the_figures_are_those_of_the_folders(study: Path) -> None:
+    results = gather(study)
+    assert [variant["name"] for variant in results["variants"]] == ["start", "expert"]
+    assert results["variants"][0]["envs"]["none"]["episodes"] == 2
+    assert [run["name"] for run in results["runs"]] == ["default/seed_0", "start"], "no pilots"
+    recorded = json.loads((study / "runs/start/run.json").read_text())
+    assert results["runs"][1]["seconds"] == recorded["seconds"]
+    assert f"| `start` | {recorded['samples']} | {recorded['seconds']:.0f} |" in write_tables(
+        results
+    )
+
+
+def test_before_the_diagnosis_there_is_no_table_of_sight(study: Path) -> None:
+    results = gather(study)
+    assert results["sight"] == [] and "probe" not in write_tables(results)
+
+
+def test_sight_is_compared_by_training_seed(study: Path, tmp_path: Path) -> None:
+    out = tmp_path / "study"
+    shutil.copytree(study, out)
+    (out / "diagnosis").mkdir()
+    networks = [network("start", 0.3), network("start", 0.9, when="before")]
+    networks += [network(f"default/seed_{seed}", 0.1) for seed in range(6)]
+    networks += [network(f"align/seed_{seed}", 0.2 + seed / 100) for seed in range(5)]
+    (out / "diagnosis/diagnosis.json").write_text(json.dumps({"networks": networks}))
+    results = gather(out)
+    assert len(results["sight"]) == 12
+    for test in results["sight_tests"]:
+        assert list(test["differences"]) == ["0", "1", "2", "3", "4"], "pairs alone"
+        assert test["differences"]["4"] == pytest.approx(0.14)
+        assert test["p_repeats"] == pytest.approx(1 / 32)
+    assert "| align over default | `layer_2` | +0.100, +0.110" in write_tables(results)
+
+
+def test_publishing_writes_figures_plot_and_tables(study: Path, tmp_path: Path) -> None:
+    page = tmp_path / "results.md"
+    page.write_text(PAGE)
+    publish(study, page)
+    once = page.read_text()
+    results = json.loads((tmp_path / "results/study.json").read_text())
+    assert put_tables(PAGE, write_tables(results)) == once and "old" not in once
+    ElementTree.parse(tmp_path / "images/study_success.svg")
+    publish(study, page)
+    assert page.read_text() == once
+
+
+def test_a_study_without_evaluation_or_a_page_without_marks_is_told(
+    study: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigurationError, match="scripts/study evaluate"):
+        gather(tmp_path)
+    with pytest.raises(ConfigurationError, match="no place for the tables"):
+        put_tables("a page", "| a |")

@@ -1,0 +1,234 @@
+"""From the folders of scripts/study to what is published of it: figures, a plot and tables.
+
+``python -m training.benchmark.study OUT PAGE`` reads OUT/evaluation, OUT/diagnosis (where it is)
+and OUT/runs, writes study.json into results/ and study_success.svg into images/ beside PAGE, and
+the tables between PAGE's marks.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from training.benchmark.figures import signed_rank_p
+from training.benchmark.plot import draw_rates
+from training.files import replace_atomically
+from vla_align_ros.errors import ConfigurationError
+
+BEGIN, END = "<!-- study: written by scripts/study publish -->", "<!-- end of study -->"
+RESULTS, PLOT = "results/study.json", "images/study_success.svg"
+KEPT = ("successes", "episodes", "success_rate", "interval", "rates")
+COST = ("seconds", "samples", "samples_per_s", "val/l1", "commit", "machine", "trained_parameters")
+TESTED = (("align", "default"),)  # better, worse: the plan's claim
+START = "start"
+
+
+def gather(out: Path) -> dict[str, Any]:
+    """All figures of a study that are published; ConfigurationError before it was evaluated."""
+    report = _read(out / "evaluation" / "report.json")
+    if report is None:
+        raise ConfigurationError(
+            "The study has no evaluation yet",
+            got=f"no report.json in {out / 'evaluation'}",
+            expected="an evaluation that went through",
+            fix="scripts/study evaluate",
+        )
+    sight = _sight(_read(out / "diagnosis" / "diagnosis.json"))
+    return {
+        **{
+            key: report[key] for key in ("episodes", "seed", "executed", "axes_of_envs", "compared")
+        },
+        "variants": [
+            {
+                "name": variant["name"],
+                "envs": {
+                    env: {key: row[key] for key in KEPT} for env, row in variant["envs"].items()
+                },
+            }
+            for variant in report["variants"]
+        ],
+        "comparisons": [row for row in report["comparisons"] if row["pairs"]],
+        "sight": sight,
+        "sight_tests": [
+            _test_sight(sight, place, better, worse)
+            for better, worse in TESTED
+            for place in dict.fromkeys(place for row in sight for place in row["probe"])
+        ],
+        "runs": [
+            {"name": str(path.parent.relative_to(out / "runs")), **{k: run[k] for k in COST}}
+            for path in sorted((out / "runs").glob("**/run.json"))
+            if (run := _read(path)) is not None
+            if path.parent.name == START or path.parent.name.startswith("seed_")
+        ],
+    }
+
+
+def write_tables(results: Mapping[str, Any]) -> str:
+    """The tables of a study, in Markdown."""
+    return "\n".join(
+        [*_success(results), *_comparisons(results), *_probes(results), *_cost(results)]
+    )
+
+
+def put_tables(page: str, tables: str) -> str:
+    """Replace what stands between the marks of a page; ConfigurationError without them."""
+    begin, end = page.find(BEGIN), page.find(END)
+    if not 0 <= begin < end:
+        raise ConfigurationError(
+            "The page has no place for the tables",
+            got="no marks",
+            expected=f"a line {BEGIN} and a line {END}",
+            fix="write both lines where the tables belong",
+        )
+    return f"{page[: begin + len(BEGIN)]}\n{tables}\n{page[end:]}"
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def _sight(diagnosis: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """A row a network after training: variant, training seed, probe and likenesses by place."""
+    if diagnosis is None:
+        return []
+    rows = []
+    for network in diagnosis["networks"]:
+        if network["when"] != "after":
+            continue
+        variant, _, seed = network["run"].partition("/seed_")
+        rows.append(
+            {
+                "variant": variant,
+                "seed": int(seed) if seed else None,
+                "layer": network["layer"],
+                **{key: network[key] for key in ("probe", "cka_before", "cka_teacher")},
+            }
+        )
+    return rows
+
+
+def _test_sight(
+    rows: Sequence[Mapping[str, Any]], place: str, better: str, worse: str
+) -> dict[str, Any]:
+    """Differences of the probe's accuracy by training seed, and the plan's test of them."""
+    found: dict[str, dict[int, float]] = {better: {}, worse: {}}
+    for row in rows:
+        if row["variant"] in found and row["seed"] is not None:
+            found[row["variant"]][row["seed"]] = row["probe"][place]["accuracy"]
+    seeds = sorted(found[better].keys() & found[worse].keys())
+    differences = {str(seed): found[better][seed] - found[worse][seed] for seed in seeds}
+    return {
+        "place": place,
+        "better": better,
+        "worse": worse,
+        "differences": differences,
+        "p_repeats": signed_rank_p(list(differences.values())),
+    }
+
+
+def _success(results: Mapping[str, Any]) -> list[str]:
+    variants, axes = results["variants"], results["axes_of_envs"]
+    lines = _head("environment", "axis", *(variant["name"] for variant in variants))
+    for env, axis in axes.items():
+        mark = " *" if env in results["compared"] else ""
+        cells = [_rate(variant["envs"][env]) for variant in variants]
+        lines.append(_row(f"`{env}`{mark}", axis, *cells))
+    return [*lines, ""]
+
+
+def _rate(row: Mapping[str, Any]) -> str:
+    if not row["episodes"]:
+        return "-"
+    low, high = row["interval"]
+    return f"{row['success_rate']:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def _comparisons(results: Mapping[str, Any]) -> list[str]:
+    lines = _head(
+        *("is better", "difference, mean", "by training seed", "p, seeds"),
+        *("won / lost of episodes", "p, episodes"),
+    )
+    for row in results["comparisons"]:
+        by_seed = ", ".join(f"{value:+.3f}" for value in row["differences"].values())
+        lines.append(
+            _row(
+                f"{row['better']} over {row['worse']}",
+                f"{row['difference']:+.3f}",
+                by_seed,
+                f"{row['p_repeats']:.3f}",
+                f"{row['wins']} / {row['losses']} of {row['pairs']}",
+                f"{row['p_value']:.2g}",
+            )
+        )
+    return [*lines, ""]
+
+
+def _probes(results: Mapping[str, Any]) -> list[str]:
+    rows = results["sight"]
+    if not rows:
+        return []
+    places = ("encoder", f"layer_{rows[0]['layer']}")
+    lines = _head(
+        *("network", "probe, encoder", "probe, middle layer"),
+        *("CKA with the start, encoder", "the same, middle layer", "CKA with the teacher, middle"),
+    )
+    for row in rows:
+        name = row["variant"] if row["seed"] is None else f"{row['variant']}, seed {row['seed']}"
+        probes = [
+            f"{row['probe'][p]['accuracy']:.2f} "
+            f"[{row['probe'][p]['interval'][0]:.2f}, {row['probe'][p]['interval'][1]:.2f}]"
+            for p in places
+        ]
+        likenesses = [f"{row['cka_before'][p]['pictures']:.2f}" for p in places]
+        taught = row["cka_teacher"].get(places[1])
+        lines.append(_row(name, *probes, *likenesses, "-" if taught is None else f"{taught:.2f}"))
+    lines += ["", *_head("probe, is better", "place", "by training seed", "p, seeds")]
+    for test in results["sight_tests"]:
+        by_seed = ", ".join(f"{value:+.3f}" for value in test["differences"].values())
+        pair = f"{test['better']} over {test['worse']}"
+        lines.append(_row(pair, f"`{test['place']}`", by_seed, f"{test['p_repeats']:.3f}"))
+    return [*lines, ""]
+
+
+def _cost(results: Mapping[str, Any]) -> list[str]:
+    lines = _head("run", "samples", "seconds", "samples a second", "held-out action error, L1")
+    for run in results["runs"]:
+        lines.append(
+            _row(
+                f"`{run['name']}`",
+                f"{run['samples']}",
+                f"{run['seconds']:.0f}",
+                f"{run['samples_per_s']:.1f}",
+                f"{run['val/l1']:.4f}",
+            )
+        )
+    return lines
+
+
+def _head(*cells: str) -> list[str]:
+    return [_row(*cells), "|" + "---|" * len(cells)]
+
+
+def _row(*cells: str) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def publish(out: Path, page: Path) -> None:
+    """Write figures and plot beside `page`, and the tables into it."""
+    results = gather(out)
+    text = put_tables(page.read_text(encoding="utf-8"), write_tables(results))
+    for path, content in (
+        (page.parent / RESULTS, json.dumps(results, indent=1) + "\n"),
+        (page.parent / PLOT, draw_rates(results)),
+        (page, text),
+    ):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replace_atomically(path) as temporary:
+            temporary.write_text(content, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    publish(Path(sys.argv[1]), Path(sys.argv[2]))
