@@ -234,6 +234,7 @@ def test_the_names_of_reasons_are_public() -> None:
         "disarmed",
         "takeover",
         "dead_man",
+        "unwatched",
         "no_instruction",
         "stale_instruction",
         "stale_image",
