@@ -8,11 +8,13 @@ from typing import Any, Protocol
 import numpy as np
 from builtin_interfaces.msg import Time
 from numpy.typing import NDArray
+from rclpy.duration import Duration
 from rclpy.lifecycle import LifecycleNode
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 
 from vla_align_ros.errors import ConfigurationError
+from vla_align_ros.ros.arms.config import ArmConfig
 from vla_align_ros.runtime.safety import Command
 
 COMMAND_QOS_DEPTH = 1
@@ -88,6 +90,10 @@ class CommandTopic:
         """Send, if the node is active."""
         self.publisher.publish(message)
 
+    def flush(self, timeout_s: float) -> bool:
+        """Wait until the controller has acknowledged the last command; False if it has not."""
+        return bool(self.publisher.wait_for_all_acked(Duration(seconds=timeout_s)))
+
     def has_rival(self) -> bool:
         """Whether somebody else publishes here, other than our watchdog."""
         infos = self._node.get_publishers_info_by_topic(self.name)
@@ -96,6 +102,30 @@ class CommandTopic:
     def destroy(self) -> None:
         """Take the publisher off the graph."""
         self._node.destroy_lifecycle_publisher(self.publisher)
+
+
+class TopicArm:
+    """What arms have in common that are commanded on one topic, with a gripper beside it."""
+
+    exclusive = False
+
+    def __init__(self, config: ArmConfig, topic: CommandTopic, gripper: Gripper) -> None:
+        self.config = config
+        self._topic = topic
+        self._gripper = gripper
+
+    def flush(self, timeout_s: float) -> bool:
+        """Wait until the controller has acknowledged the last command; False if it has not."""
+        return self._topic.flush(timeout_s)
+
+    def rivals(self) -> list[str]:
+        """Topics of ours on which somebody else publishes too: two masters move one arm."""
+        return [*([self._topic.name] if self._topic.has_rival() else []), *self._gripper.rivals()]
+
+    def destroy(self) -> None:
+        """Take the publishers off the graph."""
+        self._topic.destroy()
+        self._gripper.destroy()
 
 
 def check_alone(arm: Arm) -> None:

@@ -7,18 +7,17 @@ from collections.abc import Callable
 
 from builtin_interfaces.msg import Time
 from geometry_msgs.msg import PoseStamped
-from rclpy.duration import Duration
 from rclpy.lifecycle import LifecycleNode
 
 from vla_align_ros.contract.actions import Pose, matrix_from_rpy
-from vla_align_ros.ros.arms.base import CommandTopic, Gripper, Measure
+from vla_align_ros.ros.arms.base import CommandTopic, Gripper, Measure, TopicArm
 from vla_align_ros.ros.arms.config import ArmConfig
 from vla_align_ros.ros.messages import make_pose
 from vla_align_ros.runtime.safety import LONGEST_TICK_S, Command, Limits
 from vla_align_ros.runtime.targets import TargetIntegrator
 
 
-class PoseArm:
+class PoseArm(TopicArm):
     """Publishes a target pose that leads the measured one by a leash at most, within the limits.
 
     These controllers keep going to the last target for ever, so a stop is the measured pose itself
@@ -26,7 +25,6 @@ class PoseArm:
     """
 
     topic = ""
-    exclusive = False
 
     def __init__(
         self,
@@ -37,8 +35,8 @@ class PoseArm:
         measure: Measure,
         steady: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.config = config
-        self._gripper = gripper
+        topic = CommandTopic(node, PoseStamped, f"~/{self.topic}")
+        super().__init__(config, topic, gripper)
         self._measure = measure
         self._steady = steady
         self._integrator = TargetIntegrator(
@@ -48,7 +46,6 @@ class PoseArm:
             keep_out_m=limits.keep_out_m,
         )
         self._sent_s: float | None = None
-        self._topic = CommandTopic(node, PoseStamped, f"~/{self.topic}")
 
     def send(self, command: Command, stamp: Time) -> None:
         """Move the target by the command's twist over the time since the last one."""
@@ -71,19 +68,6 @@ class PoseArm:
         measured = self._read_pose()
         if measured is not None:
             self._topic.publish(make_pose(measured, stamp, self.config.command_frame))
-
-    def flush(self, timeout_s: float) -> bool:
-        """Wait until the controller has acknowledged the last target; False if it has not."""
-        return bool(self._topic.publisher.wait_for_all_acked(Duration(seconds=timeout_s)))
-
-    def rivals(self) -> list[str]:
-        """Topics of ours on which somebody else publishes too: two masters move one arm."""
-        return [*([self._topic.name] if self._topic.has_rival() else []), *self._gripper.rivals()]
-
-    def destroy(self) -> None:
-        """Take the publishers off the graph."""
-        self._topic.destroy()
-        self._gripper.destroy()
 
     def _read_pose(self) -> Pose | None:
         values = self._measure()
