@@ -24,6 +24,7 @@ with warnings.catch_warnings():
 
 import rclpy
 import tiny_policy
+from ros_graph import Probe
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -46,6 +47,14 @@ def ros() -> Iterator[None]:
     rclpy.init()
     yield
     rclpy.try_shutdown()
+
+
+@pytest.fixture
+def probe(ros: None) -> Iterator[Probe]:
+    """A node that feeds a policy and keeps what it sends."""
+    probe = Probe()
+    yield probe
+    probe.close()
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,13 +12,6 @@ from tiny_policy import CARROT
 
 SLOW_HZ = 5.0
 SECONDS = 2.0
-
-
-@pytest.fixture
-def probe(ros: None) -> Iterator[Probe]:
-    probe = Probe()
-    yield probe
-    probe.close()
 
 
 @pytest.mark.parametrize(("on_plan", "least", "most"), [("false", 0.5, 1.2), ("true", 1.6, 10.0)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -23,13 +23,6 @@ from vla_align_ros.commands.robot_checks import (
 
 Start = Callable[..., subprocess.Popen[str]]
 DOCTOR = [sys.executable, "-c", "import sys; from vla_align_ros.cli import main; sys.exit(main())"]
-
-
-@pytest.fixture
-def probe(ros: None) -> Iterator[Probe]:
-    probe = Probe()
-    yield probe
-    probe.close()
 
 
 def examine(probe: Probe, *words: str) -> tuple[int, dict[str, dict[str, Any]]]:

@@ -25,13 +25,6 @@ Start = Callable[..., subprocess.Popen[str]]
 
 
 @pytest.fixture
-def probe(ros: None) -> Iterator[Probe]:
-    probe = Probe()
-    yield probe
-    probe.close()
-
-
-@pytest.fixture
 def start_policy(start_node: Start, tiny_bundle: Path) -> Start:
     def start(*extra: str, bundle: Path = tiny_bundle) -> subprocess.Popen[str]:
         words = ["--params-file", str(WIDOWX), "-p", f"bundle:={bundle}"]

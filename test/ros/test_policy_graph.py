@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +20,6 @@ StartPolicy = Callable[..., subprocess.Popen[str]]
 MEAN = 128 / 255
 PATIENT = ("-p", "image_timeout_s:=5.0", "-p", "state_timeout_s:=5.0")
 PERIOD_S = 1 / tiny_policy.RATE_HZ
-
-
-@pytest.fixture
-def probe(ros: None) -> Iterator[Probe]:
-    probe = Probe()
-    yield probe
-    probe.close()
 
 
 @pytest.fixture

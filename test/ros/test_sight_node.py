@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,6 @@ FAMILIAR, STRANGE = 128, 200
 @pytest.fixture(scope="module")
 def sight_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_policy.write_tiny_bundle(tmp_path_factory.mktemp("sight"), sight=True)
-
-
-@pytest.fixture
-def probe(ros: None) -> Iterator[Probe]:
-    probe = Probe()
-    yield probe
-    probe.close()
 
 
 @pytest.fixture

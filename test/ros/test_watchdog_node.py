@@ -168,13 +168,6 @@ def test_refuses_to_watch_without_the_robots_file(start_node: Start) -> None:
 
 
 @pytest.fixture
-def probe(ros: None) -> Iterator[Probe]:
-    probe = Probe()
-    yield probe
-    probe.close()
-
-
-@pytest.fixture
 def policy(start_node: Start, probe: Probe, tiny_bundle: Path) -> Iterator[subprocess.Popen[str]]:
     """A policy that was told what to do and would move, were it watched."""
     policy = start_node(
