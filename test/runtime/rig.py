@@ -75,6 +75,18 @@ class Rig:
         return step.command
 
 
+class Waiting:
+    """An engine that answers once `go` is set; `begun` tells that it was asked."""
+
+    def __init__(self) -> None:
+        self.begun, self.go = threading.Event(), threading.Event()
+
+    def __call__(self, inputs: object) -> np.ndarray:
+        self.begun.set()
+        assert self.go.wait(5.0)
+        return STILL
+
+
 MakeRig = Callable[..., Rig]
 
 

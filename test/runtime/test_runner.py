@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import threading
-
 import numpy as np
 import pytest
-from rig import OTHER, PICTURE, SAY, STILL, MakeRig, wait_for
+from rig import OTHER, PICTURE, SAY, STILL, MakeRig, Waiting, wait_for
 from sample_policy import HORIZON
 
 from vla_align_ros.errors import BackendError, ConfigurationError, ContractError
@@ -81,19 +79,13 @@ def test_words_that_are_refused_withdraw_the_old_ones(make_rig: MakeRig, words: 
 
 
 def test_an_answer_to_old_words_that_comes_late_is_not_executed(make_rig: MakeRig) -> None:
-    begun, go = threading.Event(), threading.Event()
-
-    def answer(_: object) -> np.ndarray:
-        begun.set()
-        assert go.wait(5.0)
-        return STILL
-
-    rig = make_rig(answer)
+    engine = Waiting()
+    rig = make_rig(engine)
     rig.runner.set_instruction(SAY)
     rig.feed(wait=False)
-    assert begun.wait(5.0)
+    assert engine.begun.wait(5.0)
     rig.runner.set_instruction(OTHER)
-    go.set()
+    engine.go.set()
     rig.feed()
     command = rig.command()
     assert command.action.instruction == OTHER
@@ -108,21 +100,15 @@ def test_an_answer_to_old_words_that_comes_late_is_not_executed(make_rig: MakeRi
 def test_a_picture_that_had_to_wait_is_left_for_a_newer_one(
     make_rig: MakeRig, period_s: float, wait_s: float, planned: bool
 ) -> None:
-    begun, go = threading.Event(), threading.Event()
-
-    def answer(_: object) -> np.ndarray:
-        begun.set()
-        assert go.wait(5.0)
-        return STILL
-
-    rig = make_rig(answer, replan_period_s=0.02)
+    engine = Waiting()
+    rig = make_rig(engine, replan_period_s=0.02)
     rig.runner.set_instruction(SAY)
     rig.feed(wait=False)
-    assert begun.wait(5.0)
+    assert engine.begun.wait(5.0)
     rig.pass_time(period_s)
     rig.feed(wait=False)
     rig.pass_time(wait_s)
-    go.set()
+    engine.go.set()
     counted = rig.runner.metrics.counted
     wait_for(lambda: counted("inference_count") + counted("frames_left") == 2)
     assert counted("frames_left") == (not planned)
@@ -203,21 +189,15 @@ def test_a_clock_that_jumps_back_starts_afresh(make_rig: MakeRig) -> None:
 def test_an_inference_under_way_while_the_clock_jumps_back_leaves_no_plan(
     make_rig: MakeRig,
 ) -> None:
-    begun, go = threading.Event(), threading.Event()
-
-    def answer(_: object) -> np.ndarray:
-        begun.set()
-        assert go.wait(5.0)
-        return STILL
-
-    rig = make_rig(answer)
+    engine = Waiting()
+    rig = make_rig(engine)
     rig.runner.set_instruction(SAY)
     rig.runner.tick()
     rig.feed(wait=False)
-    assert begun.wait(5.0)
+    assert engine.begun.wait(5.0)
     rig.now_s -= 0.15  # less than a period: the stamp alone would not tell
     assert rig.hold_reason() is Reason.STALE_IMAGE
-    go.set()
+    engine.go.set()
     wait_for(lambda: rig.runner.metrics.counted("inference_count") == 1)
     wait_for(lambda: not rig.runner._planner._worker.busy)  # type: ignore[union-attr]
     assert not rig.planned.is_set(), "a plan of before the jump was taken"
@@ -259,21 +239,15 @@ def test_a_hung_inference_is_left_behind_and_never_joined_by_a_second(
     make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("vla_align_ros.runtime.planner.STOP_WORKER_S", 0.05)
-    begun, go = threading.Event(), threading.Event()
-
-    def hang(_: object) -> np.ndarray:
-        begun.set()
-        assert go.wait(5.0)
-        return STILL
-
-    rig = make_rig(hang)
+    engine = Waiting()
+    rig = make_rig(engine)
     rig.runner.set_instruction(SAY)
     rig.feed(wait=False)
-    assert begun.wait(5.0)
+    assert engine.begun.wait(5.0)
     assert not rig.runner.deactivate()
     with pytest.raises(ConfigurationError, match="has not returned"):
         rig.runner.activate()
-    go.set()
+    engine.go.set()
     rig.runner._planner._worker._thread.join(5.0)  # type: ignore[union-attr]
     rig.runner.activate()
     rig.runner.set_instruction(SAY)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 
-import numpy as np
 import pytest
-from rig import SAY, STILL, MakeRig, Rig
+from rig import SAY, MakeRig, Rig, Waiting
 
 from vla_align_ros.errors import SafetyError
 from vla_align_ros.runtime.interlock import InterlockConfig
@@ -92,19 +90,15 @@ def test_a_stop_is_latched_with_its_first_cause_until_it_is_reset(make_rig: Make
 
 
 def test_a_plan_that_was_being_made_during_a_stop_is_refused(make_rig: MakeRig) -> None:
-    go_on = threading.Event()
-
-    def think(_: object) -> np.ndarray:
-        go_on.wait(5.0)
-        return STILL
-
-    rig = make_rig(think)
+    engine = Waiting()
+    rig = make_rig(engine)
     rig.runner.set_instruction(SAY)
     rig.feed(wait=False)
+    assert engine.begun.wait(5.0)
     rig.pass_time(0.1)
     rig.runner.interlock.stop(STOP)
     assert rig.hold_reason() is Reason.STOPPED
-    go_on.set()
+    engine.go.set()
     reset_and_arm(rig)
     for _ in range(20):
         time.sleep(0.01)
