@@ -15,8 +15,18 @@ if importlib.util.find_spec("mujoco") is None:
     pytest.skip("needs the extra [sim]", allow_module_level=True)
 
 from training.benchmark.evaluate import Request, evaluate_suite
+from training.benchmark.plot import draw_rates
 from training.benchmark.stages import Rules
-from training.benchmark.study import BEGIN, END, gather, publish, put_tables, write_tables
+from training.benchmark.study import (
+    BEGIN,
+    END,
+    PLOT,
+    RESULTS,
+    gather,
+    publish,
+    put_tables,
+    write_tables,
+)
 from vla_align_ros.errors import ConfigurationError
 
 PAGE = f"before\n{BEGIN}\nold\n{END}\nafter\n"
@@ -68,7 +78,7 @@ def test_sight_is_compared_by_training_seed(study: Path, tmp_path: Path) -> None
     out = tmp_path / "study"
     shutil.copytree(study, out)
     (out / "diagnosis").mkdir()
-    networks = [network("start", 0.3), network("start", 0.9, when="before")]
+    networks = [network("runs/start", 0.3), network("runs/start", 0.9, when="before")]
     networks += [network(f"default/seed_{seed}", 0.1) for seed in range(6)]
     networks += [network(f"align/seed_{seed}", 0.2 + seed / 100) for seed in range(5)]
     (out / "diagnosis/diagnosis.json").write_text(json.dumps({"networks": networks}))
@@ -78,7 +88,9 @@ def test_sight_is_compared_by_training_seed(study: Path, tmp_path: Path) -> None
         assert list(test["differences"]) == ["0", "1", "2", "3", "4"], "pairs alone"
         assert test["differences"]["4"] == pytest.approx(0.14)
         assert test["p_repeats"] == pytest.approx(1 / 32)
-    assert "| align over default | `layer_2` | +0.100, +0.110" in write_tables(results)
+    tables = write_tables(results)
+    assert "| align over default | `layer_2` | +0.100, +0.110" in tables
+    assert "| start | 0.30 [0.26, 0.34] | 0.30 [0.26, 0.34] | - | - | - |" in tables
 
 
 def test_publishing_writes_figures_plot_and_tables(study: Path, tmp_path: Path) -> None:
@@ -100,3 +112,10 @@ def test_a_study_without_evaluation_or_a_page_without_marks_is_told(
         gather(tmp_path)
     with pytest.raises(ConfigurationError, match="no place for the tables"):
         put_tables("a page", "| a |")
+
+
+def test_the_published_page_shows_the_published_figures() -> None:
+    docs = Path(__file__).resolve().parents[2] / "docs"
+    page, results = (docs / "results.md").read_text(), json.loads((docs / RESULTS).read_text())
+    assert put_tables(page, write_tables(results)) == page
+    assert (docs / PLOT).read_text() == draw_rates(results)

@@ -101,7 +101,7 @@ def _sight(diagnosis: Mapping[str, Any] | None) -> list[dict[str, Any]]:
         variant, _, seed = network["run"].partition("/seed_")
         rows.append(
             {
-                "variant": variant,
+                "variant": variant.rpartition("/")[2],
                 "seed": int(seed) if seed else None,
                 "layer": network["layer"],
                 **{key: network[key] for key in ("probe", "cka_before", "cka_teacher")},
@@ -182,7 +182,11 @@ def _probes(results: Mapping[str, Any]) -> list[str]:
             f"[{row['probe'][p]['interval'][0]:.2f}, {row['probe'][p]['interval'][1]:.2f}]"
             for p in places
         ]
-        likenesses = [f"{row['cka_before'][p]['pictures']:.2f}" for p in places]
+        # Before its own training the start was no start yet.
+        likenesses = [
+            "-" if row["seed"] is None else f"{row['cka_before'][p]['pictures']:.2f}"
+            for p in places
+        ]
         taught = row["cka_teacher"].get(places[1])
         lines.append(_row(name, *probes, *likenesses, "-" if taught is None else f"{taught:.2f}"))
     lines += ["", *_head("probe, is better", "place", "by training seed", "p, seeds")]
