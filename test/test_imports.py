@@ -19,6 +19,7 @@ ALLOWED: dict[str, set[str]] = {
     "vla_align_ros.errors": set(),
     "vla_align_ros.extras": set(),
     "vla_align_ros.share": {"errors"},
+    "vla_align_ros.pages": {"errors"},
     "vla_align_ros.contract": {"errors"},
     "vla_align_ros.inference": {"errors", "contract", "extras"},
     "vla_align_ros.runtime": {"errors", "contract", "inference"},
@@ -26,7 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     "vla_align_ros.ros": {"errors", "extras", "share", "contract", "inference", "runtime", "sim"},
     "vla_align_ros.demo": {"errors", "share", "contract", "inference", "runtime", "sim", "ros"},
     "vla_align_ros.bench": {
-        *("errors", "share", "contract", "inference", "runtime", "sim", "ros", "demo"),
+        *("errors", "share", "pages", "contract", "inference", "runtime", "sim", "ros", "demo"),
     },
     "vla_align_ros.commands": {
         *("errors", "extras", "share", "contract", "inference", "runtime", "sim"),
@@ -35,7 +36,7 @@ ALLOWED: dict[str, set[str]] = {
     "training": {"errors", "extras", "contract"},
     "training.data": {"errors", "contract", "runtime", "sim"},  # DAgger flies the policy
     "training.closed_loop": {"errors", "contract", "runtime", "sim", "demo"},
-    "training.benchmark": {"errors", "contract", "inference", "runtime", "sim"},
+    "training.benchmark": {"errors", "pages", "contract", "inference", "runtime", "sim"},
     "training.export": {"errors", "contract", "inference", "runtime"},
     "training.export.behaviour": {"contract", "errors", "runtime", "sim"},  # closed loop
     "training.sight": {"errors", "extras", "contract", "runtime"},  # Wilson's interval

@@ -30,5 +30,5 @@ def test_the_table_replaces_what_stands_between_the_marks() -> None:
     once = put_table(page, "| new |\n")
     assert once == f"before\n{BEGIN}\n| new |\n{END}\nafter\n"
     assert put_table(once, "| new |\n") == once
-    with pytest.raises(ConfigurationError, match="no place for the table"):
+    with pytest.raises(ConfigurationError, match="no place for the tables"):
         put_table("a page", "| new |\n")

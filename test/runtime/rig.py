@@ -64,6 +64,12 @@ class Rig:
         if wait:
             assert self.planned.wait(5.0), "nothing was planned"
 
+    def begin(self, engine: Waiting) -> None:
+        """Words and a frame; returns while the engine is being asked about them."""
+        self.runner.set_instruction(SAY)
+        self.feed(wait=False)
+        assert engine.begun.wait(5.0)
+
     def hold_reason(self) -> Reason | None:
         step = self.runner.tick()
         return None if step.hold is None else step.hold.reason

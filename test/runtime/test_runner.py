@@ -81,9 +81,7 @@ def test_words_that_are_refused_withdraw_the_old_ones(make_rig: MakeRig, words: 
 def test_an_answer_to_old_words_that_comes_late_is_not_executed(make_rig: MakeRig) -> None:
     engine = Waiting()
     rig = make_rig(engine)
-    rig.runner.set_instruction(SAY)
-    rig.feed(wait=False)
-    assert engine.begun.wait(5.0)
+    rig.begin(engine)
     rig.runner.set_instruction(OTHER)
     engine.go.set()
     rig.feed()
@@ -102,9 +100,7 @@ def test_a_picture_that_had_to_wait_is_left_for_a_newer_one(
 ) -> None:
     engine = Waiting()
     rig = make_rig(engine, replan_period_s=0.02)
-    rig.runner.set_instruction(SAY)
-    rig.feed(wait=False)
-    assert engine.begun.wait(5.0)
+    rig.begin(engine)
     rig.pass_time(period_s)
     rig.feed(wait=False)
     rig.pass_time(wait_s)
@@ -241,9 +237,7 @@ def test_a_hung_inference_is_left_behind_and_never_joined_by_a_second(
     monkeypatch.setattr("vla_align_ros.runtime.planner.STOP_WORKER_S", 0.05)
     engine = Waiting()
     rig = make_rig(engine)
-    rig.runner.set_instruction(SAY)
-    rig.feed(wait=False)
-    assert engine.begun.wait(5.0)
+    rig.begin(engine)
     assert not rig.runner.deactivate()
     with pytest.raises(ConfigurationError, match="has not returned"):
         rig.runner.activate()

@@ -92,9 +92,7 @@ def test_a_stop_is_latched_with_its_first_cause_until_it_is_reset(make_rig: Make
 def test_a_plan_that_was_being_made_during_a_stop_is_refused(make_rig: MakeRig) -> None:
     engine = Waiting()
     rig = make_rig(engine)
-    rig.runner.set_instruction(SAY)
-    rig.feed(wait=False)
-    assert engine.begun.wait(5.0)
+    rig.begin(engine)
     rig.pass_time(0.1)
     rig.runner.interlock.stop(STOP)
     assert rig.hold_reason() is Reason.STOPPED

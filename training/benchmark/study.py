@@ -17,6 +17,7 @@ from training.benchmark.figures import signed_rank_p
 from training.benchmark.plot import draw_rates
 from training.files import replace_atomically
 from vla_align_ros.errors import ConfigurationError
+from vla_align_ros.pages import put_between
 
 BEGIN, END = "<!-- study: written by scripts/study publish -->", "<!-- end of study -->"
 RESULTS, PLOT = "results/study.json", "images/study_success.svg"
@@ -75,15 +76,7 @@ def write_tables(results: Mapping[str, Any]) -> str:
 
 def put_tables(page: str, tables: str) -> str:
     """Replace what stands between the marks of a page; ConfigurationError without them."""
-    begin, end = page.find(BEGIN), page.find(END)
-    if not 0 <= begin < end:
-        raise ConfigurationError(
-            "The page has no place for the tables",
-            got="no marks",
-            expected=f"a line {BEGIN} and a line {END}",
-            fix="write both lines where the tables belong",
-        )
-    return f"{page[: begin + len(BEGIN)]}\n{tables}\n{page[end:]}"
+    return put_between(page, BEGIN, END, f"{tables}\n")
 
 
 def _read(path: Path) -> Any:

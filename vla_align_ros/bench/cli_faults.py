@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vla_align_ros.errors import ConfigurationError
+from vla_align_ros.pages import put_between
 from vla_align_ros.share import find_share
 
 BEGIN = "<!-- faults: written by vla-align bench faults -->"
@@ -52,12 +52,4 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def put_table(page: str, table: str) -> str:
     """Replace what stands between the marks of a page; ConfigurationError without them."""
-    begin, end = page.find(BEGIN), page.find(END)
-    if not 0 <= begin < end:
-        raise ConfigurationError(
-            "The page has no place for the table",
-            got="no marks",
-            expected=f"a line {BEGIN} and a line {END}",
-            fix="write both lines where the table belongs",
-        )
-    return f"{page[: begin + len(BEGIN)]}\n{table}{page[end:]}"
+    return put_between(page, BEGIN, END, table)
