@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -204,3 +205,12 @@ def test_launch_config_and_test_are_no_packages() -> None:
     found = [path for folder in ("launch", "config", "test") for path in (ROOT / folder).rglob("*")]
     assert found
     assert not [str(path) for path in found if path.name == "__init__.py"]
+
+
+def test_no_test_imports_a_module_whose_name_stands_twice() -> None:
+    """`test` is no package: of two conftests, `import conftest` finds whichever came first."""
+    tests = sorted((ROOT / "test").rglob("*.py"))
+    names = Counter(path.stem for path in tests)
+    found = [use for path in tests for use in find_imports(path.stem, path.read_text())]
+    assert found
+    assert not [str(use) for use in found if names[use.name.split(".")[0]] > 1]

@@ -24,9 +24,7 @@ with warnings.catch_warnings():
 
 import rclpy
 import tiny_policy
-from ros_graph import Probe
-
-ROOT = Path(__file__).resolve().parents[2]
+from ros_graph import ROOT, Probe
 
 
 @pytest.fixture(scope="session")

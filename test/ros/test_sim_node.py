@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import rclpy
-from conftest import ROOT
 from geometry_msgs.msg import PoseStamped, TwistStamped
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
+from ros_graph import ROOT
 from sensor_msgs.msg import Image, JointState
 from std_msgs.msg import Float64MultiArray, String
 
