@@ -1,4 +1,7 @@
-"""scripts/study asks for what docs/study.md plans, and stops when something fails."""
+"""scripts/study asks for what docs/study.md plans, and stops when something fails.
+
+scripts/gpu_study does the same in steps on machines that keep nothing.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,10 @@ import json
 import os
 import subprocess
 import sys
+import time
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,32 +22,61 @@ from training.settings import flatten, override
 from vla_align_ros.cli import build_parser, find_commands
 
 ROOT = Path(__file__).resolve().parents[1]
-# In place of `vla-align`: notes what it is asked for, and leaves a finished run.
+# In place of `vla-align`: notes what it is asked for; leaves finished runs, an episode a policy.
 RECORDER = f"""#!{sys.executable}
-import json, pathlib, sys
+import json, pathlib, sys, time
 words = sys.argv[1:]
 with open({{calls!r}}, "a") as file:
     file.write(json.dumps(words) + "\\n")
 if {{failing!r}} in words:
     sys.exit(1)
+out = pathlib.Path(words[words.index("--out") + 1])
+out.mkdir(parents=True, exist_ok=True)
 if words[0] == "train" and {{finish!r}}:
-    out = pathlib.Path(words[words.index("--out") + 1])
-    out.mkdir(parents=True, exist_ok=True)
     (out / "model.safetensors").touch()
+    (out / "dataset.json").write_text({{data!r}})
+    (out / "checkpoints").mkdir(exist_ok=True)
+if words[0] == "evaluate":
+    (out / "rules.json").write_text("rules")
+    for word in words[1:]:
+        if "=" in word:
+            with open(out / "episodes.jsonl", "a") as file:
+                file.write("an episode of " + word + "\\n")
+            time.sleep({{slow!r}})
 """
 
 
-def run_study(
-    folder: Path, *words: str, failing: str = "none", finish: bool = True, **variables: str
-) -> tuple[int, list[list[str]]]:
-    """Exit status, and what `vla-align` was asked for."""
+def run_script(
+    name: str,
+    folder: Path,
+    *words: str,
+    failing: str = "none",
+    finish: bool = True,
+    data: str = "data",
+    slow: float = 0.0,
+    **variables: str,
+) -> tuple[int, list[list[str]], str]:
+    """Exit status, what `vla-align` was asked for, and what the script complained of."""
     program, calls = folder / "vla-align", folder / "calls"
     calls.write_text("")
-    program.write_text(RECORDER.format(calls=str(calls), failing=failing, finish=finish))
+    program.write_text(
+        RECORDER.format(calls=str(calls), failing=failing, finish=finish, data=data, slow=slow)
+    )
     program.chmod(0o755)
     own = {"OUT": str(folder / "out"), "VLA_ALIGN": str(program), **variables}
-    done = subprocess.run([ROOT / "scripts/study", *words], env={**os.environ, **own}, timeout=60)
-    return done.returncode, [json.loads(line) for line in calls.read_text().splitlines()]
+    done = subprocess.run(
+        [ROOT / "scripts" / name, *words],
+        env={**os.environ, **own},
+        timeout=60,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    asked = [json.loads(line) for line in calls.read_text().splitlines()]
+    return done.returncode, asked, done.stderr
+
+
+def run_study(folder: Path, *words: str, **options: Any) -> tuple[int, list[list[str]]]:
+    return run_script("study", folder, *words, **options)[:2]
 
 
 def parse(call: list[str]) -> argparse.Namespace:
@@ -107,3 +142,84 @@ def test_no_time_is_no_run(tmp_path: Path) -> None:
     run_study(tmp_path, "train", SEEDS="0")
     status, calls = run_study(tmp_path, "train", SEEDS="0", STUDY_ENDS="1")
     assert status != 0 and not calls
+
+
+def count(calls: list[list[str]]) -> Counter[str]:
+    return Counter(call[0] for call in calls)
+
+
+def go_round(folder: Path, turn: int, **options: Any) -> list[list[str]] | None:
+    """One pack, step and merge; what the step asked for, None when nothing was left to do."""
+    carried, new = str(folder / f"carried_{turn}"), str(folder / f"new_{turn}")
+    status, _, _ = run_script("gpu_study", folder, "pack", carried, **options)
+    if status == 3:
+        return None
+    assert status == 0
+    status, calls, complaint = run_script("gpu_study", folder, "step", carried, new, **options)
+    assert status == 0, complaint
+    assert run_script("gpu_study", folder, "merge", new, **options)[0] == 0
+    return calls
+
+
+def test_steps_of_a_gpu_add_up_to_the_study(tmp_path: Path) -> None:
+    """The recorder takes no time, so that all fits one step; a second finds nothing left."""
+    calls = go_round(tmp_path, 0)
+    assert calls is not None
+    assert calls[0][0] == "collect"
+    trained = {call[call.index("--out") + 1] for call in calls if call[0] == "train"}
+    assert len(trained) == 20 and count(calls)["evaluate"] == 20
+    assert go_round(tmp_path, 1) is None
+    episodes = (tmp_path / "out/evaluation/episodes.jsonl").read_text().splitlines()
+    assert len(episodes) == len(set(episodes)) == 20
+    runs = list((tmp_path / "out/runs").rglob("model.safetensors"))
+    assert len(runs) == 20 and not list((tmp_path / "out/runs").rglob("checkpoints"))
+    _, calls = run_study(tmp_path, "evaluate")
+    assert len(parse(calls[0]).bundle) == 20
+
+
+def test_a_step_cut_off_among_episodes_is_followed_by_the_rest_of_them(tmp_path: Path) -> None:
+    few: dict[str, Any] = {"VARIANTS": "align", "SEEDS": "0"}
+    (tmp_path / "out").mkdir()
+    assert run_study(tmp_path, "train", **few)[0] == 0
+    calls = go_round(tmp_path, 0, slow=60.0, STUDY_ENDS=str(int(time.time()) + 3), **few)
+    assert calls is not None and count(calls) == {"evaluate": 1}
+    kept = (tmp_path / "out/evaluation/episodes.jsonl").read_text().splitlines()
+    assert len(kept) == 1
+    calls = go_round(tmp_path, 1, **few)
+    assert calls is not None and count(calls) == {"evaluate": 1}
+    assert (tmp_path / "out/runs/align/seed_0/evaluated").exists()
+
+
+def test_a_step_that_fails_says_so_and_keeps_what_was_done(tmp_path: Path) -> None:
+    carried, new = str(tmp_path / "carried"), tmp_path / "new"
+    run_script("gpu_study", tmp_path, "pack", carried)
+    failing = str(new / "runs/align/seed_0")
+    status, calls, complaint = run_script(
+        "gpu_study", tmp_path, "step", carried, str(new), failing=failing
+    )
+    assert status == 1 and "status" in complaint
+    assert calls[-1][0] == "train" and (new / "runs/default/seed_0/evaluated").exists()
+
+
+def test_runs_on_other_data_are_not_merged(tmp_path: Path) -> None:
+    assert go_round(tmp_path, 0, VARIANTS="default", SEEDS="0") is not None
+    carried, new = str(tmp_path / "carried"), str(tmp_path / "new")
+    one = {"VARIANTS": "align", "SEEDS": "0"}
+    run_script("gpu_study", tmp_path, "pack", carried, **one)
+    assert run_script("gpu_study", tmp_path, "step", carried, new, data="other", **one)[0] == 0
+    status, _, complaint = run_script("gpu_study", tmp_path, "merge", new, **one)
+    assert status == 1 and "other data" in complaint
+    assert not (tmp_path / "out/runs/align").exists()
+
+
+def test_what_is_too_large_to_travel_is_refused(tmp_path: Path) -> None:
+    run_study(tmp_path, "train", SEEDS="none of them")
+    (tmp_path / "out/runs/start/model.safetensors").write_bytes(bytes(65 << 20))
+    status, _, complaint = run_script("gpu_study", tmp_path, "pack", str(tmp_path / "carried"))
+    assert status == 1 and "64 may travel" in complaint
+
+
+@pytest.mark.parametrize("words", [(), ("pack",), ("step", "one"), ("fly", "away")])
+def test_a_wrong_use_of_the_gpu_study_explains_it(tmp_path: Path, words: tuple[str, ...]) -> None:
+    status, _, complaint = run_script("gpu_study", tmp_path, *words)
+    assert status == 2 and "scripts/gpu_study pack DIR" in complaint
