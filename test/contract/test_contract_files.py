@@ -1,4 +1,4 @@
-"""Caches that may be damaged: what is not whole is not there."""
+"""Caches that may be damaged or reached by others, and files that are replaced in one step."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vla_align_ros.contract.files import read_sealed, seal
+from vla_align_ros.contract.files import claim_folder, read_sealed, replace_durably, seal
 
 
 @given(content=st.binary(max_size=200))
@@ -36,3 +36,29 @@ def test_what_is_cut_or_changed_is_nothing(
 
 def test_a_missing_file_is_nothing(tmp_path: Path) -> None:
     assert read_sealed(tmp_path / "none") == b""
+
+
+def test_a_folder_is_made_for_the_user_alone_and_refused_once_others_can_reach_it(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "above" / "own"
+    claim_folder(folder)
+    claim_folder(folder)
+    assert folder.stat().st_mode & 0o777 == 0o700
+    folder.chmod(0o701)
+    with pytest.raises(PermissionError, match="chmod 700"):
+        claim_folder(folder)
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    path, workplace = tmp_path / "file", tmp_path / "workplace"
+    workplace.mkdir()
+    replace_durably(path, b"first", workplace)
+    assert path.read_bytes() == b"first" and path.stat().st_mode & 0o777 == 0o600
+    replace_durably(path, b"second", workplace, mode=0o644)
+    assert path.read_bytes() == b"second" and path.stat().st_mode & 0o777 == 0o644
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(IsADirectoryError):
+        replace_durably(path, b"third", workplace)
+    assert path.is_dir() and not list(workplace.iterdir())

@@ -18,6 +18,7 @@ from tensorrt_fakes import VERSIONS, FakeDriver, FakeEngine, make_tensorrt
 
 from vla_align_ros.cli import main
 from vla_align_ros.contract.bundle import Bundle
+from vla_align_ros.contract.files import seal
 from vla_align_ros.contract.golden import iterate_observations
 from vla_align_ros.errors import BackendError, BundleError
 from vla_align_ros.inference import open_backend
@@ -462,6 +463,19 @@ def test_kernels_that_cannot_be_kept_cost_time_alone(tmp_path, monkeypatch, capl
     machine.kernels.write_text("a file where the folder should be")
     assert machine.open().infer(make_inputs())
     assert "compiled kernels are not kept" in caplog.text
+
+
+def test_kernels_that_others_can_reach_are_neither_read_nor_written(tmp_path, monkeypatch, caplog):
+    machine = Machine(tmp_path, monkeypatch)
+    machine.open().close()
+    (kept,) = machine.kernels.iterdir()
+    kept.write_bytes(seal(b"theirs"))
+    machine.kernels.chmod(0o770)
+    machine.driver.journal.clear()
+    machine.open().close()
+    assert not [call for call in machine.driver.journal if call.startswith("kernels read")]
+    assert kept.read_bytes() == seal(b"theirs")
+    assert "not taken" in caplog.text and "not the user's alone" in caplog.text
 
 
 def test_the_full_tensorrt_has_no_kernels_to_keep(tmp_path, monkeypatch):

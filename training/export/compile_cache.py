@@ -15,10 +15,8 @@ from typing import Any
 
 from training.export.compile_target import Target
 from training.files import hold_lock, replace_atomically
-from vla_align_ros.contract.files import canonical_json, hash_file, user_cache
+from vla_align_ros.contract.files import canonical_json, claim_folder, hash_file, user_cache
 from vla_align_ros.errors import DataError, ExportError
-
-_OWN = 0o700
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,15 +78,11 @@ def engine_key(onnx_sha256: str, target: Target, options: Mapping[str, str]) -> 
 def open_user_cache() -> Path | None:
     """Return the user's own cache of timings and engines, made if need be.
 
-    None, with a warning, where it cannot be made or others can reach into it: an engine is code,
-    and the hash beside it shows damage, not malice.
+    None, with a warning, where it cannot be made or others can reach into it: an engine is code.
     """
     folder = user_cache("builds")
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=_OWN)
-        found = folder.stat()
-        if (found.st_uid, found.st_mode & 0o777) != (os.getuid(), _OWN):
-            raise PermissionError(f"{folder} is not the user's alone: remove it, or chmod 700")
+        claim_folder(folder)
     except OSError as cause:
         warnings.warn(f"nothing is cached: {cause}", RuntimeWarning, stacklevel=2)
         return None

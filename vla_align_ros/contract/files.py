@@ -16,6 +16,7 @@ from vla_align_ros.errors import BundleError, ContractError, VlaAlignError
 MAX_JSON_BYTES = 16 * 1024 * 1024
 _CHUNK_BYTES = 1024 * 1024
 _DIGEST_BYTES = hashlib.sha256().digest_size
+_OWN = 0o700
 
 
 def canonical_json(value: object) -> bytes:
@@ -41,6 +42,20 @@ def user_cache(name: str) -> Path:
     """Return the user's own folder of one cache: $XDG_CACHE_HOME/vla_align_ros/<name>."""
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(home).expanduser() / "vla_align_ros" / name
+
+
+def claim_folder(folder: Path) -> None:
+    """Make a folder that is the user's alone, or see that it is: for caches of code, not of data.
+
+    A hash beside a file shows damage, not malice; whoever may write here may have it run.
+
+    Raises:
+        OSError: if it cannot be made, or another user owns it or can reach into it.
+    """
+    folder.mkdir(parents=True, exist_ok=True, mode=_OWN)
+    found = folder.stat()
+    if (found.st_uid, found.st_mode & 0o777) != (os.getuid(), _OWN):
+        raise PermissionError(f"{folder} is not the user's alone: remove it, or chmod 700")
 
 
 def seal(content: bytes) -> bytes:
@@ -123,6 +138,29 @@ def write_durably(path: Path, content: bytes) -> None:
         os.fsync(stream.fileno())
 
 
+def replace_durably(
+    path: Path, content: bytes, workplace: Path, *, prefix: str = ".", mode: int = 0o600
+) -> None:
+    """Put a file in the place of another, or of none, in one step that lasts.
+
+    Args:
+        path: of the file. content: all of it. workplace: a folder of the same file system, where it
+            grows under a name of its own that begins with the prefix. mode: its permissions.
+
+    Raises:
+        OSError: if it cannot be written; then the former file is as it was.
+    """
+    descriptor, temporary = tempfile.mkstemp(prefix=prefix, dir=workplace)
+    os.close(descriptor)
+    try:
+        write_durably(Path(temporary), content)
+        os.chmod(temporary, mode)
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+    sync_path(path.parent)
+
+
 def replace_in_bundle(bundle: Path, name: str, content: bytes) -> None:
     """Put a file in the place of another of the same name, in one step that lasts.
 
@@ -134,17 +172,10 @@ def replace_in_bundle(bundle: Path, name: str, content: bytes) -> None:
     Raises:
         BundleError: if one may not write there, or both places are not on one file system.
     """
-    path = bundle / name
     try:
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{bundle.name}.", dir=bundle.parent)
-        os.close(descriptor)
-        try:
-            write_durably(Path(temporary), content)
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
-        sync_path(path.parent)
+        replace_durably(
+            bundle / name, content, bundle.parent, prefix=f".{bundle.name}.", mode=0o644
+        )
     except OSError as cause:
         raise BundleError(
             f"{name} cannot be written",

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import logging
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
-from vla_align_ros.contract.files import read_sealed, seal
+from vla_align_ros.contract.files import claim_folder, read_sealed, replace_durably, seal
 
 _log = logging.getLogger(__name__)
 
@@ -17,8 +15,9 @@ class KernelCache:
     """One file an engine set: its sha256, then TensorRT-RTX's own content.
 
     The content is code for the GPU, so it belongs to the user who runs the robot, never to a
-    bundle. TensorRT-RTX refuses what another driver, GPU or version wrote; a file that was damaged
-    is dropped by its hash before. Without a file, or room for one, all is compiled again.
+    bundle, and a folder that others can reach into is neither read nor written. TensorRT-RTX
+    refuses what another driver, GPU or version wrote; a file that was damaged is dropped by its
+    hash before. Without a file, or room for one, all is compiled again.
 
     Args:
         path: of the file.
@@ -33,7 +32,7 @@ class KernelCache:
         """Give one engine's IRuntimeConfig the kernels; all engines share one cache."""
         if self._cache is None:
             self._cache = config.create_runtime_cache()
-            content = read_sealed(self.path)
+            content = self._read()
             if content and self._cache.deserialize(content):
                 self._loaded = content
         return bool(config.set_runtime_cache(self._cache))
@@ -45,19 +44,19 @@ class KernelCache:
         content = bytes(memoryview(self._cache.serialize()))
         if content == self._loaded:
             return
-        temporary = None
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            descriptor, temporary = tempfile.mkstemp(dir=self.path.parent)
-            with os.fdopen(descriptor, "wb") as stream:
-                stream.write(seal(content))
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(temporary, self.path)
+            claim_folder(self.path.parent)
+            replace_durably(self.path, seal(content), self.path.parent)
         except OSError as cause:
             _log.warning("compiled kernels are not kept in %s: %s", self.path, cause)
-            if temporary is not None:
-                Path(temporary).unlink(missing_ok=True)
+
+    def _read(self) -> bytes:
+        try:
+            claim_folder(self.path.parent)
+        except OSError as cause:
+            _log.warning("compiled kernels are not taken from %s: %s", self.path, cause)
+            return b""
+        return read_sealed(self.path)
 
     def close(self) -> None:
         """Let go of the library's cache; after every context that uses it."""
