@@ -13,6 +13,7 @@ from tqdm import tqdm
 from vla_align_ros.contract.bundle import Bundle
 from vla_align_ros.contract.observation import Observation
 from vla_align_ros.errors import ConfigurationError
+from vla_align_ros.runtime.heatmap import overlay, stretch
 from vla_align_ros.runtime.sight import SightGraph
 from vla_align_ros.runtime.statistics import wilson_interval
 from vla_align_ros.sim.shifts import SHIFTS, find_shift
@@ -21,6 +22,7 @@ from vla_align_ros.sim.tabletop import CAMERA, TabletopEnv
 FIRST_SEED = 3_000_000_000  # beyond those of data sets, demonstrations and measurements
 FAMILIAR = "none"
 RESAMPLES = 1000
+TILE_PX, CAPTION_PX = 224, 36
 
 Distances = NDArray[np.float64]
 
@@ -48,7 +50,7 @@ def measure_familiarity(
         distances = {
             name: np.array(
                 [
-                    _look(graph, env, seed + number, name)
+                    graph.look(_see(graph, env, seed + number, name)).distance
                     for number in tqdm(range(episodes), desc=name, unit="scene")
                 ]
             )
@@ -72,6 +74,49 @@ def measure_familiarity(
     }
 
 
+def draw_scenes(
+    bundle: Path, shifts: Sequence[str] = tuple(SHIFTS), *, seed: int = FIRST_SEED
+) -> NDArray[np.uint8]:
+    """The first scene of each shift: what the camera sees, where the words look, how strange it is.
+
+    Returns a picture (H, W, 3), two columns of scenes. Raises BundleError if the bundle has no
+    sight.
+    """
+    from PIL import Image, ImageDraw
+
+    names = [find_shift(name).name for name in shifts]
+    graph = SightGraph(Bundle.open(bundle))
+    env = TabletopEnv()
+    width, height = 2 * TILE_PX, TILE_PX + CAPTION_PX
+    sheet = Image.new("RGB", (2 * width, (len(names) + 1) // 2 * height), "white")
+    draw = ImageDraw.Draw(sheet)
+    try:
+        for number, name in enumerate(names):
+            seen = _see(graph, env, seed, name)
+            reading = graph.look(seen, attention=True)
+            assert reading.maps is not None
+            left, top = number % 2 * width, number // 2 * height
+            picture = seen.images[CAMERA]
+            for column, tile in enumerate(
+                (
+                    stretch(picture, TILE_PX, TILE_PX),
+                    overlay(picture, reading.maps[CAMERA], TILE_PX, TILE_PX),
+                )
+            ):
+                sheet.paste(Image.fromarray(tile), (left + column * TILE_PX, top + CAPTION_PX))
+            told = "UNFAMILIAR" if reading.unfamiliar else "familiar"
+            lines = (
+                f"{name}: {told}, {reading.distance:.1f} (limit {reading.threshold:.1f})",
+                f'"{seen.instruction}"',
+            )
+            for line, text in enumerate(lines):
+                draw.text((left + 4, top + 3 + 15 * line), text, fill="black", font_size=13)
+    finally:
+        env.close()
+        graph.close()
+    return np.asarray(sheet)
+
+
 def auroc(familiar: Distances, strange: Distances) -> float:
     """Chance that a strange scene is further off than a familiar one; ties count half."""
     return float(
@@ -90,12 +135,13 @@ def bootstrap_auroc(familiar: Distances, strange: Distances) -> tuple[float, flo
     return float(np.quantile(draws, 0.025)), float(np.quantile(draws, 0.975))
 
 
-def _look(graph: SightGraph, env: TabletopEnv, seed: int, shift: str) -> float:
+def _see(graph: SightGraph, env: TabletopEnv, seed: int, shift: str) -> Observation:
+    """The first picture of a scene, as the policy is given it."""
     env.begin(seed, shift=shift)
     seen = env.observe()
     assert seen.image is not None
     state = seen.state if graph.reads_state else None
-    return graph.look(Observation({CAMERA: seen.image}, state, env.task.instruction, 0.0)).distance
+    return Observation({CAMERA: seen.image}, state, env.task.instruction, 0.0)
 
 
 def _judge(distances: dict[str, Distances], name: str, threshold: float) -> dict[str, Any]:

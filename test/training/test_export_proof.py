@@ -55,7 +55,9 @@ def prepare(path):
 
 def prove(policy, folder, precision):
     bundle, samples, floors = policy
-    return prove_graphs(bundle, bundle.path / "model", folder, precision, samples, floors)
+    return prove_graphs(
+        bundle, bundle.path / "model", folder, precision, samples, floors, fused=False
+    )
 
 
 def copy(policy, folder):

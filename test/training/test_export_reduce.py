@@ -16,7 +16,14 @@ from tiny_export import make_run
 from training.export.bundle import export_run
 from training.export.graph_file import load_graph
 from training.export.precision import find_plan
-from training.export.reduce import Exact, _find_ranges, measure_floors, reduce_graphs
+from training.export.reduce import (
+    Exact,
+    _find_ranges,
+    _search,
+    group_products,
+    measure_floors,
+    reduce_graphs,
+)
 from training.export.restore import prepare_samples, write_restored
 from training.export.stages import Stages
 from vla_align_ros.contract.bundle import Bundle, write_bundle
@@ -138,3 +145,38 @@ def test_a_reduced_token_policy_holds_its_language_model_once(runs, tmp_path, mo
         assert set(shared) == {"prefill.onnx.data"} and len(shared["prefill.onnx.data"]) > 10
         beside = {path.name for path in folder.glob("*.data")}
         assert beside == {"vision.onnx.data", "prefill.onnx.data"}
+
+
+def test_graphs_of_a_bundle_are_judged_as_the_robot_runs_them(runs, tmp_path):
+    bundle = Bundle.open(runs / "chunk/bundle")
+    stages = Stages(tmp_path / "stages", quietly)
+    judged = reduce_graphs(stages, start(bundle), "int8", engine=False, block=128).proof
+    made = export_run(runs / "chunk/run", tmp_path / "int8", "int8", say=quietly)
+    assert made["proof"]["dimensions"] == judged["dimensions"]
+    assert any(error["max"] > 0 for error in judged["dimensions"].values())
+
+
+@pytest.mark.parametrize(
+    ("by_kept", "fewest"),
+    [
+        ([2.0, 0.9, 0.7, 0.5], 2),  # the second that passes has room to spare
+        ([0.7], 0),
+        ([2.0, 2.0, 0.9], 2),  # none has room: then the limit itself counts
+    ],
+)
+def test_auto_keeps_the_fewest_parts_that_pass_with_room_to_spare(runs, tmp_path, by_kept, fewest):
+    bundle = Bundle.open(runs / "chunk/bundle")
+    exact = start(bundle)
+    groups = group_products(exact)
+    assert len(groups) >= 4
+
+    def judge(plan, _folder):
+        kept = sum(set(names) <= set(plan.kept) for names in groups.values())
+        error = by_kept[min(kept, len(by_kept) - 1)]
+        return {"ok": error <= 1.0, "dimensions": {"dx": {"max": error, "limit": 1.0}}}
+
+    plan = find_plan("auto_weights", engine=False)
+    samples = prepare_samples(bundle.golden(), bundle.processor)
+    chosen, table = _search(exact, plan, judge, {}, samples, tmp_path)
+    assert sum(row["kept"] for row in table) == fewest
+    assert (chosen.kept == ()) == (fewest == 0)

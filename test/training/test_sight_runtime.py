@@ -17,12 +17,19 @@ from hypothesis import strategies as st
 
 from training.commands import sight as command
 from training.export.bundle import export_run
-from training.export.sight_graph import choose_attention_blocks
+from training.export.sight_graph import STRAY, choose_attention_blocks
 from training.model import PrismaticVLA
 from training.sight import measure_attention, relative_maps
 from training.sight.familiarity import fit_familiarity, fit_gaussian
 from training.sight.features import pick_features, stack_inputs
-from training.strange_scenes import auroc, bootstrap_auroc, measure_familiarity
+from training.strange_scenes import (
+    CAPTION_PX,
+    TILE_PX,
+    auroc,
+    bootstrap_auroc,
+    draw_scenes,
+    measure_familiarity,
+)
 from vla_align_ros.contract.bundle import Bundle
 from vla_align_ros.contract.golden import iterate_observations
 from vla_align_ros.contract.observation import Observation
@@ -72,6 +79,37 @@ def test_the_graph_sees_what_training_sees(fitted: Path, bundle: Bundle) -> None
     graph.close()
 
 
+def test_in_a_smaller_bundle_the_distances_are_as_they_were(
+    fitted: Path, bundle: Bundle, tmp_path: Path
+) -> None:
+    result = export_run(fitted, tmp_path / "int8", "int8")
+    small = Bundle.open(tmp_path / "int8")
+    facts = small.manifest["provenance"]["export"]["sight"]
+    assert result["ok"] and facts["base"] == "float16"
+    sizes = [found.manifest["files"]["model/sight.onnx"]["bytes"] for found in (small, bundle)]
+    assert sizes[0] < 0.8 * sizes[1]  # of so small a network much is no weights
+    statistics = small.sight()
+    assert statistics is not None
+    graphs = [SightGraph(found) for found in (small, bundle)]
+    for seen in iterate_observations(small.golden(), small.spec):
+        one, other = (graph.look(seen, attention=False).distance for graph in graphs)
+        assert abs(one - other) <= STRAY * statistics.threshold
+    for graph in graphs:
+        graph.close()
+
+
+def test_float16_that_moves_the_distances_is_not_taken(
+    fitted: Path, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.export.sight_graph.STRAY", 0.0)
+    export_run(fitted, tmp_path / "int8", "int8")
+    manifest = Bundle.open(tmp_path / "int8").manifest
+    facts = manifest["provenance"]["export"]["sight"]
+    assert facts["base"] == "float32" and facts["stray_of_float16"]["distance"] > 0
+    name = "model/sight.onnx"
+    assert manifest["files"][name] == bundle.manifest["files"][name]
+
+
 @given(st.integers(2, 40), st.integers(0, 1000))
 def test_relative_maps_of_robot_and_training_are_one(patches: int, seed: int) -> None:
     asked, neutral = np.random.default_rng(seed).random((2, patches)).astype(np.float32)
@@ -98,6 +136,18 @@ def test_strange_scenes_are_measured_in_the_simulator(bundle: Bundle, tmp_path: 
     low, high = rows["dim_light"]["auroc_interval"]
     assert 0.0 <= low <= rows["dim_light"]["auroc"] <= high <= 1.0
     assert all(0.0 <= row["flagged_rate"] <= 1.0 for row in rows.values())
+
+
+def test_scenes_are_shown_beside_where_the_words_look(bundle: Bundle, tmp_path: Path) -> None:
+    pytest.importorskip("mujoco", reason="needs the extra [sim]")
+    names = ["none", "dim_light", "camera_moved"]
+    sheet = draw_scenes(bundle.path, names)
+    assert sheet.shape == (2 * (TILE_PX + CAPTION_PX), 4 * TILE_PX, 3)
+    tiles = [sheet[CAPTION_PX : CAPTION_PX + TILE_PX, n * TILE_PX :][:, :TILE_PX] for n in range(4)]
+    assert tiles[2].mean() < tiles[0].mean(), "the light is dim"
+    for picture, heat in ((tiles[0], tiles[1]), (tiles[2], tiles[3])):
+        assert not np.array_equal(picture, heat)
+    assert (sheet[-TILE_PX:, 2 * TILE_PX :] == 255).all(), "nothing where there is no scene"
 
 
 def test_fit_asks_for_data_and_refuses_a_place_that_is_none(

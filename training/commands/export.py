@@ -18,7 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", help="folder of the new bundle; must not exist")
     parser.add_argument("--bundle", help="with --trt: a bundle that exists, instead of a run")
     parser.add_argument(
-        "--precision", help="fp32 (default), bf16, fp16, int8, int8_dynamic, fp8, int4 or auto"
+        "--precision",
+        help="fp32 (default), bf16, fp16, int8, int8_dynamic, fp8, int4, auto or auto_weights",
     )
     parser.add_argument("--block", type=int, default=128, help="of int4: 128 (default), 64 or 32")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""`vla-align sight`: teach a bundle to tell strange scenes, and measure how well it does."""
+"""`vla-align sight`: teach a bundle to tell strange scenes, measure how well it does, show it."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from typing import Any
 
 from vla_align_ros.errors import ConfigurationError
 
-SUMMARY = "fit what a policy's familiar scenes look like; measure how well strange ones are told"
+SUMMARY = (
+    "fit what a policy's familiar scenes look like; measure and show how strange ones are told"
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("action", choices=("fit", "measure"))
-    parser.add_argument("path", type=Path, help="fit: a finished run; measure: a bundle with sight")
+    parser.add_argument("action", choices=("fit", "measure", "show"))
+    parser.add_argument("path", type=Path, help="fit: a finished run; else: a bundle with sight")
     fit = parser.add_argument_group("fit")
     fit.add_argument("--data", nargs="+", default=[], help="the dataset(s) that the run saw")
     fit.add_argument("--cache", type=Path, help="folder of the caches; default in the data")
@@ -24,15 +26,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     fit.add_argument(
         "--quantile", type=float, default=0.99, help="share of held-out scenes that is familiar"
     )
-    measure = parser.add_argument_group("measure")
+    measure = parser.add_argument_group("measure, show")
     measure.add_argument("--shift", nargs="+", default=["all"], help="named shifts, or 'all'")
-    measure.add_argument("--episodes", type=int, default=50, help="scenes a shift")
-    measure.add_argument("--out", type=Path, help="also write the result there, as JSON")
+    measure.add_argument("--episodes", type=int, default=50, help="scenes a shift; show: the first")
+    measure.add_argument(
+        "--out", type=Path, help="also write the result there, as JSON; show: the picture"
+    )
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Do what `args.action` names."""
-    return fit(args) if args.action == "fit" else measure(args)
+    return {"fit": fit, "measure": measure, "show": show}[args.action](args)
 
 
 def fit(args: argparse.Namespace) -> dict[str, Any]:
@@ -73,10 +77,8 @@ def fit(args: argparse.Namespace) -> dict[str, Any]:
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Print and return how far each shift's scenes are from the training's."""
     from training.strange_scenes import measure_familiarity
-    from vla_align_ros.sim.shifts import SHIFTS
 
-    names = list(SHIFTS) if args.shift == ["all"] else args.shift
-    result = measure_familiarity(args.path, args.episodes, names)
+    result = measure_familiarity(args.path, args.episodes, _find_names(args.shift))
     print(f"{'shift':18} {'AUROC':>22} {'beyond threshold':>18}  distance")
     for row in result["rows"]:
         told = "-"
@@ -88,3 +90,21 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     if args.out is not None:
         args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return result
+
+
+def show(args: argparse.Namespace) -> dict[str, Any]:
+    """Write one picture: a scene of each shift, where the words look, how strange it is."""
+    from PIL import Image
+
+    from training.strange_scenes import draw_scenes
+
+    out = args.out or Path("sight.png")
+    Image.fromarray(draw_scenes(args.path, _find_names(args.shift))).save(out)
+    print(out)
+    return {"ok": True, "bundle": str(args.path), "picture": str(out)}
+
+
+def _find_names(asked: list[str]) -> list[str]:
+    from vla_align_ros.sim.shifts import SHIFTS
+
+    return list(SHIFTS) if asked == ["all"] else asked

@@ -24,6 +24,7 @@ from training.export.stages import Stages, digest, open_stages
 from vla_align_ros.contract.bundle import Bundle, write_bundle
 from vla_align_ros.contract.files import read_json_object, readable_json, write_durably
 from vla_align_ros.contract.graphs import GraphSpec, find_layout
+from vla_align_ros.contract.sight import GRAPH
 from vla_align_ros.errors import ExportError
 from vla_align_ros.runtime.golden import prove_bundle
 from vla_align_ros.runtime.policy import Policy
@@ -176,16 +177,20 @@ def _write(
     """
     target = stages.root / f"bundle-{precision}"
     shutil.rmtree(target, ignore_errors=True)
-    seeing, sight = export_sight(stages, source)
+    sight = export_sight(stages, source, compact=precision != "fp32")
+    told = {} if sight is None else {"sight": dict(sight.facts)}
     return write_bundle(
         target,
         processor=source.processor,
-        graphs={**{spec.name: graphs / f"{spec.name}.onnx" for spec in specs}, **seeing},
+        graphs={
+            **{spec.name: graphs / f"{spec.name}.onnx" for spec in specs},
+            **({} if sight is None else {GRAPH: sight.graph}),
+        },
         specs=specs,
         golden=golden,
-        provenance={"precision": precision, **source.describe(), "export": dict(facts)},
+        provenance={"precision": precision, **source.describe(), "export": {**facts, **told}},
         link=link,
-        sight=sight,
+        sight=None if sight is None else sight.statistics,
     )
 
 

@@ -23,7 +23,7 @@ from vla_align_ros.contract.engines import build_command
 from vla_align_ros.contract.files import read_json_object, readable_json, write_durably
 from vla_align_ros.errors import ExportError
 
-SOURCES = ("fp32", "int8", "int4")
+SOURCES = ("fp32", "int8", "auto_weights", "int4")
 """Precisions of bundles that engines can be made of: float32, or weights alone in fewer bits."""
 
 FIX = "build in a higher precision, or with --precision auto"

@@ -15,7 +15,9 @@ from training.export.products import DELICATE, add_constant, drop_unused, find_p
 from training.export.quantize import BLOCKS, quantize
 from vla_align_ros.errors import ExportError
 
-AUTO = "auto"
+AUTO, AUTO_WEIGHTS = "auto", "auto_weights"
+SEARCHED = (AUTO, AUTO_WEIGHTS)
+"""Precisions that keep what does not bear fewer bits in the base."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,7 @@ CPU_PLANS = {
     "int8_dynamic": Plan("int8_dynamic"),
     "int4": Plan("int4"),
     AUTO: Plan("int8_dynamic"),
+    AUTO_WEIGHTS: Plan("int8_weights"),
 }
 """Of bundles for ONNX Runtime and OpenVINO: where bits are few, in storage or on integer units."""
 

@@ -29,17 +29,21 @@ Errors = dict[str, dict[str, dict[str, float]]]
 
 
 @contextlib.contextmanager
-def opened(specs: Sequence[GraphSpec], folder: Path) -> Iterator[dict[str, Backend]]:
-    """Open `<graph>.onnx` of a folder on ONNX Runtime, exactly as written; close them again.
+def opened(
+    specs: Sequence[GraphSpec], folder: Path, *, fused: bool = False
+) -> Iterator[dict[str, Backend]]:
+    """Open `<graph>.onnx` of a folder on ONNX Runtime; close them again.
 
-    Rounded products are computed as the graph has them, not by kernels that fuse them, so that an
-    engine's graph means here what it means there.
+    Exactly as written: rounded products are computed as the graph has them, so that an engine's
+    graph means here what it means there. Or `fused`, by the kernels that a bundle runs on, which
+    round activations beside weights of few bits.
     """
     backends: dict[str, Backend] = {}
     try:
         for spec in specs:
             path = folder / f"{spec.name}.onnx"
-            backends[spec.name] = open_backend("onnx", path, optimization="basic")
+            level = "all" if fused else "basic"
+            backends[spec.name] = open_backend("onnx", path, optimization=level)
         yield backends
     finally:
         for backend in backends.values():
@@ -96,13 +100,16 @@ def prove_graphs(
     precision: str,
     samples: Sequence[Mapping[str, npt.NDArray[Any]]],
     floors: Errors,
+    *,
+    fused: bool,
 ) -> dict[str, Any]:
     """Hold graphs against the first two gates: each output's numbers, and the actions.
 
     Args:
         bundle: whose golden samples and processor are used. exact: folder of the float32 graphs.
         other: folder of the graphs in question. precision: whose limits count. samples: for the
-            numbers. floors: what rounding to bfloat16 does to the same outputs.
+            numbers. floors: what rounding to bfloat16 does to the same outputs. fused: whether the
+            actions are those of a bundle, by fused kernels, or an engine's.
 
     Returns:
         As `prove_bundle`, with "numbers" for every output of every graph. If an action is not
@@ -112,7 +119,7 @@ def prove_graphs(
     specs = bundle.acting_graphs
     errors = measure_graphs(specs, exact, other, samples)
     numbers = judge_numbers(errors, floors, limits.noise, limits.agreement)
-    with opened(specs, other) as backends:
+    with opened(specs, other, fused=fused) as backends:
         try:
             proof = prove_bundle(bundle, GraphPipeline(specs, backends), precision)
         except NonFiniteError as error:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from training.export.calibrate import measure_ranges
 from training.export.graph_file import load_graph, save_graphs
-from training.export.precision import AUTO, Plan, apply_plan, find_plan
+from training.export.precision import SEARCHED, Plan, apply_plan, find_plan
 from training.export.products import find_products
 from training.export.proof import Errors, measure_graphs, opened, prove_graphs, run_graphs
 from training.export.restore import denormalize, hash_samples, prepare_samples
@@ -32,6 +32,9 @@ from vla_align_ros.runtime.limits import find_golden_limits
 
 NOISE = Plan(base="bfloat16")
 _SENSITIVITY_SAMPLES = 8
+_SHARES = (0.8, 1.0)
+"""Of the limits, in the order in which `auto` tries to stay within them: rounded activations err
+otherwise on another machine, or by another number of threads."""
 _BLOCK = re.compile(r"^(.*?\.(?:layers?|blocks)\.\d+)\.")
 
 Samples = Sequence[Mapping[str, npt.NDArray[Any]]]
@@ -129,12 +132,13 @@ def reduce_graphs(
 
     def judge(candidate: Plan, folder: Path) -> dict[str, Any]:
         _write(exact, folder, candidate, ranges, simulate=candidate.base != "float32")
-        return prove_graphs(bundle, exact.folder, folder, precision, golden, floors.graphs)
+        paths = (exact.folder, folder)
+        return prove_graphs(bundle, *paths, precision, golden, floors.graphs, fused=not engine)
 
     def make(folder: Path) -> None:
         table: list[dict[str, Any]] = []
         chosen = plan
-        if precision == AUTO:
+        if precision in SEARCHED:
             chosen, table = _search(exact, plan, judge, ranges, golden, folder)
         trial = folder / "trial"
         trial.mkdir()
@@ -203,7 +207,8 @@ def _search(
 ) -> tuple[Plan, list[dict[str, Any]]]:
     """Rank parts of the network by the error that each makes alone; keep the worst until it passes.
 
-    The number to keep is found by halving, since more kept parts never do worse by much.
+    The number to keep is found by halving, since more kept parts never do worse by much. It passes
+    with room to spare, where keeping less than everything does.
     """
     trial = folder / "trial"
     groups = group_products(exact)
@@ -226,16 +231,20 @@ def _search(
         names = sorted(name for group in ranked[:count] for name in groups[group])
         return dataclasses.replace(plan, kept=tuple(names))
 
-    def passes(count: int) -> bool:
+    def passes(count: int, share: float) -> bool:
         trial.mkdir()
-        ok = bool(judge(keep(count), trial)["ok"])
+        proof = judge(keep(count), trial)
         shutil.rmtree(trial)
-        return ok
+        errors = proof["dimensions"].values()
+        return bool(proof["ok"]) and all(e["max"] <= share * e["limit"] for e in errors)
 
-    low, high = 0, len(ranked)
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if passes(middle) else (middle + 1, high)
+    for share in _SHARES:
+        low, high = 0, len(ranked)
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if passes(middle, share) else (middle + 1, high)
+        if low < len(ranked):
+            break
     table = [
         {
             "part": group,

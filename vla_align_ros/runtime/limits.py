@@ -38,6 +38,7 @@ GOLDEN_LIMITS = {
     "fp8": _EIGHT_BITS,
     "int4": GoldenLimits(3.0, 2.0, 0.1, noise=32.0, agreement=0.75),
     "auto": _EIGHT_BITS,
+    "auto_weights": _EIGHT_BITS,
 }
 """By the precision that a bundle or an engine names. fp32 differs from torch by rounding alone; in
 fewer bits a robot's own repeatability (about a millimetre) is the scale."""
