@@ -74,6 +74,15 @@ def measure_familiarity(
     }
 
 
+def tell_row(row: dict[str, Any], episodes: int) -> tuple[str, str]:
+    """A row of `measure_familiarity` in words: AUROC with its interval, scenes beyond the limit."""
+    told = "-"
+    if row["auroc"] is not None:
+        low, high = row["auroc_interval"]
+        told = f"{row['auroc']:.2f} [{low:.2f}, {high:.2f}]"
+    return told, f"{row['flagged']}/{episodes}"
+
+
 def draw_scenes(
     bundle: Path, shifts: Sequence[str] = tuple(SHIFTS), *, seed: int = FIRST_SEED
 ) -> NDArray[np.uint8]:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 pytest.importorskip("torch", reason="needs the extra [train]")
+pytest.importorskip("mujoco", reason="needs the extra [sim]")
 
 from training.benchmark.shipped import (
     BEGIN,

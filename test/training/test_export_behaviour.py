@@ -60,7 +60,7 @@ def test_a_policy_is_no_reference_of_itself(tmp_path, golden):
 
 
 def test_the_reference_must_be_in_fp32(tmp_path, golden):
-    with pytest.raises(ExportError, match="got a reference in int8; expected fp32"):
+    with pytest.raises(ExportError, match="got a reference in auto_weights; expected fp32"):
         prove_behaviour(Bundle.open(SHIPPED), write_twin(tmp_path, golden, "int8", 2), 1)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from training.files import replace_atomically
 from training.model.checkpoint import WEIGHTS
+from training.strange_scenes import tell_row
 from vla_align_ros.contract.bundle import Bundle
 from vla_align_ros.contract.files import hash_file
 from vla_align_ros.errors import ConfigurationError
@@ -220,13 +221,8 @@ def _making(results: Results) -> str:
 def _sight(results: Results) -> str:
     rows = []
     for row in results["rows"]:
-        told = "-"
-        if row["auroc"] is not None:
-            low, high = row["auroc_interval"]
-            told = f"{row['auroc']:.2f} [{low:.2f}, {high:.2f}]"
-        flagged = f"{row['flagged']}/{results['episodes']}"
         name, distance = f"`{row['shift']}`", f"{row['distance_p50']:.1f}"
-        rows.append((name, row["axis"], told, flagged, distance))
+        rows.append((name, row["axis"], *tell_row(row, results["episodes"]), distance))
     heads = ("shift", "axis", "AUROC (95 %)", "beyond the threshold", "median distance")
     limit = f"The threshold is {results['threshold']:.1f}, bundle {results['bundle_id'][:12]}."
     return f"{_table(heads, *rows)}\n{limit}\n"

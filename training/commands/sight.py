@@ -76,16 +76,12 @@ def fit(args: argparse.Namespace) -> dict[str, Any]:
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Print and return how far each shift's scenes are from the training's."""
-    from training.strange_scenes import measure_familiarity
+    from training.strange_scenes import measure_familiarity, tell_row
 
     result = measure_familiarity(args.path, args.episodes, _find_names(args.shift))
     print(f"{'shift':18} {'AUROC':>22} {'beyond threshold':>18}  distance")
     for row in result["rows"]:
-        told = "-"
-        if row["auroc"] is not None:
-            low, high = row["auroc_interval"]
-            told = f"{row['auroc']:.2f} [{low:.2f}, {high:.2f}]"
-        flagged = f"{row['flagged']}/{result['episodes']}"
+        told, flagged = tell_row(row, result["episodes"])
         print(f"{row['shift']:18} {told:>22} {flagged:>18}  {row['distance_p50']:.2f}")
     if args.out is not None:
         args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
