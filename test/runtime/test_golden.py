@@ -89,5 +89,7 @@ def test_the_replay_goes_through_the_given_backend(tmp_path):
 
 
 def test_a_precision_without_limits_is_refused_with_those_there_are():
-    with pytest.raises(BundleError, match=r"got 'fp4'; expected auto or auto_weights or .* or int8 or"):
+    with pytest.raises(
+        BundleError, match=r"got 'fp4'; expected auto or auto_weights or .* or int8 or"
+    ):
         find_golden_limits("fp4")
