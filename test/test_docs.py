@@ -133,3 +133,16 @@ def test_the_page_of_sight_tells_what_was_measured() -> None:
             told = f"{row['auroc']:.2f} [{low:.2f}, {high:.2f}]"
         line = f"| `{row['shift']}` | {row['axis']} | {told} | {row['flagged']}/60 |"
         assert line in page, line
+
+
+def test_the_robot_page_tells_how_often_planning_was_measured() -> None:
+    page, rows = (ROOT / "docs/robot.md").read_text(), read_results("tabletop_replan")["rows"]
+    often, rare = ([row for row in rows if row["replan_period_s"] == s] for s in (0.0, 0.4))
+    first = [row["successes"] for row in often if row["episodes"] == 20]
+    assert f"succeeded in {first[0]} and {first[1]} with an inference" in page
+    assert f"succeeded in {rare[0]['successes']} of the {rare[0]['episodes']}" in page
+    readme = (ROOT / "README.md").read_text()
+    assert f"{sum(first)} of {20 * len(first)}\n" in readme
+    assert {row["bundle_id"] for row in rows} == {
+        read_results("tabletop_bundles")["rows"][0]["bundle_id"]
+    }

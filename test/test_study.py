@@ -181,7 +181,7 @@ def test_a_step_cut_off_among_episodes_is_followed_by_the_rest_of_them(tmp_path:
     few: dict[str, Any] = {"VARIANTS": "align", "SEEDS": "0"}
     (tmp_path / "out").mkdir()
     assert run_study(tmp_path, "train", **few)[0] == 0
-    calls = go_round(tmp_path, 0, slow=60.0, STUDY_ENDS=str(int(time.time()) + 3), **few)
+    calls = go_round(tmp_path, 0, slow=60.0, STUDY_ENDS=str(int(time.time()) + 8), **few)
     assert calls is not None and count(calls) == {"evaluate": 1}
     kept = (tmp_path / "out/evaluation/episodes.jsonl").read_text().splitlines()
     assert len(kept) == 1

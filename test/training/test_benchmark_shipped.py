@@ -40,6 +40,10 @@ def measured(tmp_path: Path) -> Path:
         write(out / name / "report.json", results[f"tabletop_{name}"]["report"])
     write(out / RUN / "run.json", results["tabletop_training"]["run"])
     (out / RUN / WEIGHTS).write_bytes(b"weights")
+    for name, row in zip(("int8", "fp32"), results["tabletop_bundles"]["rows"], strict=True):
+        for turn, figures in enumerate(row["turns_ms"], start=1):
+            rows = [{f"{key}_ms": value for key, value in figures.items()}]
+            write(out / f"bench_{name}_{turn}.json", {"rows": rows})
     write(out / "shifts.json", {"rows": results["tabletop_shifts"]["rows"]})
     write(out / "sight_shifts.json", results["sight_shifts"])
     for name, picture in PICTURES.items():

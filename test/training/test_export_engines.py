@@ -149,8 +149,10 @@ def test_a_run_whose_engines_fail_a_gate_leaves_its_bundle_and_says_how_to_go_on
     assert list(tmp_path.iterdir()) == [out]
 
 
-def test_several_targets_of_a_bundle_whose_weights_are_in_8_bits(bundles, tmp_path):
-    path = shutil.copytree(bundles / "int8", tmp_path / "bundle")
+@pytest.mark.parametrize("precision", ["int8", "auto_weights"])
+def test_several_targets_of_a_bundle_whose_weights_are_in_8_bits(bundles, tmp_path, precision):
+    path = tmp_path / "bundle"
+    export_run(bundles / "run", path, precision, say=quietly)
     export_engines(path, "sm86,sm120", "bf16", options=["builderOptimizationLevel=1"], say=quietly)
     opened = Bundle.open(path)
     assert opened.engine_targets() == ["sm120", "sm86"]

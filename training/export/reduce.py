@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -231,10 +232,15 @@ def _search(
         names = sorted(name for group in ranked[:count] for name in groups[group])
         return dataclasses.replace(plan, kept=tuple(names))
 
-    def passes(count: int, share: float) -> bool:
+    @cache
+    def prove(count: int) -> dict[str, Any]:
         trial.mkdir()
         proof = judge(keep(count), trial)
         shutil.rmtree(trial)
+        return proof
+
+    def passes(count: int, share: float) -> bool:
+        proof = prove(count)
         errors = proof["dimensions"].values()
         return bool(proof["ok"]) and all(e["max"] <= share * e["limit"] for e in errors)
 

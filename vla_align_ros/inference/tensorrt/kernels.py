@@ -51,6 +51,8 @@ class KernelCache:
             _log.warning("compiled kernels are not kept in %s: %s", self.path, cause)
 
     def _read(self) -> bytes:
+        if not self.path.exists():
+            return b""
         try:
             claim_folder(self.path.parent)
         except OSError as cause:
