@@ -10,6 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from vla_align_ros.contract.observation import Observation
+from vla_align_ros.contract.spec import EXECUTED_ACTIONS
 from vla_align_ros.errors import ConfigurationError
 from vla_align_ros.runtime.policy import Policy
 from vla_align_ros.runtime.statistics import wilson_interval
@@ -17,7 +18,6 @@ from vla_align_ros.sim.layout import Task
 from vla_align_ros.sim.tabletop import CAMERA, TabletopEnv
 
 MAX_STEPS = 80
-EXECUTED = 2
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def evaluate(
     shift: str = "none",
     episodes: int = 50,
     seed: int = 0,
-    executed: int = EXECUTED,
+    executed: int = EXECUTED_ACTIONS,
     swap: bool = False,
     threads: int = 1,
 ) -> dict[str, Any]:

@@ -27,7 +27,7 @@ def test_a_slow_timer_does_not_delay_a_new_plan(
     start_node(
         "policy_node",
         *("--params-file", str(WIDOWX), "-p", f"bundle:={tiny_bundle}"),
-        *("-p", "start_armed:=true", "-p", "autostart:=true"),
+        *("-p", "start_armed:=true", "-p", "autostart:=true", "-p", "replan_period_s:=0.0"),
         *("-p", f"command_rate_hz:={SLOW_HZ}", "-p", f"command_on_plan:={on_plan}"),
     )
     probe.wait_for_state("active")

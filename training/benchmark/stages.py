@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from training.benchmark.episode import Notes, Record, Sim, make_record
 from training.benchmark.policies import Acting
 from vla_align_ros.contract.observation import Observation
-from vla_align_ros.contract.spec import PolicySpec
+from vla_align_ros.contract.spec import EXECUTED_ACTIONS, PolicySpec
 from vla_align_ros.errors import ConfigurationError
 from vla_align_ros.sim.put_on_plate.environments import CONTROL_HZ, MAX_STEPS, SUITES
 from vla_align_ros.sim.robot import STATE_NAMES
@@ -34,7 +34,7 @@ class Rules:
     """
 
     suite: str
-    executed: int = 2
+    executed: int = EXECUTED_ACTIONS
     size_px: tuple[int, int] = (640, 480)
     render_backend: str = "cpu"
     max_steps: int = MAX_STEPS

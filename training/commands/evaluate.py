@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vla_align_ros.contract.spec import EXECUTED_ACTIONS
 from vla_align_ros.errors import ConfigurationError
 
 SUMMARY = "run policies in closed loop in a simulator and report success with its interval"
@@ -24,7 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--episodes", type=int, default=50, help="episodes an environment or shift")
     parser.add_argument("--seed", type=int, default=0, help="first seed; seeds are consecutive")
     parser.add_argument(
-        "--execute", type=int, default=2, metavar="K", help="actions executed of each chunk"
+        "--execute",
+        type=int,
+        default=EXECUTED_ACTIONS,
+        metavar="K",
+        help="actions executed of each chunk",
     )
     parser.add_argument("--threads", type=int, default=1, help="of the policy's inference")
     suite = parser.add_argument_group("a suite of environments")

@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from vla_align_ros.contract.bundle import Bundle
 from vla_align_ros.contract.golden import iterate_observations
+from vla_align_ros.contract.spec import EXECUTED_ACTIONS
 from vla_align_ros.errors import ExportError
 from vla_align_ros.runtime.golden import compare_actions, judge_errors
 from vla_align_ros.runtime.limits import BEHAVIOUR_LIMITS, find_golden_limits
@@ -18,7 +19,6 @@ from vla_align_ros.runtime.policy import Policy
 FIRST_SEED = 500_000
 """Far from the seeds of training data and of the tables in the README."""
 
-EXECUTED = 2
 REFERENCE_BACKEND = "onnx"
 
 
@@ -66,7 +66,7 @@ def prove_behaviour(
             for number in tqdm(range(episodes), desc="behaviour", unit="pair"):
                 for policy, found in zip((first, second), outcomes, strict=True):
                     episode = run_episode(
-                        policy, env, seed + number, shift, executed=EXECUTED, swap=False
+                        policy, env, seed + number, shift, executed=EXECUTED_ACTIONS, swap=False
                     )
                     found.append(episode.success)
     finally:

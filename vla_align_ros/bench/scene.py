@@ -148,6 +148,7 @@ class Scene:
         values: dict[str, ParameterValue] = {
             "bundle": str(self.bundle),
             "autostart": True,
+            "replan_period_s": 0.0,  # planning on every picture: as much work as there can be
             "image_transport": "compressed" if self.setup.compressed else "raw",
         }
         if not self.setup.watchdog:

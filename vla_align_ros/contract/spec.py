@@ -15,6 +15,11 @@ ACTION_NAMES = ("dx", "dy", "dz", "drx", "dry", "drz", "gripper")
 """Order of an action: three metres, a rotation vector in radians, the gripper 0 to 1 (open)."""
 
 ACTION_DIM = len(ACTION_NAMES)
+EXECUTED_ACTIONS = 2
+"""How many actions of a chunk are executed before the next observation, unless told otherwise.
+
+In `evaluate`, in a bundle's gate of behaviour, and by the node: a policy runs as it was measured.
+"""
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _FRAME = re.compile(r"[A-Za-z_][A-Za-z0-9_/]*")
@@ -138,6 +143,11 @@ class ActionSpec:
     def period_s(self) -> float:
         """Time for which one action holds, in seconds."""
         return 1.0 / self.rate_hz
+
+    @property
+    def replan_period_s(self) -> float:
+        """Time from one planned observation to the next as the policy is measured, in seconds."""
+        return min(EXECUTED_ACTIONS, self.horizon) * self.period_s
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form."""

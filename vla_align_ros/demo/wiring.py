@@ -26,9 +26,6 @@ WATCHED = {
     "~/emergency_stop": "/policy_node/emergency_stop",
     "~/watched": "/policy_node/watched",
 }
-# Two of the shipped policy's steps, as `vla-align evaluate` has it: planning on every picture, it
-# hesitates before it grasps, the more the faster the machine (docs/robot.md).
-REPLAN_S = 0.4
 
 
 @dataclass(frozen=True)
@@ -73,7 +70,7 @@ def demo_nodes(
             "policy_node",
             ("policy.yaml", "robots/widowx_sim.yaml"),
             {"~/image": IMAGE, **ARM_TOPICS, **INSTRUCTION, **AUTHORITY, **WATCHED},
-            {"bundle": str(bundle), "autostart": True, "replan_period_s": REPLAN_S},
+            {"bundle": str(bundle), "autostart": True},
         ),
         NodeSetup(
             "watchdog_node",

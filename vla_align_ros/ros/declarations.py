@@ -76,7 +76,12 @@ DECLARATIONS = (
     Declaration("image_timeout_s", 0.5, "the arm holds when the image is older", 0.02, 10.0),
     Declaration("state_timeout_s", 0.5, "the arm holds when its state is older", 0.02, 10.0),
     Declaration(
-        "replan_period_s", 0.0, "least time between planned frames; 0 plans on every one", 0.0, 10.0
+        "replan_period_s",
+        -1.0,
+        "least time between planned frames; below 0: two of the policy's actions, as measured;"
+        " 0 plans on every frame",
+        -1.0,
+        10.0,
     ),
     Declaration(
         "action_timeout_s",

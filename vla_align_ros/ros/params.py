@@ -17,6 +17,7 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 
 from vla_align_ros.contract.actions import GripperConvention
+from vla_align_ros.contract.spec import ActionSpec
 from vla_align_ros.errors import ConfigurationError, SafetyError
 from vla_align_ros.ros.arms.config import ArmConfig
 from vla_align_ros.ros.declarations import DECLARATIONS, Declaration
@@ -48,6 +49,10 @@ class PolicyParameters:
     timeouts: Timeouts
     limits: Limits
     arm: ArmConfig
+
+    def find_replan_period_s(self, action: ActionSpec) -> float:
+        """Least time between planned frames; below 0 it is the policy's own."""
+        return action.replan_period_s if self.replan_period_s < 0 else self.replan_period_s
 
     def make_strategy(self) -> Strategy:
         """A fresh strategy of chunk execution."""

@@ -169,7 +169,7 @@ class PolicyNode(LifecycleNode):
                 limits, parameters.timeouts, command_period_s=parameters.arm.command_period_s
             ),
             clock=self._now_s,
-            replan_period_s=parameters.replan_period_s,
+            replan_period_s=parameters.find_replan_period_s(policy.spec.action),
             sync_tolerance_s=parameters.sync_tolerance_s,
             pose_needed=parameters.arm.needs_pose,
             strategy=parameters.make_strategy(),
