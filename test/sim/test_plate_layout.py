@@ -20,6 +20,7 @@ from vla_align_ros.sim.put_on_plate.environments import (
     PUT_ON_PLATE,
     TEMPLATES,
     TEST_OBJECTS,
+    TRAINING,
     VL_THINK,
     find_environment,
 )
@@ -29,6 +30,7 @@ from vla_align_ros.sim.put_on_plate.layout import (
     build_scene,
     count_scenes,
     draw_number,
+    draw_pair,
     pick_distinct,
     split_number,
 )
@@ -179,3 +181,14 @@ def test_the_grids_have_their_published_sizes() -> None:
     reach = np.abs(outer - places.CENTRE_M).max(axis=1)
     np.testing.assert_allclose(reach, 0.105)
     assert np.abs(inner - places.CENTRE_M).max() <= 0.075 + 1e-9
+
+
+@pytest.mark.parametrize("first", [0, 100])
+def test_as_many_episodes_as_pairs_show_each_object_on_each_table_once(first: int) -> None:
+    rng = np.random.default_rng(0)
+    numbers = [draw_pair(TRAINING, made_up_assets(), first + n, rng) for n in range(256)]
+    scenes = [build_scene(TRAINING, made_up_assets(), number) for number in numbers]
+    assert len({(scene.source.model.key, scene.table) for scene in scenes}) == 256
+    for few in (scenes[:16], scenes[-16:]):
+        assert len({scene.source.model.key for scene in few}) == 16
+    assert len({scene.source.position_m for scene in scenes}) > 20

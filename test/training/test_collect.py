@@ -19,12 +19,7 @@ from training.commands.collect import parse_range
 from training.data.collect import collect, make_episodes
 from training.data.layout import EpisodeRecord, episodes_path
 from training.data.reader import LeRobotReader
-from training.data.rollout import (
-    MAX_STEPS,
-    START_SHARES,
-    CollectSettings,
-    EpisodeMaker,
-)
+from training.data.rollout import MAX_STEPS, CollectSettings, EpisodeMaker, open_maker
 from training.data.schema import (
     ACTION_KEY,
     CHUNK_KEY,
@@ -34,6 +29,7 @@ from training.data.schema import (
     STATE_KEY,
     VIDEO_KEY,
 )
+from training.data.tabletop_rollout import TabletopMaker
 from vla_align_ros.cli import main
 from vla_align_ros.errors import DataError, VlaAlignError
 
@@ -42,7 +38,7 @@ CLIPS = CollectSettings(seed=3, record_frames=(1, 3))
 
 @pytest.fixture(scope="module")
 def maker() -> Iterator[EpisodeMaker]:
-    made = EpisodeMaker(CollectSettings(seed=11))
+    made = open_maker(CollectSettings(seed=11))
     yield made
     made.close()
 
@@ -81,7 +77,7 @@ def test_episodes_end_with_the_object_let_go_on_its_receptacle(
 
 def test_the_run_ups_are_varied_and_not_recorded(episodes: list[EpisodeRecord]) -> None:
     starts = {str(episode.notes[START_NOTE]) for episode in episodes}
-    assert starts <= set(START_SHARES) and len(starts) >= 3
+    assert starts <= set(TabletopMaker.start_shares) and len(starts) >= 3
     first = np.stack([episode.columns[STATE_KEY][0, :3] for episode in episodes])
     assert np.ptp(first, axis=0).max() > 0.08
     for episode in episodes:
@@ -168,7 +164,7 @@ def test_what_is_finished_is_kept_when_the_expert_breaks(
 
 
 def test_failing_scenes_are_replaced_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = EpisodeMaker(CollectSettings(seed=3))
+    made = open_maker(CollectSettings(seed=3))
     record = EpisodeMaker._record
     calls: list[object] = []
 
@@ -196,7 +192,7 @@ def test_a_policy_drives_the_run_up_and_the_expert_is_recorded(maker: EpisodeMak
             seen.append(observation)
             return SimpleNamespace(actions=np.tile([0.0, 0.02, 0.0, 0.0, 0.0, 0.0, 0.0], (8, 1)))
 
-    made = EpisodeMaker(CollectSettings(seed=11))
+    made = open_maker(CollectSettings(seed=11))
     made._policy = Sideways()  # type: ignore[assignment]
     episode = made.make(0)
     made.close()
@@ -224,11 +220,26 @@ def test_dagger_runs_a_real_bundle_and_holds_on_to_it(tmp_path: Path) -> None:
 
 def test_bad_settings_are_one_clear_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="one of tabletop"):
-        EpisodeMaker(CollectSettings(env="moon"))
+        open_maker(CollectSettings(env="moon"))
     with pytest.raises(VlaAlignError, match="moonlight"):
-        EpisodeMaker(CollectSettings(shift="moonlight"))
+        open_maker(CollectSettings(shift="moonlight"))
     with pytest.raises(DataError, match="Nothing to collect"):
         collect(CLIPS, tmp_path, 0)
+    with pytest.raises(DataError, match="--size with --env put_on_plate only"):
+        collect(CollectSettings(size_px=(320, 240)), tmp_path, 1)
+    with pytest.raises(DataError, match="training distribution"):
+        collect(CollectSettings(env="put_on_plate", shift="dim_light"), tmp_path, 1)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_collection_of_an_earlier_release_goes_on(tmp_path: Path) -> None:
+    """Settings that came later are absent from its file, and at their defaults here."""
+    collect(CLIPS, tmp_path, 1, progress=False)
+    path = tmp_path / "meta/collection.json"
+    values = json.loads(path.read_text())
+    assert values.pop("size_px") is None
+    path.write_text(json.dumps(values))
+    assert collect(CLIPS, tmp_path, 2, progress=False)["episodes"] == 2
 
 
 @pytest.mark.parametrize("text", ["0", "3:2", "a", "1:b", ":", "-1:4"])

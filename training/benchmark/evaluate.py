@@ -110,21 +110,9 @@ def _describe_assets(request: Request) -> dict[str, Any]:
     """Which published files are there, for the plate's suites: episodes depend on them."""
     if request.rules.suite == stages.TABLETOP:
         return {}
-    from vla_align_ros.sim.put_on_plate.assets import check_assets, find_root
+    from vla_align_ros.sim.put_on_plate.assets import describe_assets
 
-    check = check_assets(find_root(request.assets))
-    if not check.complete:
-        raise ConfigurationError(
-            "The benchmark's assets are incomplete",
-            got=f"{len(check.missing)} files missing, {'a' if check.robot else 'no'} robot",
-            expected="all published files",
-            fix="see `vla-align assets`",
-        )
-    return {
-        "matching": check.matching,
-        "stand_ins": list(check.stand_ins()),
-        "digest": check.digest,
-    }
+    return describe_assets(request.assets)
 
 
 def _report(

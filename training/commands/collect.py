@@ -6,6 +6,7 @@ import argparse
 import time
 from typing import Any
 
+from training.commands.evaluate import parse_size
 from training.data.collect import collect
 from training.data.rollout import ENVIRONMENTS, CollectSettings
 from vla_align_ros.errors import DataError
@@ -20,7 +21,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, help="the dataset's folder; continued if it exists")
     parser.add_argument("--seed", type=int, default=0, help="another seed, other scenes")
     parser.add_argument("--jobs", type=int, default=1, help="processes that simulate")
-    parser.add_argument("--shift", default="none", help="named shift of the scenes")
+    parser.add_argument("--shift", default="none", help="named shift of the table-top's scenes")
+    parser.add_argument("--assets", help="put_on_plate: folder that `vla-align assets` describes")
+    parser.add_argument(
+        "--size", type=parse_size, metavar="WxH", help="put_on_plate: picture (640x480)"
+    )
     parser.add_argument(
         "--policy", help="bundle that drives the unrecorded run-up (DAgger); the expert takes over"
     )
@@ -40,6 +45,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         shift=args.shift,
         record_frames=parse_range(args.record_frames),
         policy=args.policy,
+        size_px=args.size,
+        assets=args.assets,
     )
     started_s = time.monotonic()
     summary = collect(

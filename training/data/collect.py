@@ -15,10 +15,16 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from training.data.layout import COLLECTION_PATH, EpisodeRecord
+from training.data.layout import COLLECTION_PATH, DatasetSchema, EpisodeRecord
 from training.data.reader import LeRobotReader, read_json
-from training.data.rollout import CollectSettings, EpisodeMaker
-from training.data.schema import ATTEMPT_NOTE, START_NOTE, tabletop_schema
+from training.data.rollout import CollectSettings, EpisodeMaker, check_settings, open_maker
+from training.data.schema import (
+    ATTEMPT_NOTE,
+    PUT_ON_PLATE,
+    START_NOTE,
+    plate_schema,
+    tabletop_schema,
+)
 from training.data.writer import LeRobotWriter
 from training.files import replace_atomically
 from vla_align_ros.errors import DataError
@@ -50,12 +56,11 @@ def collect(
             expected="at least one of each",
             fix="pass --episodes and --jobs of 1 or more",
         )
+    check_settings(settings)
     root = Path(out)
     _limit_threads()
     _hold_settings(root, settings)
-    writer = LeRobotWriter(
-        root, tabletop_schema(settings.horizon), episodes_per_file=episodes_per_file
-    )
+    writer = LeRobotWriter(root, schema_of(settings), episodes_per_file=episodes_per_file)
     numbers = range(writer.num_episodes, episodes)
     bar = tqdm(total=episodes, initial=numbers.start, unit="episode", disable=not progress)
     with _terminate_as_interrupt(), bar:
@@ -69,12 +74,21 @@ def collect(
     return summarise(root)
 
 
+def schema_of(settings: CollectSettings) -> DatasetSchema:
+    """The features that a collection of these settings has."""
+    if settings.env != PUT_ON_PLATE:
+        return tabletop_schema(settings.horizon)
+    from vla_align_ros.sim.put_on_plate.environment import FULL_SIZE_PX
+
+    return plate_schema(settings.size_px or FULL_SIZE_PX, settings.horizon)
+
+
 def make_episodes(
     settings: CollectSettings, numbers: Iterable[int], jobs: int
 ) -> Iterator[EpisodeRecord]:
     """The episodes of the given numbers, in order, made by `jobs` processes."""
     if jobs == 1:
-        maker = EpisodeMaker(settings)
+        maker = open_maker(settings)
         try:
             yield from map(maker.make, numbers)
         finally:
@@ -120,7 +134,7 @@ def _start_worker(settings: CollectSettings) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _maker = EpisodeMaker(settings)
+    _maker = open_maker(settings)
 
 
 def _end_with_parent() -> None:
@@ -155,10 +169,14 @@ def _hold_settings(root: Path, settings: CollectSettings) -> None:
         from vla_align_ros.contract.bundle import Bundle
 
         wanted["policy"] = Bundle.open(settings.policy).id
+    if settings.env == PUT_ON_PLATE:  # the meshes that they are, too
+        from vla_align_ros.sim.put_on_plate.assets import describe_assets
+
+        wanted["assets"] = describe_assets(settings.assets)["digest"]
     if path.exists():
         found = read_json(path)
-        if found != wanted:
-            differing = sorted(k for k in {*found, *wanted} if found.get(k) != wanted.get(k))
+        differing = sorted(k for k in {*found, *wanted} if found.get(k) != wanted.get(k))
+        if differing:
             raise DataError(
                 f"{root} was collected with other settings",
                 got=", ".join(f"{k}={wanted.get(k)}" for k in differing),

@@ -7,11 +7,13 @@ manner of DAgger, Ross et al. 2011, with the scripted expert as the labeller).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from training.data.layout import EpisodeRecord
 from training.data.schema import (
@@ -19,19 +21,21 @@ from training.data.schema import (
     ATTEMPT_NOTE,
     CHUNK_KEY,
     ENVIRONMENT_KEY,
+    PUT_ON_PLATE,
     SEED_NOTE,
     START_NOTE,
     STATE_KEY,
+    TABLETOP,
     VIDEO_KEY,
 )
+from vla_align_ros.contract.observation import Observation
 from vla_align_ros.errors import DataError
 
 if TYPE_CHECKING:
     from vla_align_ros.runtime.policy import Policy
     from vla_align_ros.sim.robot import SimObservation
-    from vla_align_ros.sim.tabletop import TabletopEnv
 
-ENVIRONMENTS = ("tabletop",)
+ENVIRONMENTS = (TABLETOP, PUT_ON_PLATE)
 MAX_STEPS = 80
 STEPS_AFTER_SUCCESS = 2
 MAX_ATTEMPTS = 25
@@ -42,19 +46,6 @@ KICK_STEPS = 2
 GRIPPER_FLIP_RATE = 0.15
 POLICY_STEPS = (5, 40)
 POLICY_EXECUTED = (2, 4)
-ANYWHERE_LOW_M = (0.18, -0.22, 0.05)
-ANYWHERE_HIGH_M = (0.44, 0.22, 0.30)
-ANYWHERE_YAW_RAD = 0.8
-CLEAR_Z_M = 0.11
-CLEAR_RADIUS_M = 0.09
-
-START_SHARES = {
-    "home": 0.15,
-    "midway": 0.25,
-    "anywhere": 0.25,
-    "kicked": 0.25,
-    "switched": 0.10,
-}
 
 
 @dataclass(frozen=True)
@@ -63,55 +54,62 @@ class CollectSettings:
 
     `record_frames` (low, high): record only that many frames after the run-up, drawn per episode;
     None records until two steps after success. `policy` is a bundle that drives the run-up.
+    `size_px` (width, height): of put_on_plate's pictures; the table-top's have one size.
+    `assets` is the folder of put_on_plate's meshes; which they are is kept, not where they lie.
     """
 
-    env: str = "tabletop"
+    env: str = TABLETOP
     seed: int = 0
     shift: str = "none"
     horizon: int = 8
     record_frames: tuple[int, int] | None = None
     policy: str | None = None
+    size_px: tuple[int, int] | None = None
+    assets: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form, kept in meta/collection.json."""
         values = asdict(self)
-        values["record_frames"] = list(self.record_frames) if self.record_frames else None
+        values.pop("assets")
+        for key in ("record_frames", "size_px"):
+            values[key] = None if values[key] is None else list(values[key])
         return values
 
 
-class EpisodeMaker:
+class Simulator(Protocol):
+    """What every simulator has that the expert can drive."""
+
+    def observe(self) -> SimObservation:
+        """Picture and proprioception of now."""
+        ...
+
+    def advance(self, action: NDArray[Any]) -> Any:
+        """One step of a delta action (7,)."""
+        ...
+
+    def succeeded(self) -> bool:
+        """Whether the task is done now."""
+        ...
+
+
+class EpisodeMaker(ABC):
     """Makes episode number n of a collection; the same settings and n give the same episode."""
 
-    def __init__(self, settings: CollectSettings) -> None:
-        """Build the simulator, the expert and, for DAgger, the policy (one each a process)."""
-        if settings.env not in ENVIRONMENTS:
-            raise DataError(
-                "Unknown environment",
-                got=settings.env,
-                expected=f"one of {', '.join(ENVIRONMENTS)}",
-                fix="pass one of them as --env",
-            )
-        from vla_align_ros.sim.expert import Expert
-        from vla_align_ros.sim.labels import environment_state
-        from vla_align_ros.sim.shifts import find_shift
-        from vla_align_ros.sim.tabletop import TabletopEnv
+    start_shares: ClassVar[Mapping[str, float]]
 
-        find_shift(settings.shift)
+    def __init__(self, settings: CollectSettings, simulator: Simulator) -> None:
+        """A subclass builds its simulator and expert; here the policy is opened, for DAgger."""
         self.settings = settings
+        self._simulator = simulator
         self._policy: Policy | None = None
         if settings.policy is not None:
             from vla_align_ros.runtime.policy import Policy
 
             self._policy = Policy.open(settings.policy, backend="onnx", threads=1)
-        self._env: TabletopEnv = TabletopEnv()
-        self._expert = Expert()
-        self._label = environment_state
         self._run_ups: dict[str, Callable[[np.random.Generator], None]] = {
             "home": lambda rng: None,
             "midway": self._start_midway,
-            "anywhere": self._go_anywhere,
             "kicked": self._kick,
-            "switched": self._switch,
             "policy": self._drive_with_policy,
         }
 
@@ -119,13 +117,11 @@ class EpisodeMaker:
         """Episode `number`; scenes where the expert fails are replaced by the next draw."""
         for attempt in range(MAX_ATTEMPTS):
             rng = np.random.default_rng([self.settings.seed, number, attempt])
-            # Above 2**31, so that no evaluation that counts its seeds from 0 meets these scenes.
-            env_seed = int(rng.integers(2**31, 2**32))
-            self._env.begin(env_seed, shift=self.settings.shift)
+            scene = self._begin(rng, number)
             start = self._draw_start(rng)
             self._run_ups[start](rng)
             notes: dict[str, int | float | str] = {
-                SEED_NOTE: env_seed,
+                SEED_NOTE: scene,
                 START_NOTE: start,
                 ATTEMPT_NOTE: attempt,
             }
@@ -139,33 +135,44 @@ class EpisodeMaker:
             fix="run the simulator's tests: the expert or the scene is broken",
         )
 
+    @abstractmethod
     def close(self) -> None:
-        """Free the renderer."""
-        self._env.close()
+        """Free the simulator."""
 
+    # -- what differs between simulators --------------------------------------------------------
+    @abstractmethod
+    def _begin(self, rng: np.random.Generator, number: int) -> int:
+        """Start a scene for episode `number`, and return what names it."""
+
+    @abstractmethod
+    def _instruction(self) -> str:
+        """What is asked in this scene."""
+
+    @abstractmethod
+    def _expert_action(self) -> NDArray[np.float64]:
+        """What the expert does now (7,)."""
+
+    @abstractmethod
+    def _label(self) -> NDArray[np.float32]:
+        """The simulator's truth, for labels."""
+
+    @abstractmethod
+    def _finished(self) -> bool:
+        """Whether the expert has nothing left to do."""
+
+    # -- run-ups (never recorded) ---------------------------------------------------------------
     def _draw_start(self, rng: np.random.Generator) -> str:
         if self._policy is not None:
             return "policy"
-        return str(rng.choice(list(START_SHARES), p=list(START_SHARES.values())))
-
-    # -- run-ups (never recorded) ---------------------------------------------------------------
-    def _go_anywhere(self, rng: np.random.Generator) -> None:
-        position = rng.uniform(ANYWHERE_LOW_M, ANYWHERE_HIGH_M)
-        layout = self._env.layout
-        for thing in (*layout.objects, *layout.receptacles):
-            if np.hypot(position[0] - thing.x_m, position[1] - thing.y_m) < CLEAR_RADIUS_M:
-                position[2] = max(position[2], CLEAR_Z_M)  # do not start inside of a thing
-        yaw = float(rng.uniform(-ANYWHERE_YAW_RAD, ANYWHERE_YAW_RAD))
-        gripper = float(rng.integers(2))
-        self._env.place_tool(position, yaw, gripper_open=gripper)
-        self._env.advance(np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, gripper]))
+        shares = self.start_shares
+        return str(rng.choice(list(shares), p=list(shares.values())))
 
     def _run_expert(self, rng: np.random.Generator) -> float:
         gripper = 1.0
         for _ in range(int(rng.integers(*RUN_UP_STEPS, endpoint=True))):
-            action = self._expert.act(self._env)
+            action = self._expert_action()
             gripper = float(action[6])
-            self._env.advance(action)
+            self._simulator.advance(action)
         return gripper
 
     def _start_midway(self, rng: np.random.Generator) -> None:
@@ -180,18 +187,9 @@ class EpisodeMaker:
         turn = rng.uniform(-KICK_RAD, KICK_RAD)
         kick = [*(rng.uniform(*KICK_M) * direction), 0.0, 0.0, turn]
         for _ in range(KICK_STEPS):
-            self._env.advance(np.array([*(value / KICK_STEPS for value in kick), gripper]))
-
-    def _switch(self, rng: np.random.Generator) -> None:
-        task = self._env.task
-        others = [other for other in self._env.tasks if other != task]
-        self._env.set_task(others[int(rng.integers(len(others)))])
-        self._run_expert(rng)
-        self._env.set_task(task)
+            self._simulator.advance(np.array([*(value / KICK_STEPS for value in kick), gripper]))
 
     def _drive_with_policy(self, rng: np.random.Generator) -> None:
-        from vla_align_ros.contract.processor import Observation
-
         if self._policy is None:
             raise DataError(
                 "No policy to drive",
@@ -202,18 +200,18 @@ class EpisodeMaker:
         camera = self._policy.spec.cameras[0].name
         left = int(rng.integers(*POLICY_STEPS, endpoint=True))
         while left > 0:
-            seen = self._env.observe()
+            seen = self._simulator.observe()
             observation = Observation(
                 images={camera: _picture(seen)},
                 state=seen.state if self._policy.spec.state is not None else None,
-                instruction=self._env.task.instruction,
+                instruction=self._instruction(),
                 stamp_s=seen.time_s,
             )
             executed = min(left, int(rng.integers(*POLICY_EXECUTED, endpoint=True)))
             for action in self._policy.infer(observation).actions[:executed]:
-                self._env.advance(action)
+                self._simulator.advance(action)
             left -= executed
-            if self._env.succeeded():
+            if self._simulator.succeeded():
                 break
 
     # -- the recorded part ----------------------------------------------------------------------
@@ -224,24 +222,24 @@ class EpisodeMaker:
         wanted = self.settings.record_frames
         limit = MAX_STEPS if wanted is None else int(rng.integers(*wanted, endpoint=True))
         images, states, labels, actions = [], [], [], []
-        succeeded_for = 0
+        finished_for = 0
         for _ in range(limit):
-            seen = self._env.observe()
+            seen = self._simulator.observe()
             images.append(_picture(seen))
             states.append(seen.state)
-            labels.append(self._label(self._env))
+            labels.append(self._label())
             actions.append(self._act())
-            succeeded_for = succeeded_for + 1 if self._env.succeeded() else 0
-            if wanted is None and succeeded_for > STEPS_AFTER_SUCCESS:
+            finished_for = finished_for + 1 if self._finished() else 0
+            if wanted is None and finished_for > STEPS_AFTER_SUCCESS:
                 break
-        if wanted is None and not succeeded_for:
+        if wanted is None and not finished_for:
             return None
         steps = len(actions)
         actions += [self._act() for _ in range(self.settings.horizon - 1)]
         every = np.stack(actions)
         chunks = np.lib.stride_tricks.sliding_window_view(every, self.settings.horizon, axis=0)
         return EpisodeRecord(
-            task=self._env.task.instruction,
+            task=self._instruction(),
             images={VIDEO_KEY: np.stack(images)},
             columns={
                 STATE_KEY: np.stack(states),
@@ -252,13 +250,57 @@ class EpisodeMaker:
             notes=notes,
         )
 
-    def _act(self) -> np.ndarray:
-        action = self._expert.act(self._env).astype(np.float32)
-        self._env.advance(action)
+    def _act(self) -> NDArray[np.float32]:
+        action = self._expert_action().astype(np.float32)
+        self._simulator.advance(action)
         return action
 
 
-def _picture(seen: SimObservation) -> np.ndarray:
+def open_maker(settings: CollectSettings) -> EpisodeMaker:
+    """Build the simulator, the expert and, for DAgger, the policy (one each a process)."""
+    check_settings(settings)
+    if settings.env == PUT_ON_PLATE:
+        from training.data.plate_rollout import PlateMaker
+
+        return PlateMaker(settings)
+    from training.data.tabletop_rollout import TabletopMaker
+
+    return TabletopMaker(settings)
+
+
+def check_settings(settings: CollectSettings) -> None:
+    """Refuse what no simulator can do; DataError or ConfigurationError."""
+    if settings.env not in ENVIRONMENTS:
+        raise DataError(
+            "Unknown environment",
+            got=settings.env,
+            expected=f"one of {', '.join(ENVIRONMENTS)}",
+            fix="pass one of them as --env",
+        )
+    if settings.env == PUT_ON_PLATE:
+        if settings.shift != "none":
+            raise DataError(
+                "put_on_plate is collected in its training distribution",
+                got=f"--shift {settings.shift}",
+                expected="none: its other environments are there to evaluate in",
+                fix="leave --shift out",
+            )
+        return
+    from vla_align_ros.sim.shifts import find_shift
+
+    find_shift(settings.shift)
+    given = {"--size": settings.size_px, "--assets": settings.assets}
+    for option, value in given.items():
+        if value is not None:
+            raise DataError(
+                "The table-top draws in one size and needs no meshes",
+                got=f"{option} {value}",
+                expected=f"{option} with --env {PUT_ON_PLATE} only",
+                fix=f"leave {option} out",
+            )
+
+
+def _picture(seen: SimObservation) -> NDArray[np.uint8]:
     if seen.image is None:
         raise DataError(
             "The simulator draws no picture",

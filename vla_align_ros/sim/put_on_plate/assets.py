@@ -195,3 +195,23 @@ def check_assets(root: Path) -> Check:
         STAGE in ids,
         hashlib.sha256(text.encode()).hexdigest(),
     )
+
+
+def describe_assets(folder: Path | str | None = None) -> dict[str, Any]:
+    """Which published files lie in a folder, as episodes depend on them: counts, names, a digest.
+
+    Raises ConfigurationError if the folder is not complete.
+    """
+    check = check_assets(find_root(folder))
+    if not check.complete:
+        raise ConfigurationError(
+            "The benchmark's assets are incomplete",
+            got=f"{len(check.missing)} files missing, {'a' if check.robot else 'no'} robot",
+            expected="all published files",
+            fix="see `vla-align assets`",
+        )
+    return {
+        "matching": check.matching,
+        "stand_ins": list(check.stand_ins()),
+        "digest": check.digest,
+    }

@@ -172,9 +172,18 @@ class PutOnPlateEnv:
         base, turn = self._world.base_pose()
         return turn @ position + base, turn @ rotation
 
+    def base_pose(self) -> tuple[Array, Array]:
+        """Position (3,) and rotation (3, 3) of the robot's base, world frame."""
+        return self._world.base_pose()
+
     def base_rotation(self) -> Array:
         """Rotation (3, 3) of the robot's base in the world."""
         return self._world.base_pose()[1]
+
+    def project(self, point: Array) -> tuple[float, float]:
+        """Where a point (3,) of the world appears, as fractions of the picture's width, height."""
+        x, y = self._world.project(point)
+        return x / self._size_px[0], y / self._size_px[1]
 
     def finger_m(self) -> float:
         """How far each finger is open."""

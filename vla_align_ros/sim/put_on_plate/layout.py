@@ -78,6 +78,21 @@ def build_scene(environment: Environment, assets: Assets, number: int) -> Scene:
     return _plate_scene(environment, assets, number)
 
 
+def draw_pair(
+    environment: Environment, assets: Assets, number: int, rng: np.random.Generator
+) -> int:
+    """A scene number with the `number`-th pair of object and table, the rest drawn.
+
+    Any (objects x tables) numbers in a row have each pair once, any few of them other objects on
+    other tables.
+    """
+    sizes = _sizes(environment, assets)
+    digits = [int(rng.integers(size)) for size in sizes]
+    turn, thing = divmod(number, sizes[_OBJECT])
+    digits[_OBJECT], digits[_TABLE] = thing, (turn + thing) % sizes[_TABLE]
+    return int(np.ravel_multi_index(digits, sizes))
+
+
 def split_number(number: int, sizes: Sequence[int]) -> tuple[int, ...]:
     """Digits of a number in mixed radix, the most significant first."""
     digits = []
@@ -85,6 +100,10 @@ def split_number(number: int, sizes: Sequence[int]) -> tuple[int, ...]:
         number, digit = divmod(number, size)
         digits.append(digit)
     return tuple(reversed(digits))
+
+
+# Places of digits in a plate's scene number, as `_sizes` has them.
+_OBJECT, _TABLE = 0, 5
 
 
 def _sizes(env: Environment, assets: Assets) -> tuple[int, ...]:

@@ -170,6 +170,15 @@ class PlateWorld(BaseEnv):
         labels = seen["segmentation"][0, ..., 0].cpu().numpy()
         return picture, np.isin(labels, self._foreground())
 
+    def project(self, point: Array) -> tuple[float, float]:
+        """Where a point (3,) of the world appears in the picture, in pixels from its upper left."""
+        camera = self.get_sensor_params()[CAMERA]
+        extrinsic, intrinsic = (
+            camera[name][0].cpu().numpy().astype(float) for name in ("extrinsic_cv", "intrinsic_cv")
+        )
+        x, y, depth = intrinsic @ (extrinsic @ np.r_[point, 1.0])
+        return float(x / depth), float(y / depth)
+
     def pose(self, key: str) -> tuple[Array, Array]:
         """Position (3,) and rotation (3, 3) of a thing, in the world."""
         return _read_pose(self._actors[key].pose)

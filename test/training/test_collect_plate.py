@@ -1,0 +1,92 @@
+"""Collecting the benchmark's demonstrations: each object on each table, labels where things are."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+if importlib.util.find_spec("mani_skill") is None:
+    pytest.skip("needs the extra [benchmark]", allow_module_level=True)
+if not os.environ.get("VLA_ALIGN_ASSETS"):
+    pytest.skip(
+        "needs the benchmark's assets: set VLA_ALIGN_ASSETS (see `vla-align assets`)",
+        allow_module_level=True,
+    )
+
+from training.data.collect import collect
+from training.data.layout import EpisodeRecord
+from training.data.reader import LeRobotReader
+from training.data.rollout import CollectSettings, EpisodeMaker, open_maker
+from training.data.schema import ACTION_KEY, CHUNK_KEY, ENVIRONMENT_KEY, START_NOTE, VIDEO_KEY
+from vla_align_ros.errors import DataError
+from vla_align_ros.sim.put_on_plate.labels import ENVIRONMENT_STATE_NAMES as NAMES
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # the simulator's own, about itself
+SETTINGS = CollectSettings(env="put_on_plate", seed=3, size_px=(160, 120))
+CLIPS = CollectSettings(env="put_on_plate", seed=3, size_px=(160, 120), record_frames=(2, 3))
+
+
+@pytest.fixture(scope="module")
+def maker() -> Iterator[EpisodeMaker]:
+    made = open_maker(SETTINGS)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def episodes(maker: EpisodeMaker) -> list[EpisodeRecord]:
+    return [maker.make(number) for number in range(6)]
+
+
+def label(episode: EpisodeRecord, *names: str) -> np.ndarray:
+    return episode.columns[ENVIRONMENT_KEY][:, [NAMES.index(name) for name in names]]
+
+
+def test_episodes_end_with_the_object_let_go_on_its_plate(episodes: list[EpisodeRecord]) -> None:
+    for episode in episodes:
+        apart = label(episode, "object_x", "object_y") - label(
+            episode, "receptacle_x", "receptacle_y"
+        )
+        assert np.hypot(*apart[-1]) < 0.06 and label(episode, "held")[-1] == 0.0
+        assert episode.columns[CHUNK_KEY].shape == (len(episode), 8, 7)
+        np.testing.assert_array_equal(
+            episode.columns[CHUNK_KEY][:-1, 1], episode.columns[ACTION_KEY][1:]
+        )
+    assert len({episode.task for episode in episodes}) == len(episodes)
+    assert {str(episode.notes[START_NOTE]) for episode in episodes} > {"home"}
+
+
+def test_labels_show_where_the_plate_is(episodes: list[EpisodeRecord]) -> None:
+    """The plate is yellowish green; where nothing is in front of it, the picture is, too."""
+    for episode in episodes:
+        u, v = label(episode, "receptacle_u", "receptacle_v")[0]
+        height, width = episode.images[VIDEO_KEY].shape[1:3]
+        row, column = int(v * height), int(u * width)
+        patch = episode.images[VIDEO_KEY][0, row : row + 6, column - 8 : column + 8].reshape(-1, 3)
+        yellow = patch[:, 1].astype(int) - patch[:, 2] > 40
+        assert yellow.any(), (u, v)
+
+
+def test_an_episode_depends_on_its_number_alone(
+    maker: EpisodeMaker, episodes: list[EpisodeRecord]
+) -> None:
+    again = maker.make(2)
+    assert again.notes == episodes[2].notes
+    for key, values in episodes[2].columns.items():
+        np.testing.assert_array_equal(again.columns[key], values)
+    np.testing.assert_array_equal(again.images[VIDEO_KEY], episodes[2].images[VIDEO_KEY])
+
+
+def test_a_collection_goes_on_with_the_same_meshes(tmp_path: Path) -> None:
+    collect(CLIPS, tmp_path, 1, progress=False)
+    assert collect(CLIPS, tmp_path, 2, progress=False)["episodes"] == 2
+    reader = LeRobotReader(tmp_path)
+    assert reader.schema.features[VIDEO_KEY].shape == (120, 160, 3)
+    larger = CollectSettings(env="put_on_plate", seed=3, size_px=(320, 240), record_frames=(2, 3))
+    with pytest.raises(DataError, match=r"size_px=\[320, 240\]"):
+        collect(larger, tmp_path, 3, progress=False)

@@ -1,0 +1,37 @@
+"""The simulator's truth as a vector beside each frame: labels for training, never for a robot."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vla_align_ros.sim.put_on_plate.environment import PutOnPlateEnv
+from vla_align_ros.sim.put_on_plate.layout import Thing
+
+ENVIRONMENT_STATE_NAMES = (
+    *("object_x", "object_y", "object_z", "object_yaw", "object_u", "object_v"),
+    *("receptacle_x", "receptacle_y", "receptacle_u", "receptacle_v", "held"),
+)
+
+
+def environment_state(env: PutOnPlateEnv) -> NDArray[np.float32]:
+    """Labels of the scene (11,) float32, as `ENVIRONMENT_STATE_NAMES`.
+
+    Metres and radians in the robot's base frame; u, v are fractions of the picture's width and
+    height.
+    """
+    place, turn, *point = _locate(env, env.scene.source)
+    centre, _, *target = _locate(env, env.scene.target)
+    yaw = np.arctan2(turn[1, 0] - turn[0, 1], turn[0, 0] + turn[1, 1])
+    return np.array(
+        [*place, yaw, *point, *centre[:2], *target, float(env.is_grasped())], dtype=np.float32
+    )
+
+
+def _locate(
+    env: PutOnPlateEnv, thing: Thing
+) -> tuple[NDArray[np.float64], NDArray[np.float64], float, float]:
+    """Position and rotation in the base frame, and where the picture shows it."""
+    position, rotation = env.pose(thing)
+    base, turn = env.base_pose()
+    return (turn.T @ (position - base), turn.T @ rotation, *env.project(position))
