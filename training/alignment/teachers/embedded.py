@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from training.alignment.teachers.base import ModuleTeacher
-from training.alignment.teachers.config import Pixels
+from training.alignment.teachers.config import Pixels, TeacherConfig
 from training.alignment.teachers.pixels import PixelRecipe
 from training.model import embedded
 from vla_align_ros.errors import ConfigurationError
@@ -52,3 +52,11 @@ class EmbeddedTeacher(ModuleTeacher):
             x = block(x)
         states: Tensor = x[:, 1:]
         return states
+
+
+def build_embedded(
+    config: TeacherConfig, dtype: torch.dtype, device: torch.device | str
+) -> EmbeddedTeacher:
+    """The embedded teacher that `config` describes."""
+    layer = DEFAULT_LAYER if config.layer is None else config.layer
+    return EmbeddedTeacher(layer, dtype, device=device, pixels=config.pixels)

@@ -2,77 +2,26 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from training.alignment.teachers.base import ModuleTeacher, Teacher
+from training.alignment.teachers.base import Teacher
 from training.alignment.teachers.config import FAMILIES, TeacherConfig
 
-Builder = Callable[[TeacherConfig, torch.dtype, "torch.device | str"], ModuleTeacher]
-
-
-def _build_embedded(
-    config: TeacherConfig, dtype: torch.dtype, device: torch.device | str
-) -> ModuleTeacher:
-    from training.alignment.teachers.embedded import DEFAULT_LAYER, EmbeddedTeacher
-
-    layer = DEFAULT_LAYER if config.layer is None else config.layer
-    return EmbeddedTeacher(layer, dtype, device=device, pixels=config.pixels)
-
-
-def _build_efficientnet(
-    config: TeacherConfig, dtype: torch.dtype, device: torch.device | str
-) -> ModuleTeacher:
-    from training.alignment.teachers.efficientnet import EfficientNetTeacher
-
-    return EfficientNetTeacher(config, dtype, device)
-
-
-def _build_pretrained(
-    config: TeacherConfig, dtype: torch.dtype, device: torch.device | str
-) -> ModuleTeacher:
-    from training.alignment.teachers.pretrained import PretrainedTeacher
-
-    return PretrainedTeacher(config, dtype, device)
-
-
-def _build_radio(
-    config: TeacherConfig, dtype: torch.dtype, device: torch.device | str
-) -> ModuleTeacher:
-    from training.alignment.teachers.radio import build_radio
-
-    return build_radio(config, dtype, device)
-
-
-def _build_theia(
-    config: TeacherConfig, dtype: torch.dtype, device: torch.device | str
-) -> ModuleTeacher:
-    from training.alignment.teachers.theia import build_theia
-
-    return build_theia(config, dtype, device)
-
-
-def _build_timm(
-    config: TeacherConfig, dtype: torch.dtype, device: torch.device | str
-) -> ModuleTeacher:
-    from training.alignment.teachers.timm_teacher import TimmTeacher
-
-    return TimmTeacher(config, dtype, device)
-
-
-_BUILDERS: dict[str, Builder] = {
-    "embedded": _build_embedded,
-    "efficientnet_lite0": _build_efficientnet,
-    "dinov2": _build_pretrained,
-    "dinov3": _build_pretrained,
-    "siglip": _build_pretrained,
-    "siglip2": _build_pretrained,
-    "radio": _build_radio,
-    "theia": _build_theia,
-    "timm": _build_timm,
+# Family -> module and callable of (config, dtype, device), imported only when asked for
+_BUILDERS: dict[str, str] = {
+    "embedded": "embedded:build_embedded",
+    "efficientnet_lite0": "efficientnet:EfficientNetTeacher",
+    "dinov2": "pretrained:PretrainedTeacher",
+    "dinov3": "pretrained:PretrainedTeacher",
+    "siglip": "pretrained:PretrainedTeacher",
+    "siglip2": "pretrained:PretrainedTeacher",
+    "radio": "radio:build_radio",
+    "theia": "theia:build_theia",
+    "timm": "timm_teacher:TimmTeacher",
 }
 # Family -> (example, pixels, note)
 _DESCRIPTIONS: dict[str, tuple[str, str, str]] = {
@@ -117,7 +66,10 @@ def build_teacher(
 
     Raises ConfigurationError, with what to do next, if weights, layer, code or library are missing.
     """
-    return _BUILDERS[config.family](config, dtype, device)
+    module, _, name = _BUILDERS[config.family].partition(":")
+    found = importlib.import_module(f"{__package__}.{module}")
+    teacher: Teacher = getattr(found, name)(config, dtype, device)
+    return teacher
 
 
 def describe_teachers() -> list[dict[str, Any]]:
