@@ -23,7 +23,8 @@ BEGIN, END = "<!-- study: written by scripts/study publish -->", "<!-- end of st
 RESULTS, PLOT = "results/study.json", "images/study_success.svg"
 KEPT = ("successes", "episodes", "success_rate", "interval", "rates")
 COST = ("seconds", "samples", "samples_per_s", "val/l1", "commit", "machine", "trained_parameters")
-TESTED = (("align", "default"),)  # better, worse: the plan's claim
+TESTED = (("align", "default"), ("align_lite", "default"))  # better, worse: what the plan tests
+BASELINE = "default"
 START = "start"
 
 
@@ -54,9 +55,10 @@ def gather(out: Path) -> dict[str, Any]:
         "comparisons": [row for row in report["comparisons"] if row["pairs"]],
         "sight": sight,
         "sight_tests": [
-            _test_sight(sight, place, better, worse)
+            test
             for better, worse in TESTED
             for place in dict.fromkeys(place for row in sight for place in row["probe"])
+            if (test := _test_sight(sight, place, better, worse))["differences"]
         ],
         "runs": [
             {"name": str(path.parent.relative_to(out / "runs")), **{k: run[k] for k in COST}}
@@ -145,6 +147,8 @@ def _comparisons(results: Mapping[str, Any]) -> list[str]:
         *("won / lost of episodes", "p, episodes"),
     )
     for row in results["comparisons"]:
+        if row["worse"] != BASELINE:  # the file has every pair, in both directions
+            continue
         by_seed = ", ".join(f"{value:+.3f}" for value in row["differences"].values())
         lines.append(
             _row(
