@@ -45,12 +45,15 @@ class PlateWorld(BaseEnv):
     """ManiSkill's environment of one scene; `load` builds the next one.
 
     Written for one scene at a time on the CPU's physics; pictures come from `render_backend`.
+    It sets torch's threads in this process to one: its tensors are small, and on a busy machine
+    threads that wait for each other made a picture of 320x240 take 52 ms instead of 20.
     """
 
     SUPPORTED_OBS_MODES = ("rgb+segmentation",)
     SUPPORTED_REWARD_MODES = ("none",)
 
     def __init__(self, root: Path, width: int, height: int, render_backend: str) -> None:
+        torch.set_num_threads(1)
         self._root = root
         self._scene: Scene | None = None
         self._actors: dict[str, Any] = {}
