@@ -55,8 +55,10 @@ def test_action_period_is_the_inverse_of_its_rate():
     assert (action.period_s, action.dim, action.names) == (0.2, 7, ACTION_NAMES)
 
 
-@pytest.mark.parametrize(("horizon", "period_s"), [(8, 0.4), (2, 0.4), (1, 0.2)])
-def test_two_actions_lie_between_observations_where_a_chunk_has_them(horizon, period_s):
+@pytest.mark.parametrize(
+    ("horizon", "period_s"), [(8, 0.4), (4, 0.4), (3, 0.2), (2, 0.2), (1, 0.0)]
+)
+def test_two_actions_lie_between_observations_but_never_more_than_half_a_chunk(horizon, period_s):
     assert ActionSpec("base_link", 5, horizon).replan_period_s == pytest.approx(period_s)
 
 

@@ -186,7 +186,7 @@ def test_the_grids_have_their_published_sizes() -> None:
 @pytest.mark.parametrize("first", [0, 100])
 def test_as_many_episodes_as_pairs_show_each_object_on_each_table_once(first: int) -> None:
     rng = np.random.default_rng(0)
-    numbers = [draw_pair(TRAINING, made_up_assets(), first + n, rng) for n in range(256)]
+    numbers = [draw_pair(made_up_assets(), first + n, rng) for n in range(256)]
     scenes = [build_scene(TRAINING, made_up_assets(), number) for number in numbers]
     assert len({(scene.source.model.key, scene.table) for scene in scenes}) == 256
     for few in (scenes[:16], scenes[-16:]):

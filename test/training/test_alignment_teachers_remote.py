@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from training.alignment.teachers import TeacherConfig, build_teacher, describe_teachers
 from training.alignment.teachers.config import FAMILIES
+from training.alignment.teachers.registry import _BUILDERS
 from vla_align_ros.errors import ConfigurationError
 
 IMAGES = np.random.default_rng(1).integers(0, 256, (2, 48, 48, 3), dtype=np.uint8)
@@ -234,5 +236,9 @@ def test_settings_without_a_meaning_are_refused() -> None:
 def test_every_family_is_described_by_a_name_that_is_valid() -> None:
     rows = {row["family"]: row for row in describe_teachers()}
     assert list(rows) == list(FAMILIES)
+    assert list(_BUILDERS) == list(FAMILIES)
+    for entry in _BUILDERS.values():
+        module, _, name = entry.partition(":")
+        assert callable(getattr(import_module(f"training.alignment.teachers.{module}"), name))
     for family, row in rows.items():
         assert TeacherConfig(row["example"]).family == family

@@ -90,7 +90,20 @@ def test_sight_is_compared_by_training_seed(study: Path, tmp_path: Path) -> None
         assert test["p_repeats"] == pytest.approx(1 / 32)
     tables = write_tables(results)
     assert "| align over default | `layer_2` | +0.100, +0.110" in tables
+    assert {(test["better"], test["worse"]) for test in results["sight_tests"]} == {
+        ("align", "default")
+    }, "a test without runs"
     assert "| start | 0.30 [0.26, 0.34] | 0.30 [0.26, 0.34] | - | - | - |" in tables
+
+
+def test_every_variant_is_compared_with_default_alone(study: Path) -> None:
+    pair = {"difference": 0.1, "differences": {"0": 0.1}, "p_repeats": 0.5, "p_value": 0.5}
+    pair |= {"wins": 2, "losses": 1, "pairs": 4}
+    names = ("default", "align", "freeze")
+    rows = [{"better": one, "worse": two, **pair} for one in names for two in names if one != two]
+    tables = write_tables({**gather(study), "comparisons": rows})
+    assert "| align over default |" in tables and "| freeze over default |" in tables
+    assert "over align" not in tables and "over freeze" not in tables
 
 
 def test_publishing_writes_figures_plot_and_tables(study: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 from sample_policy import make_bundle
 
 from training.commands.collect import parse_range
-from training.data.collect import collect, make_episodes
+from training.data.collect import collect, make_episodes, schema_of
 from training.data.layout import EpisodeRecord, episodes_path
 from training.data.reader import LeRobotReader
 from training.data.rollout import MAX_STEPS, CollectSettings, EpisodeMaker, open_maker
@@ -229,7 +229,26 @@ def test_bad_settings_are_one_clear_error(tmp_path: Path) -> None:
         collect(CollectSettings(size_px=(320, 240)), tmp_path, 1)
     with pytest.raises(DataError, match="training distribution"):
         collect(CollectSettings(env="put_on_plate", shift="dim_light"), tmp_path, 1)
+    with pytest.raises(VlaAlignError, match="take 320x240"):
+        collect(CollectSettings(env="put_on_plate", size_px=(300, 300)), tmp_path, 1)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_process_that_dies_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MUJOCO_GL", "no such renderer")
+    with pytest.raises(DataError, match="--jobs 1 to see why"):
+        list(make_episodes(CLIPS, range(2), jobs=2))
+
+
+def test_the_schema_of_the_benchmark_has_its_size_and_labels() -> None:
+    """Needs neither the simulator nor the meshes."""
+    settings = CollectSettings(env="put_on_plate", size_px=(320, 240))
+    features = schema_of(settings).features
+    assert features[VIDEO_KEY].shape == (240, 320, 3)
+    assert {"object_u", "object_v", "receptacle_u", "receptacle_v"} <= set(
+        features[ENVIRONMENT_KEY].names or ()
+    )
+    assert schema_of(CollectSettings(env="put_on_plate")).features[VIDEO_KEY].shape[0] == 480
 
 
 def test_a_collection_of_an_earlier_release_goes_on(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import importlib.util
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,11 +21,13 @@ if not os.environ.get("VLA_ALIGN_ASSETS"):
 
 from training.data.collect import collect
 from training.data.layout import EpisodeRecord
+from training.data.plate_rollout import PlateMaker
 from training.data.reader import LeRobotReader
 from training.data.rollout import CollectSettings, EpisodeMaker, open_maker
 from training.data.schema import ACTION_KEY, CHUNK_KEY, ENVIRONMENT_KEY, START_NOTE, VIDEO_KEY
 from vla_align_ros.errors import DataError
-from vla_align_ros.sim.put_on_plate.labels import ENVIRONMENT_STATE_NAMES as NAMES
+from vla_align_ros.sim.put_on_plate.environments import ENVIRONMENT_STATE_NAMES as NAMES
+from vla_align_ros.sim.put_on_plate.expert import PlateExpert
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the simulator's own, about itself
 SETTINGS = CollectSettings(env="put_on_plate", seed=3, size_px=(160, 120))
@@ -63,13 +66,62 @@ def test_episodes_end_with_the_object_let_go_on_its_plate(episodes: list[Episode
 
 def test_labels_show_where_the_plate_is(episodes: list[EpisodeRecord]) -> None:
     """The plate is yellowish green; where nothing is in front of it, the picture is, too."""
-    for episode in episodes:
+    from_home = [episode for episode in episodes if episode.notes[START_NOTE] == "home"]
+    assert from_home
+    for episode in from_home:
         u, v = label(episode, "receptacle_u", "receptacle_v")[0]
         height, width = episode.images[VIDEO_KEY].shape[1:3]
         row, column = int(v * height), int(u * width)
         patch = episode.images[VIDEO_KEY][0, row : row + 6, column - 8 : column + 8].reshape(-1, 3)
         yellow = patch[:, 1].astype(int) - patch[:, 2] > 40
-        assert yellow.any(), (u, v)
+        assert yellow.mean() > 0.8, (u, v)
+
+
+def test_the_object_is_seen_to_come_to_the_plate(episodes: list[EpisodeRecord]) -> None:
+    for episode in episodes:
+        apart = label(episode, "object_u", "object_v") - label(
+            episode, "receptacle_u", "receptacle_v"
+        )
+        assert np.abs(apart[-1]).max() < 0.1
+        if episode.notes[START_NOTE] == "home":
+            assert np.hypot(*apart[0]) > 0.1
+
+
+def test_the_expert_goes_on_from_what_is_there(maker: EpisodeMaker) -> None:
+    """After a push or a policy it carries what is held, and leaves alone what lies on the plate."""
+    assert isinstance(maker, PlateMaker)
+    maker._begin(np.random.default_rng(0), 0)
+    held_for = 0
+    while held_for < 3:
+        maker._act()
+        held_for = held_for + 1 if maker._env.is_grasped() else 0
+    assert PlateExpert(maker._env).act()[6] == 0.0, "dropped"
+    for _ in range(80):
+        maker._act()
+        if maker._finished():
+            break
+    fresh = PlateExpert(maker._env)
+    for _ in range(10):
+        maker._env.advance(fresh.act())
+    assert fresh.finished and not maker._env.is_grasped()
+
+
+def test_a_policy_drives_the_run_up(maker: EpisodeMaker) -> None:
+    class Sideways:
+        """A policy that always moves to one side, open."""
+
+        spec = SimpleNamespace(cameras=(SimpleNamespace(name="front"),), state=None)
+
+        def infer(self, observation: object) -> object:
+            return SimpleNamespace(actions=np.tile([0.0, 0.01, 0.0, 0.0, 0.0, 0.0, 1.0], (8, 1)))
+
+    maker._policy = Sideways()  # type: ignore[assignment]
+    try:
+        episode = maker.make(3)
+    finally:
+        maker._policy = None
+    assert episode.notes[START_NOTE] == "policy"
+    assert label(episode, "held")[-1] == 0.0 and label(episode, "held").any()
 
 
 def test_an_episode_depends_on_its_number_alone(

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,10 @@ from tiny_sight import sight_processor, sight_scenes, write_pictures
 
 pytest.importorskip("sklearn", reason="needs the extra [diagnose]")
 
+from training.alignment.teachers import TeacherConfig
 from training.diagnose import DiagnoseRequest, diagnose
 from training.diagnose.clusters import map_features, silhouette
-from training.diagnose.command import with_layer
+from training.diagnose.command import _find_teachers, with_layer
 from training.diagnose.tokens import choose_labels, pick_tokens, read_name_tokens
 from training.run_folder import name_folders
 from training.sight.attention import find_word
@@ -222,3 +224,33 @@ def test_the_mapped_layer_is_looked_at_whatever_the_depth(depth: int, own: tuple
     layers = with_layer(WatchConfig(layers=own), depth, (depth // 2,)).layers
     assert depth // 2 in layers and set(own) <= set(layers)
     assert list(layers) == sorted(set(layers)) and layers[-1] <= depth
+
+
+def test_each_run_is_held_against_its_own_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same teacher is opened once; who has none is held against the first."""
+    opened: list[str] = []
+
+    def open_teacher(config: Any) -> Any:
+        opened.append(config.teacher.name)
+        return config.teacher.name
+
+    def run(name: str, weight: float) -> Any:
+        teacher, alignment = TeacherConfig(name), SimpleNamespace(weight=weight)
+        config = SimpleNamespace(teacher=teacher, alignment=alignment, precision="bf16")
+        return SimpleNamespace(config=config)
+
+    monkeypatch.setattr("training.diagnose.command.find_teacher", open_teacher)
+    runs = {
+        "default": run("embedded", 0.0),
+        "align": run("embedded", 0.2),
+        "again": run("embedded", 0.2),
+        "lite": run("efficientnet_lite0", 0.2),
+    }
+    assert _find_teachers(runs) == {
+        "default": "embedded",
+        "align": "embedded",
+        "again": "embedded",
+        "lite": "efficientnet_lite0",
+    }
+    assert opened == ["embedded", "efficientnet_lite0"]
+    assert _find_teachers({"default": run("embedded", 0.0)}) == {}

@@ -12,6 +12,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterable, Iterator
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from training.data.writer import LeRobotWriter
 from training.files import replace_atomically
 from vla_align_ros.errors import DataError
 
-_AHEAD_PER_JOB = 16  # so that the simulators go on while a shard is being encoded
+_AHEAD_PER_JOB = 4  # so that the simulators go on while a shard is being encoded
 _maker: EpisodeMaker | None = None
 
 
@@ -59,8 +60,9 @@ def collect(
     check_settings(settings)
     root = Path(out)
     _limit_threads()
+    schema = schema_of(settings)
     _hold_settings(root, settings)
-    writer = LeRobotWriter(root, schema_of(settings), episodes_per_file=episodes_per_file)
+    writer = LeRobotWriter(root, schema, episodes_per_file=episodes_per_file)
     numbers = range(writer.num_episodes, episodes)
     bar = tqdm(total=episodes, initial=numbers.start, unit="episode", disable=not progress)
     with _terminate_as_interrupt(), bar:
@@ -78,7 +80,7 @@ def schema_of(settings: CollectSettings) -> DatasetSchema:
     """The features that a collection of these settings has."""
     if settings.env != PUT_ON_PLATE:
         return tabletop_schema(settings.horizon)
-    from vla_align_ros.sim.put_on_plate.environment import FULL_SIZE_PX
+    from vla_align_ros.sim.put_on_plate.environments import FULL_SIZE_PX
 
     return plate_schema(settings.size_px or FULL_SIZE_PX, settings.horizon)
 
@@ -108,6 +110,13 @@ def make_episodes(
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+    except BrokenProcessPool as cause:
+        raise DataError(
+            "A process that simulates died",
+            got=cause,
+            expected=f"{jobs} processes that open the simulator",
+            fix="run again with --jobs 1 to see why; finished episodes are kept",
+        ) from cause
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

@@ -13,15 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.data.rollout import CollectSettings, EpisodeMaker
-from vla_align_ros.sim.put_on_plate.environment import FULL_SIZE_PX, PutOnPlateEnv
-from vla_align_ros.sim.put_on_plate.environments import TRAINING
+from vla_align_ros.sim.put_on_plate.environment import PutOnPlateEnv
+from vla_align_ros.sim.put_on_plate.environments import FULL_SIZE_PX, TRAINING
 from vla_align_ros.sim.put_on_plate.expert import PlateExpert
 from vla_align_ros.sim.put_on_plate.labels import environment_state
 from vla_align_ros.sim.put_on_plate.layout import build_scene, draw_pair
 
 
 class PlateMaker(EpisodeMaker):
-    """The expert has phases, and finds back from a push; after a policy it begins anew."""
+    """The expert has phases: after a push or a policy it begins anew, by what the scene needs."""
 
     start_shares: ClassVar = {"home": 0.4, "midway": 0.3, "kicked": 0.3}
 
@@ -34,7 +34,7 @@ class PlateMaker(EpisodeMaker):
         self._env.close()
 
     def _begin(self, rng: np.random.Generator, number: int) -> int:
-        scene = draw_pair(TRAINING, self._env.assets, number, rng)
+        scene = draw_pair(self._env.assets, number, rng)
         self._env.begin_scene(build_scene(TRAINING, self._env.assets, scene))
         self._expert = PlateExpert(self._env)
         return scene
@@ -50,6 +50,10 @@ class PlateMaker(EpisodeMaker):
 
     def _finished(self) -> bool:
         return self._expert.finished
+
+    def _kick(self, rng: np.random.Generator) -> None:
+        super()._kick(rng)
+        self._expert = PlateExpert(self._env)
 
     def _drive_with_policy(self, rng: np.random.Generator) -> None:
         super()._drive_with_policy(rng)

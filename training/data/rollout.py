@@ -130,7 +130,7 @@ class EpisodeMaker(ABC):
                 return record
         raise DataError(
             f"The expert failed {MAX_ATTEMPTS} times in a row at episode {number}",
-            got=f"shift {self.settings.shift!r}, seed {self.settings.seed}",
+            got=f"{self.settings.env}, shift {self.settings.shift!r}, seed {self.settings.seed}",
             expected="success in nearly every scene",
             fix="run the simulator's tests: the expert or the scene is broken",
         )
@@ -269,7 +269,7 @@ def open_maker(settings: CollectSettings) -> EpisodeMaker:
 
 
 def check_settings(settings: CollectSettings) -> None:
-    """Refuse what no simulator can do; DataError or ConfigurationError."""
+    """Refuse what no simulator can do, before anything is written; a VlaAlignError."""
     if settings.env not in ENVIRONMENTS:
         raise DataError(
             "Unknown environment",
@@ -285,6 +285,10 @@ def check_settings(settings: CollectSettings) -> None:
                 expected="none: its other environments are there to evaluate in",
                 fix="leave --shift out",
             )
+        if settings.size_px is not None:
+            from vla_align_ros.sim.put_on_plate.environments import check_size
+
+            check_size(settings.size_px)
         return
     from vla_align_ros.sim.shifts import find_shift
 

@@ -28,8 +28,7 @@ def tabletop_schema(horizon: int = 8) -> DatasetSchema:
 
 def plate_schema(size_px: tuple[int, int], horizon: int = 8) -> DatasetSchema:
     """The features of a put-on-plate dataset at 5 Hz, pictures of `size_px` (width, height)."""
-    from vla_align_ros.sim.put_on_plate.environments import CONTROL_HZ
-    from vla_align_ros.sim.put_on_plate.labels import ENVIRONMENT_STATE_NAMES
+    from vla_align_ros.sim.put_on_plate.environments import CONTROL_HZ, ENVIRONMENT_STATE_NAMES
 
     return _make_schema(CONTROL_HZ, "widowx_250s", size_px, ENVIRONMENT_STATE_NAMES, horizon)
 

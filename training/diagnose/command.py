@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from training.alignment import Teacher, compute_targets
+from training.alignment.teachers import TeacherConfig
 from training.diagnose.findings import Finding, evaluate
 from training.diagnose.looking import Look, Things, look
 from training.diagnose.page import draw_attention, draw_page
@@ -78,15 +79,14 @@ def diagnose(request: DiagnoseRequest) -> dict[str, Any]:
     pictures = load_pictures(request.pictures, request.per_label, request.views)
     few = None if pictures is None else choose_labels(pictures, request.labels, request.label_count)
     things = Things(scenes, pictures, few, min(request.drawn, len(scenes)))
-    aligned = next((run for run in runs.values() if run.config.alignment.weight != 0), None)
-    teacher = None if aligned is None else find_teacher(aligned.config)
-    notes = _notes(runs, teacher, pictures, few)
+    teachers = _find_teachers(runs)
+    notes = _notes(runs, teachers, pictures, few)
     findings: list[Finding] = []
     total = len(runs) * (2 if request.before else 1)
     with tqdm(total=total, unit="network", disable=not request.progress) as bar:
         for name, run in runs.items():
             bar.set_postfix_str(name)
-            findings += _diagnose_run(name, run, things, request, teacher, bar)
+            findings += _diagnose_run(name, run, things, request, teachers.get(name), bar)
     facts = {
         "scenes": len(scenes),
         "instructions": [scene.instruction for scene in scenes[: things.drawn_scenes]],
@@ -99,6 +99,20 @@ def diagnose(request: DiagnoseRequest) -> dict[str, Any]:
         "notes": notes,
     }
     return _write(request.out, first, things, findings, facts)
+
+
+def _find_teachers(runs: Mapping[str, Run]) -> dict[str, Teacher]:
+    """Each run's own teacher, the first aligned run's for those without; empty without any."""
+    found: dict[tuple[TeacherConfig, str], Teacher | None] = {}
+    own: dict[str, tuple[TeacherConfig, str]] = {}
+    for name, run in runs.items():
+        if run.config.alignment.weight != 0:
+            own[name] = run.config.teacher, run.config.precision
+            if own[name] not in found:
+                found[own[name]] = find_teacher(run.config)
+    first = next(iter(found), None)
+    chosen = {name: found.get(own.get(name, first)) for name in runs} if first else {}
+    return {name: teacher for name, teacher in chosen.items() if teacher is not None}
 
 
 def _diagnose_run(
@@ -158,14 +172,14 @@ def _teach(teacher: Teacher, run: Run, things: Things, grid: int) -> Tensor:
 
 def _notes(
     runs: Mapping[str, Run],
-    teacher: Teacher | None,
+    teachers: Mapping[str, Teacher],
     pictures: LabelledPictures | None,
     few: LabelledPictures | None,
 ) -> list[str]:
     notes = []
     if pictures is None:
         notes.append(f"no probe and no maps without drawings: {pip_command('sight')}")
-    if teacher is None:
+    if not teachers:
         notes.append("no run has a teacher, so there is no likeness to one")
     for name, run in runs.items():
         if few is not None:

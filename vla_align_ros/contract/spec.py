@@ -146,8 +146,12 @@ class ActionSpec:
 
     @property
     def replan_period_s(self) -> float:
-        """Time from one planned observation to the next as the policy is measured, in seconds."""
-        return min(EXECUTED_ACTIONS, self.horizon) * self.period_s
+        """Time from one planned observation to the next as the policy is measured, in seconds.
+
+        At most half a chunk, so that the next one is there before the last one ends; 0, which is
+        every observation, where a chunk is one action.
+        """
+        return min(EXECUTED_ACTIONS, self.horizon // 2) * self.period_s
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form."""

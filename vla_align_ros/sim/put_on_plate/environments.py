@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from vla_align_ros.errors import ConfigurationError
+from vla_align_ros.errors import ConfigurationError, SimulationError
 
 Axis = Literal["none", "semantic", "vision", "execution", "reading"]
 Blend = Literal["none", "foreground", "whole"]
@@ -14,6 +14,13 @@ Places = Literal["pairs", "outer_pairs", "object_triples", "plate_triples", "boa
 MAX_STEPS = 80
 CONTROL_HZ = 5.0
 MOVE_AT_STEP = 5
+FULL_SIZE_PX = (640, 480)
+
+# The simulator's truth about a scene, see `labels`.
+ENVIRONMENT_STATE_NAMES = (
+    *("object_x", "object_y", "object_z", "object_yaw", "object_u", "object_v"),
+    *("receptacle_x", "receptacle_y", "receptacle_u", "receptacle_v", "held"),
+)
 
 TRAIN_OBJECTS, TEST_OBJECTS = range(16), range(16, 25)
 TRAIN_PLATES, TEST_PLATES = range(1), range(1, 17)
@@ -161,3 +168,16 @@ def find_environment(name: str) -> Environment:
             expected="one of " + ", ".join(ENVIRONMENTS),
             fix="pass one of these names",
         ) from None
+
+
+def check_size(size_px: tuple[int, int]) -> tuple[int, int]:
+    """Return a picture's width and height; SimulationError if the camera cannot have them."""
+    width, height = size_px
+    if width * 3 != height * 4 or not 64 <= width <= 1280:
+        raise SimulationError(
+            "Bad picture size",
+            got=f"{width} x {height} px",
+            expected="4:3, 64 to 1280 px wide",
+            fix="take 320x240 or 640x480",
+        )
+    return width, height

@@ -27,11 +27,16 @@ OPEN, CLOSED = 1.0, 0.0
 
 
 class PlateExpert:
-    """Puts the source on its target by what the simulator knows. One for each episode."""
+    """Puts the source on its target by what the simulator knows.
+
+    One for each episode, or for each time that something else moved the arm: it begins with what
+    the scene asks for, be it that the source is held or lies on its target already.
+    """
 
     def __init__(self, env: PutOnPlateEnv) -> None:
         self._env = env
-        self._phase: Phase = "reach"
+        held = env.is_grasped()
+        self._phase: Phase = "carry" if held else "retreat" if env.succeeded() else "reach"
         self._steps = 0
         self._attempt = 0
         self._grasps: list[Grasp] = []

@@ -8,14 +8,9 @@ from numpy.typing import NDArray
 from vla_align_ros.sim.put_on_plate.environment import PutOnPlateEnv
 from vla_align_ros.sim.put_on_plate.layout import Thing
 
-ENVIRONMENT_STATE_NAMES = (
-    *("object_x", "object_y", "object_z", "object_yaw", "object_u", "object_v"),
-    *("receptacle_x", "receptacle_y", "receptacle_u", "receptacle_v", "held"),
-)
-
 
 def environment_state(env: PutOnPlateEnv) -> NDArray[np.float32]:
-    """Labels of the scene (11,) float32, as `ENVIRONMENT_STATE_NAMES`.
+    """Labels of the scene (11,) float32, as `environments.ENVIRONMENT_STATE_NAMES`.
 
     Metres and radians in the robot's base frame; u, v are fractions of the picture's width and
     height.

@@ -14,6 +14,7 @@ from vla_align_ros.sim.put_on_plate.assets import Assets, Model
 from vla_align_ros.sim.put_on_plate.environments import (
     TEMPLATES,
     TEST_TEXTURES,
+    TRAINING,
     Environment,
 )
 
@@ -23,6 +24,7 @@ SHAPES = (
     *("trapezoid", "triangle", "right_triangle", "rectangle", "square", "parallelogram"),
     *("pentagon", "hexagon", "heptagon", "circle", "heart", "star", "arrow", "cross"),
 )
+_OBJECT, _TABLE = 0, 5  # digits of a plate's scene number, as `_sizes` has them
 COLORS = ("black", "red", "green", "blue", "orange", "purple", "yellow", "brown")
 
 
@@ -78,15 +80,13 @@ def build_scene(environment: Environment, assets: Assets, number: int) -> Scene:
     return _plate_scene(environment, assets, number)
 
 
-def draw_pair(
-    environment: Environment, assets: Assets, number: int, rng: np.random.Generator
-) -> int:
-    """A scene number with the `number`-th pair of object and table, the rest drawn.
+def draw_pair(assets: Assets, number: int, rng: np.random.Generator) -> int:
+    """A number of the training scenes with the `number`-th pair of object and table, else drawn.
 
     Any (objects x tables) numbers in a row have each pair once, any few of them other objects on
     other tables.
     """
-    sizes = _sizes(environment, assets)
+    sizes = _sizes(TRAINING, assets)
     digits = [int(rng.integers(size)) for size in sizes]
     turn, thing = divmod(number, sizes[_OBJECT])
     digits[_OBJECT], digits[_TABLE] = thing, (turn + thing) % sizes[_TABLE]
@@ -100,10 +100,6 @@ def split_number(number: int, sizes: Sequence[int]) -> tuple[int, ...]:
         number, digit = divmod(number, size)
         digits.append(digit)
     return tuple(reversed(digits))
-
-
-# Places of digits in a plate's scene number, as `_sizes` has them.
-_OBJECT, _TABLE = 0, 5
 
 
 def _sizes(env: Environment, assets: Assets) -> tuple[int, ...]:
