@@ -13,6 +13,7 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 from ros_graph import ROOT
 
+from vla_align_ros.contract.spec import ActionSpec
 from vla_align_ros.errors import ConfigurationError, ContractError, VlaAlignError
 from vla_align_ros.ros.declarations import DECLARATIONS
 from vla_align_ros.ros.params import declare_parameters, read_parameters
@@ -122,3 +123,28 @@ def test_useless_values_are_refused_in_one_line(
     with pytest.raises(error, match=says) as caught:
         read_parameters(node)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("replan_s", "limit_s", "fits"),
+    [
+        (-1.0, 0.0, True),
+        (-1.0, 0.5, True),
+        (-1.0, 0.4, False),
+        (0.0, 0.05, True),
+        (1.0, 0.8, False),
+    ],
+)
+def test_actions_must_stay_good_until_the_next_plan(
+    make_node: object, replan_s: float, limit_s: float, fits: bool
+) -> None:
+    node = make_node(ROBOTS[0])  # type: ignore[operator]
+    for name, value in (("replan_period_s", replan_s), ("action_timeout_s", limit_s)):
+        node._parameters[name] = Parameter(name, value=value)
+    parameters, action = read_parameters(node), ActionSpec("base_link", 5.0, 8)
+    if fits:
+        expected = 0.4 if replan_s < 0 else replan_s
+        assert parameters.find_replan_period_s(action) == pytest.approx(expected)
+    else:
+        with pytest.raises(ConfigurationError, match="hold between two plans"):
+            parameters.find_replan_period_s(action)
