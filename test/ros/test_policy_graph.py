@@ -58,7 +58,7 @@ def stamp_of(message: TwistStamped) -> float:
 def test_moves_by_picture_and_words_and_holds_when_either_ends(
     probe: Probe, start_policy: StartPolicy
 ) -> None:
-    process = start_policy("-p", "image_timeout_s:=0.5")
+    process = start_policy("-p", "image_timeout_s:=0.5", "-p", "replan_period_s:=0.0")
     probe.wait_for_state("active")
     probe.grey = 128
     probe.spin(0.3)
@@ -105,7 +105,7 @@ def test_moves_by_picture_and_words_and_holds_when_either_ends(
         assert 0 <= p50 <= p99, stage
     assert 2 < float(values["command_rate_hz"]) < 25  # 20; less on a machine that is busy
     assert 0 < int(values["frames_received"]) <= probe.frames_sent
-    assert int(values["inference_count"]) >= 4
+    assert int(values["inference_count"]) > 10
     assert values["state"] == "active"
     assert len(values["bundle_id"]) == 64
     reasons = [stop["reason"] for stop in json.loads(values["stops"])]

@@ -124,8 +124,8 @@ def test_the_experts_actions_stay_within_their_limits(env: PutOnPlateEnv) -> Non
     expert = PlateExpert(env)
     for _ in range(40):
         action = expert.act()
-        assert np.linalg.norm(action[:3]) <= FAST_M * (1 + 1e-6)
-        assert np.linalg.norm(action[3:6]) <= MAX_ROTATION_RAD * (1 + 1e-6)  # poses are float32
+        assert np.linalg.norm(action[:3]) <= FAST_M + 1e-9
+        assert np.linalg.norm(action[3:6]) <= MAX_ROTATION_RAD + 1e-9
         assert action[6] in (0.0, 1.0)
         env.advance(action)
 

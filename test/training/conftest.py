@@ -15,7 +15,7 @@ def tabletop_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if importlib.util.find_spec("mujoco") is None:  # not imported: the simulator chooses how
         pytest.skip("needs the extra [sim]")
     from training.data.collect import collect
-    from training.data.rollout import CollectSettings
+    from training.data.collect_settings import CollectSettings
 
     root = tmp_path_factory.mktemp("tabletop")
     collect(CollectSettings(seed=5, record_frames=(2, 4)), root, 12, progress=False)

@@ -17,9 +17,10 @@ from sample_policy import make_bundle
 
 from training.commands.collect import parse_range
 from training.data.collect import collect, make_episodes, schema_of
+from training.data.collect_settings import CollectSettings
 from training.data.layout import EpisodeRecord, episodes_path
 from training.data.reader import LeRobotReader
-from training.data.rollout import MAX_STEPS, CollectSettings, EpisodeMaker, open_maker
+from training.data.rollout import MAX_STEPS, EpisodeMaker, open_maker
 from training.data.schema import (
     ACTION_KEY,
     CHUNK_KEY,

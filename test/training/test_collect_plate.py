@@ -20,10 +20,11 @@ if not os.environ.get("VLA_ALIGN_ASSETS"):
     )
 
 from training.data.collect import collect
+from training.data.collect_settings import CollectSettings
 from training.data.layout import EpisodeRecord
 from training.data.plate_rollout import PlateMaker
 from training.data.reader import LeRobotReader
-from training.data.rollout import CollectSettings, EpisodeMaker, open_maker
+from training.data.rollout import EpisodeMaker, open_maker
 from training.data.schema import ACTION_KEY, CHUNK_KEY, ENVIRONMENT_KEY, START_NOTE, VIDEO_KEY
 from vla_align_ros.errors import DataError
 from vla_align_ros.sim.put_on_plate.environments import ENVIRONMENT_STATE_NAMES as NAMES

@@ -8,7 +8,7 @@ from typing import Any
 
 from training.commands.evaluate import parse_size
 from training.data.collect import collect
-from training.data.rollout import ENVIRONMENTS, CollectSettings
+from training.data.collect_settings import ENVIRONMENTS, CollectSettings
 from vla_align_ros.errors import DataError
 
 SUMMARY = "record demonstrations of the scripted expert as a LeRobot v3.0 dataset"

@@ -16,9 +16,10 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
+from training.data.collect_settings import CollectSettings, check_settings
 from training.data.layout import COLLECTION_PATH, DatasetSchema, EpisodeRecord
 from training.data.reader import LeRobotReader, read_json
-from training.data.rollout import CollectSettings, EpisodeMaker, check_settings, open_maker
+from training.data.rollout import EpisodeMaker, open_maker
 from training.data.schema import (
     ATTEMPT_NOTE,
     PUT_ON_PLATE,

@@ -12,7 +12,8 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from training.data.rollout import CollectSettings, EpisodeMaker
+from training.data.collect_settings import CollectSettings
+from training.data.rollout import EpisodeMaker
 from vla_align_ros.sim.put_on_plate.environment import PutOnPlateEnv
 from vla_align_ros.sim.put_on_plate.environments import FULL_SIZE_PX, TRAINING
 from vla_align_ros.sim.put_on_plate.expert import PlateExpert

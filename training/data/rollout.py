@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from training.data.collect_settings import CollectSettings, check_settings
 from training.data.layout import EpisodeRecord
 from training.data.schema import (
     ACTION_KEY,
@@ -25,7 +25,6 @@ from training.data.schema import (
     SEED_NOTE,
     START_NOTE,
     STATE_KEY,
-    TABLETOP,
     VIDEO_KEY,
 )
 from vla_align_ros.contract.observation import Observation
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
     from vla_align_ros.runtime.policy import Policy
     from vla_align_ros.sim.robot import SimObservation
 
-ENVIRONMENTS = (TABLETOP, PUT_ON_PLATE)
 MAX_STEPS = 80
 STEPS_AFTER_SUCCESS = 2
 MAX_ATTEMPTS = 25
@@ -46,34 +44,6 @@ KICK_STEPS = 2
 GRIPPER_FLIP_RATE = 0.15
 POLICY_STEPS = (5, 40)
 POLICY_EXECUTED = (2, 4)
-
-
-@dataclass(frozen=True)
-class CollectSettings:
-    """All that decides the content of episode number n (the number of episodes does not).
-
-    `record_frames` (low, high): record only that many frames after the run-up, drawn per episode;
-    None records until two steps after success. `policy` is a bundle that drives the run-up.
-    `size_px` (width, height): of put_on_plate's pictures; the table-top's have one size.
-    `assets` is the folder of put_on_plate's meshes; which they are is kept, not where they lie.
-    """
-
-    env: str = TABLETOP
-    seed: int = 0
-    shift: str = "none"
-    horizon: int = 8
-    record_frames: tuple[int, int] | None = None
-    policy: str | None = None
-    size_px: tuple[int, int] | None = None
-    assets: str | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON form, kept in meta/collection.json."""
-        values = asdict(self)
-        values.pop("assets")
-        for key in ("record_frames", "size_px"):
-            values[key] = None if values[key] is None else list(values[key])
-        return values
 
 
 class Simulator(Protocol):
@@ -266,42 +236,6 @@ def open_maker(settings: CollectSettings) -> EpisodeMaker:
     from training.data.tabletop_rollout import TabletopMaker
 
     return TabletopMaker(settings)
-
-
-def check_settings(settings: CollectSettings) -> None:
-    """Refuse what no simulator can do, before anything is written; a VlaAlignError."""
-    if settings.env not in ENVIRONMENTS:
-        raise DataError(
-            "Unknown environment",
-            got=settings.env,
-            expected=f"one of {', '.join(ENVIRONMENTS)}",
-            fix="pass one of them as --env",
-        )
-    if settings.env == PUT_ON_PLATE:
-        if settings.shift != "none":
-            raise DataError(
-                "put_on_plate is collected in its training distribution",
-                got=f"--shift {settings.shift}",
-                expected="none: its other environments are there to evaluate in",
-                fix="leave --shift out",
-            )
-        if settings.size_px is not None:
-            from vla_align_ros.sim.put_on_plate.environments import check_size
-
-            check_size(settings.size_px)
-        return
-    from vla_align_ros.sim.shifts import find_shift
-
-    find_shift(settings.shift)
-    given = {"--size": settings.size_px, "--assets": settings.assets}
-    for option, value in given.items():
-        if value is not None:
-            raise DataError(
-                "The table-top draws in one size and needs no meshes",
-                got=f"{option} {value}",
-                expected=f"{option} with --env {PUT_ON_PLATE} only",
-                fix=f"leave {option} out",
-            )
 
 
 def _picture(seen: SimObservation) -> NDArray[np.uint8]:

@@ -7,7 +7,8 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from training.data.rollout import CollectSettings, EpisodeMaker
+from training.data.collect_settings import CollectSettings
+from training.data.rollout import EpisodeMaker
 from vla_align_ros.sim.expert import Expert
 from vla_align_ros.sim.labels import environment_state
 from vla_align_ros.sim.tabletop import TabletopEnv

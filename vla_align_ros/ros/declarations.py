@@ -78,9 +78,8 @@ DECLARATIONS = (
     Declaration(
         "replan_period_s",
         -1.0,
-        "least time between planned frames; below 0: two of the policy's actions, as measured, but"
-        " half a plan at most;"
-        " 0 plans on every frame",
+        "least time between planned frames; below 0: two of the policy's actions, as measured, but "
+        "half a plan at most; 0 plans on every frame",
         -1.0,
         10.0,
     ),

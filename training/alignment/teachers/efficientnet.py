@@ -43,7 +43,9 @@ class EfficientNetTeacher(ModuleTeacher):
             )
         super().__init__(
             config.name,
-            _load(config.name).to(memory_format=torch.channels_last),  # twice as fast on a CPU
+            _load(config.name).to(
+                memory_format=torch.channels_last
+            ),  # in bfloat16 on a CPU in half the time
             PixelRecipe(STRIDE_PX, MEAN, STD).choose(config.pixels),
             dtype=dtype,
             device=device,

@@ -106,7 +106,7 @@ class PutOnPlateEnv:
         return np.array(
             [
                 *(turn.T @ (position - base)),
-                *rpy_from_matrix(_orthonormal(turn.T @ rotation @ SITE_FROM_TOOL.T)),
+                *rpy_from_matrix(turn.T @ rotation @ SITE_FROM_TOOL.T),
                 np.clip(opening, 0.0, 1.0),
             ],
             dtype=np.float32,
@@ -170,10 +170,6 @@ class PutOnPlateEnv:
         """Position (3,) and rotation (3, 3) of the robot's base, world frame."""
         return self._world.base_pose()
 
-    def base_rotation(self) -> Array:
-        """Rotation (3, 3) of the robot's base in the world."""
-        return self._world.base_pose()[1]
-
     def project(self, point: Array) -> tuple[float, float]:
         """Where a point (3,) of the world appears, as fractions of the picture's width, height."""
         x, y = self._world.project(point)
@@ -199,8 +195,6 @@ def euler_from_matrix(matrix: Array) -> Array:
     )
 
 
-def _orthonormal(matrix: Array) -> Array:
-    """The rotation nearest to a matrix from single precision."""
-    left, _, right = np.linalg.svd(matrix)
-    nearest: Array = left @ right
-    return nearest
+def yaw_from_matrix(matrix: Array) -> float:
+    """The turn (rad) about the vertical that comes nearest to a rotation (3, 3)."""
+    return float(np.arctan2(matrix[1, 0] - matrix[0, 1], matrix[0, 0] + matrix[1, 1]))

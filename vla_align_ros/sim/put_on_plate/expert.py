@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_align_ros.contract.actions import rotvec_from_matrix
-from vla_align_ros.sim.put_on_plate.environment import PutOnPlateEnv
+from vla_align_ros.sim.put_on_plate.environment import PutOnPlateEnv, yaw_from_matrix
 from vla_align_ros.sim.put_on_plate.grasps import TIP_BELOW_TOOL_M, Grasp, rank_grasps
 from vla_align_ros.sim.put_on_plate.world import TABLE_TOP_M
 
@@ -75,9 +75,7 @@ class PlateExpert:
         position, rotation = self._env.tool_pose()
         turn = self._turn_to(heading)
         sideways = float(np.hypot(*(wanted - position)[:2]))
-        upright = float(
-            np.linalg.norm(rotvec_from_matrix(_nearest(rotation.T @ self._upright(heading))))
-        )
+        upright = float(np.linalg.norm(rotvec_from_matrix(rotation.T @ self._upright(heading))))
         if sideways < 0.006 and upright < 0.10 and abs(position[2] - wanted[2]) < 0.006:
             self._start("close")
             return self._move(np.zeros(3), np.zeros(3), CLOSED)
@@ -149,7 +147,7 @@ class PlateExpert:
             self._planned_at = (position, rotation)
         chosen = self._grasps[min(7 * self._attempt, len(self._grasps) - 1)]
         start, then = self._planned_at
-        yaw = _yaw(rotation @ then.T)
+        yaw = yaw_from_matrix(rotation @ then.T)
         turn = np.array([[np.cos(yaw), -np.sin(yaw)], [np.sin(yaw), np.cos(yaw)]])
         offset = chosen.tip_m - start
         return position + np.r_[turn @ offset[:2], offset[2]], chosen.heading_rad + yaw
@@ -190,7 +188,7 @@ class PlateExpert:
     def _turn_to(self, heading: float) -> Array:
         """Rotation vector (3,) in the world that makes the target upright at `heading`."""
         _, rotation = self._env.target_pose()
-        return rotvec_from_matrix(_nearest(self._upright(heading) @ rotation.T))
+        return rotvec_from_matrix(self._upright(heading) @ rotation.T)
 
     def _move_to(self, wanted: Array, turn: Array, gripper: float, *, low: float) -> Array:
         """Towards a point (3,) of the world; upwards first while below `low`."""
@@ -202,7 +200,7 @@ class PlateExpert:
         return self._move(offset, turn, gripper)
 
     def _move(self, offset: Array, turn: Array, gripper: float) -> Array:
-        back = self._env.base_rotation().T
+        back = self._env.base_pose()[1].T
         action = np.zeros(7)
         action[:3] = back @ _shorten(offset, FAST_M if self._hurry else MAX_TRANSLATION_M)
         action[3:6] = back @ _shorten(turn, MAX_ROTATION_RAD)
@@ -220,16 +218,6 @@ def _up(height_m: float) -> Array:
     return np.array([0.0, 0.0, height_m])
 
 
-def _yaw(rotation: Array) -> float:
-    return float(np.arctan2(rotation[1, 0] - rotation[0, 1], rotation[0, 0] + rotation[1, 1]))
-
-
 def _tilt(before: Array, after: Array) -> float:
     """Angle between the vertical before and after, in the thing's frame."""
     return float(np.arccos(np.clip(before[2] @ after[2], -1.0, 1.0)))
-
-
-def _nearest(matrix: Array) -> Array:
-    left, _, right = np.linalg.svd(matrix)
-    nearest: Array = left @ right
-    return nearest

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from vla_align_ros.sim.put_on_plate.environment import PutOnPlateEnv
+from vla_align_ros.sim.put_on_plate.environment import PutOnPlateEnv, yaw_from_matrix
 from vla_align_ros.sim.put_on_plate.layout import Thing
 
 
@@ -17,9 +17,9 @@ def environment_state(env: PutOnPlateEnv) -> NDArray[np.float32]:
     """
     place, turn, *point = _locate(env, env.scene.source)
     centre, _, *target = _locate(env, env.scene.target)
-    yaw = np.arctan2(turn[1, 0] - turn[0, 1], turn[0, 0] + turn[1, 1])
     return np.array(
-        [*place, yaw, *point, *centre[:2], *target, float(env.is_grasped())], dtype=np.float32
+        [*place, yaw_from_matrix(turn), *point, *centre[:2], *target, float(env.is_grasped())],
+        dtype=np.float32,
     )
 
 

@@ -248,8 +248,8 @@ def _read_pose(pose: Any) -> tuple[Array, Array]:
 
 
 def _rotation(quaternion: ArrayLike) -> Array:
-    """Rotation matrix of a unit quaternion (w, x, y, z)."""
-    w, x, y, z = np.asarray(quaternion, float)
+    """Rotation matrix, orthonormal to double precision, of a quaternion (w, x, y, z)."""
+    w, x, y, z = np.asarray(quaternion, float) / np.linalg.norm(np.asarray(quaternion, float))
     cross = np.array([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]])
     matrix: Array = np.eye(3) + 2.0 * w * cross + 2.0 * cross @ cross
     return matrix
