@@ -103,11 +103,22 @@ def test_stop_arm_stops_every_policy_that_it_finds(probe: Probe) -> None:
 def test_stop_arm_stops_a_policy_that_appears_while_it_stops_another(
     probe: Probe,
 ) -> None:
-    """The second is no node before the first has stopped, and not configured yet."""
+    """The second is no node before the first has stopped, and not configured yet.
+
+    It takes its time to appear where the machine is slow: the tool is given more than its second.
+    """
     assert run(probe, "say", "--arm", CARROT)[0] == 0
     probe.wait_for_motion()
+    patient = (
+        "import sys; from vla_align_ros.ros.operating import stop_arm as s; "
+        "s.SETTLE_S = 5.0; sys.exit(s.main())"
+    )
     stop_tool = subprocess.Popen(
-        command("stop_arm"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT
+        [sys.executable, "-c", patient],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=ROOT,
     )
     probe.wait_for_hold("stopped", 20.0)
     late = PolicyNode(cli_args=["--ros-args", "-r", "__ns:=/late"])
