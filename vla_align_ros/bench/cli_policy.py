@@ -56,7 +56,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def list_rows(
     bundle: Path, run: Path | None, threads: int, chosen: list[str] | None = None
 ) -> Iterator[Any]:
-    """Give torch in float32, then in bfloat16, and every other engine on the same bundle.
+    """Give torch in float32 and bfloat16, on the CPU, then on a GPU as one CUDA graph, and every
+    other engine on the same bundle.
 
     Args:
         bundle: folder. run: from which torch takes its weights, if not from the bundle.
@@ -72,5 +73,8 @@ def list_rows(
     if "torch" in (chosen or BACKENDS):
         yield Row("torch", bundle, "torch", options, run)
         yield Row("torch_bf16", bundle, "torch", {**options, "precision": "bf16"}, run)
+        recorded = {**options, "device": "cuda", "cuda_graph": True}
+        yield Row("torch_cuda", bundle, "torch", recorded, run)
+        yield Row("torch_cuda_bf16", bundle, "torch", {**recorded, "precision": "bf16"}, run)
     for name in sorted(set(chosen or BACKENDS) - {"torch"}):
         yield Row(name, bundle, name, options)

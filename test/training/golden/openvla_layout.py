@@ -250,8 +250,8 @@ def write_folder(folder: Path, shapes: dict[str, tuple[int, ...]]) -> None:
     import torch
     from safetensors.torch import save_file
 
-    folder.mkdir(parents=True, exist_ok=True)
     files = split_shards(list(shapes))
+    write_documents(folder, shapes, files, config_json())
     for shard in sorted(set(files.values())):
         tensors = {
             name: torch.from_numpy(draw_tensor(name, tuple(shapes[name]))).to(torch.bfloat16)
@@ -259,11 +259,18 @@ def write_folder(folder: Path, shapes: dict[str, tuple[int, ...]]) -> None:
             if file == shard
         }
         save_file(tensors, str(folder / shard), metadata={"format": "pt"})
+
+
+def write_documents(
+    folder: Path, shapes: dict[str, tuple[int, ...]], files: dict[str, str], config: dict
+) -> None:
+    """Write all but the shards; `files` says which shard holds a tensor."""
+    folder.mkdir(parents=True, exist_ok=True)
     total = 2 * sum(int(np.prod(shape)) for shape in shapes.values())
     index = {"metadata": {"total_size": total}, "weight_map": files}
     documents = {
         "model.safetensors.index.json": index,
-        "config.json": config_json(),
+        "config.json": config,
         "preprocessor_config.json": preprocessor_json(),
         "generation_config.json": {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 32000},
         "tokenizer.json": tokenizer_json(),
