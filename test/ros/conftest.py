@@ -13,8 +13,14 @@ from pathlib import Path
 
 import pytest
 
-# Before any context is made: tests of two runs, or of another machine, must not meet.
+# Before any context is made: tests of two runs, processes of one (pytest-xdist's gw0, gw1, ... have
+# the first one's environment), or another machine's must not meet.
 os.environ.setdefault("ROS_DOMAIN_ID", str(random.SystemRandom().randint(1, 100)))
+os.environ["ROS_DOMAIN_ID"] = str(
+    (int(os.environ["ROS_DOMAIN_ID"]) + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) - 1)
+    % 100
+    + 1
+)
 os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
 
 with warnings.catch_warnings():

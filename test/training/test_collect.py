@@ -228,6 +228,8 @@ def test_bad_settings_are_one_clear_error(tmp_path: Path) -> None:
         collect(CLIPS, tmp_path, 0)
     with pytest.raises(DataError, match="--size with --env put_on_plate only"):
         collect(CollectSettings(size_px=(320, 240)), tmp_path, 1)
+    with pytest.raises(DataError, match="--render with --env put_on_plate only"):
+        collect(CollectSettings(render_backend="gpu"), tmp_path, 1)
     with pytest.raises(DataError, match="training distribution"):
         collect(CollectSettings(env="put_on_plate", shift="dim_light"), tmp_path, 1)
     with pytest.raises(VlaAlignError, match="take 320x240"):
@@ -257,7 +259,8 @@ def test_a_collection_of_an_earlier_release_goes_on(tmp_path: Path) -> None:
     collect(CLIPS, tmp_path, 1, progress=False)
     path = tmp_path / "meta/collection.json"
     values = json.loads(path.read_text())
-    assert values.pop("size_px") is None
+    assert values.pop("size_px") is None and "render_backend" not in values
+    assert CollectSettings(render_backend="gpu").to_dict()["render_backend"] == "gpu"
     path.write_text(json.dumps(values))
     assert collect(CLIPS, tmp_path, 2, progress=False)["episodes"] == 2
 

@@ -27,6 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--size", type=parse_size, metavar="WxH", help="put_on_plate: picture (640x480)"
     )
     parser.add_argument(
+        "--render", choices=["cpu", "gpu"], default="cpu", help="put_on_plate: who draws"
+    )
+    parser.add_argument(
         "--policy", help="bundle that drives the unrecorded run-up (DAgger); the expert takes over"
     )
     parser.add_argument(
@@ -47,6 +50,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         policy=args.policy,
         size_px=args.size,
         assets=args.assets,
+        render_backend=args.render,
     )
     started_s = time.monotonic()
     summary = collect(

@@ -19,6 +19,7 @@ class CollectSettings:
     None records until two steps after success. `policy` is a bundle that drives the run-up.
     `size_px` (width, height): of put_on_plate's pictures; the table-top's have one size.
     `assets` is the folder of put_on_plate's meshes; which they are is kept, not where they lie.
+    `render_backend` draws put_on_plate: "cpu", or "gpu", whose pictures are others.
     """
 
     env: str = TABLETOP
@@ -29,11 +30,14 @@ class CollectSettings:
     policy: str | None = None
     size_px: tuple[int, int] | None = None
     assets: str | None = None
+    render_backend: str = "cpu"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form, kept in meta/collection.json."""
         values = asdict(self)
         values.pop("assets")
+        if self.render_backend == "cpu":  # as in collections from before there was a choice
+            values.pop("render_backend")
         for key in ("record_frames", "size_px"):
             values[key] = None if values[key] is None else list(values[key])
         return values
@@ -64,7 +68,8 @@ def check_settings(settings: CollectSettings) -> None:
     from vla_align_ros.sim.shifts import find_shift
 
     find_shift(settings.shift)
-    given = {"--size": settings.size_px, "--assets": settings.assets}
+    render = None if settings.render_backend == "cpu" else settings.render_backend
+    given = {"--size": settings.size_px, "--assets": settings.assets, "--render": render}
     for option, value in given.items():
         if value is not None:
             raise DataError(

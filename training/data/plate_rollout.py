@@ -27,7 +27,11 @@ class PlateMaker(EpisodeMaker):
     start_shares: ClassVar = {"home": 0.4, "midway": 0.3, "kicked": 0.3}
 
     def __init__(self, settings: CollectSettings) -> None:
-        self._env = PutOnPlateEnv(settings.assets, size_px=settings.size_px or FULL_SIZE_PX)
+        self._env = PutOnPlateEnv(
+            settings.assets,
+            size_px=settings.size_px or FULL_SIZE_PX,
+            render_backend=settings.render_backend,
+        )
         super().__init__(settings, self._env)
 
     def close(self) -> None:
