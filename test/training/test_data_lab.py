@@ -135,6 +135,21 @@ def test_frames_without_motion_are_left_out_and_counted(tmp_path: Path) -> None:
     np.testing.assert_allclose(found.mean, actions[kept].astype(float).mean(0), rtol=1e-6)
 
 
+def test_only_the_instructions_asked_for_are_trained_on_and_the_rest_is_counted(
+    tmp_path: Path,
+) -> None:
+    root = write_v2(tmp_path, make_episodes())
+    whole = open_data([root])
+    data = open_data([root], replace(TOP, instructions=(TASKS[1],)))
+    used = np.concatenate([data.indices("train"), data.indices("val")])
+    assert {data.tasks[number] for number in data.task_id[used]} == {TASKS[1]}
+    others = int((whole.task_id != whole.tasks.index(TASKS[1])).sum())
+    assert data.left_out["frames_of_other_instructions"] == others == len(data) - len(used) > 0
+    assert "frames_of_other_instructions" not in whole.left_out
+    with pytest.raises(DataError, match=r"got 'open the window'; expected some of .*instructions"):
+        open_data([root], replace(TOP, instructions=(TASKS[1], "open the window")))
+
+
 def test_episodes_without_words_are_left_out_and_counted(tmp_path: Path) -> None:
     root = write_v2(tmp_path, make_episodes())
     tasks = (root / "meta/tasks.jsonl").read_text().replace(TASKS[1], "  ")

@@ -48,6 +48,8 @@ class DataConfig:
     needed only where data sets of several rates are mixed. frame: in whose axes actions and state
     are recorded; the arm's command_frame must be the same.
 
+    instructions: train on what these, word for word, ask for, and leave the rest out; empty takes
+    all. Statistics are those of the whole data.
     drop_near_zero: leave out frames that move less than near_zero_m metres and near_zero_rad
     radians and do not switch the gripper. decode: "once" decodes the videos in advance into a file
     beside the data; "online" decodes each picture when it is drawn and keeps up to decode_cache_gb
@@ -67,6 +69,7 @@ class DataConfig:
     )
     rate_hz: float | None = None
     frame: str = field(default="base_link", metadata=LATER)
+    instructions: tuple[str, ...] = field(default=(), metadata=LATER)
     drop_near_zero: bool = False
     near_zero_m: float = 0.01
     near_zero_rad: float = 0.06

@@ -41,7 +41,8 @@ class ActionChunkDataset:
         episode_seed: (episodes,) int64, the scene's seed (the episode's number where unknown).
         broken: episode -> reason; skipped because their videos are damaged. dropped: frames left
             out because nothing moves in them. unlabelled: frames left out because their episode
-            has no instruction. has_padding: whether chunks are cut, so that those
+            has no instruction. unasked: frames left out because config.instructions lacks theirs.
+            has_padding: whether chunks are cut, so that those
             at an episode's end are padded.
     """
 
@@ -106,11 +107,14 @@ class ActionChunkDataset:
     @property
     def left_out(self) -> dict[str, int]:
         """What training does not see, for a run's record: counts by reason."""
-        return {
+        counts = {
             "broken_episodes": len(self.broken),
             "still_frames": self.dropped,
             "unlabelled_frames": self.unlabelled,
         }
+        if self.config.instructions:  # runs from before there was a choice do not tell
+            counts["frames_of_other_instructions"] = self.unasked
+        return counts
 
     @property
     def fingerprint(self) -> str:
@@ -150,8 +154,9 @@ class ActionChunkDataset:
     def indices(self, split: str) -> np.ndarray:
         """Frames (n,) of "train" or "val"; a scene's frames are all in one of them.
 
-        Frames without motion (if they are dropped), of broken episodes, and of episodes without an
-        instruction (as OpenVLA leaves them out) are in neither.
+        Frames without motion (if they are dropped), of broken episodes, of instructions that were
+        not asked for, and of episodes without an instruction (as OpenVLA leaves them out) are in
+        neither.
         """
         if split not in ("train", "val"):
             raise DataError(
@@ -252,10 +257,25 @@ class ActionChunkDataset:
         self._input_ids = np.stack([ids for ids, _ in encoded])
         self._attention_mask = np.stack([mask for _, mask in encoded])
         self.unlabelled = int((~spoken[self.task_id]).sum())
+        asked = spoken & self._asked()
+        self.unasked = int((spoken & ~asked)[self.task_id].sum())
         held_out = hash_to_unit(self.episode_seed) < self.config.validation
         self._is_validation = held_out[self.episode]
         whole = ~np.isin(self.episode, list(self.broken))
-        self._usable = moving & whole & spoken[self.task_id]
+        self._usable = moving & whole & asked[self.task_id]
+
+    def _asked(self) -> np.ndarray:
+        """Which of `tasks` the configuration asks for, (tasks,) bool."""
+        wanted = self.config.instructions
+        unknown = sorted(set(wanted) - set(self.tasks))
+        if unknown:
+            raise DataError(
+                "No episode has this instruction",
+                got=", ".join(map(repr, unknown)),
+                expected="some of " + ", ".join(map(repr, sorted(self.tasks))),
+                fix="correct --set data.instructions",
+            )
+        return np.array([not wanted or task in wanted for task in self.tasks])
 
 
 def open_readers(roots: Roots, config: DataConfig | None = None) -> list[LeRobotReader]:
