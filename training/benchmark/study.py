@@ -2,7 +2,7 @@
 
 ``python -m training.benchmark.study OUT PAGE`` reads OUT/evaluation, OUT/diagnosis (where it is)
 and OUT/runs, writes study.json into results/ and study_success.svg into images/ beside PAGE, and
-the tables between PAGE's marks.
+the tables between PAGE's marks; of OUT/narrow, where it was evaluated, the same (see `narrow`).
 """
 
 from __future__ import annotations
@@ -13,8 +13,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from training.benchmark import narrow
 from training.benchmark.figures import signed_rank_p
 from training.benchmark.plot import draw_rates
+from training.benchmark.tables import (
+    COMPARISON,
+    write_comparison,
+    write_head,
+    write_rate,
+    write_row,
+)
 from training.files import replace_atomically
 from vla_align_ros.errors import ConfigurationError
 from vla_align_ros.pages import put_between
@@ -126,41 +134,18 @@ def _test_sight(
 
 def _success(results: Mapping[str, Any]) -> list[str]:
     variants, axes = results["variants"], results["axes_of_envs"]
-    lines = _head("environment", "axis", *(variant["name"] for variant in variants))
+    lines = write_head("environment", "axis", *(variant["name"] for variant in variants))
     for env, axis in axes.items():
         mark = " *" if env in results["compared"] else ""
-        cells = [_rate(variant["envs"][env]) for variant in variants]
-        lines.append(_row(f"`{env}`{mark}", axis, *cells))
+        cells = [write_rate(variant["envs"][env]) for variant in variants]
+        lines.append(write_row(f"`{env}`{mark}", axis, *cells))
     return [*lines, ""]
-
-
-def _rate(row: Mapping[str, Any]) -> str:
-    if not row["episodes"]:
-        return "-"
-    low, high = row["interval"]
-    return f"{row['success_rate']:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def _comparisons(results: Mapping[str, Any]) -> list[str]:
-    lines = _head(
-        *("is better", "difference, mean", "by training seed", "p, seeds"),
-        *("won / lost of episodes", "p, episodes"),
-    )
-    for row in results["comparisons"]:
-        if row["worse"] != BASELINE:  # the file has every pair, in both directions
-            continue
-        by_seed = ", ".join(f"{value:+.3f}" for value in row["differences"].values())
-        lines.append(
-            _row(
-                f"{row['better']} over {row['worse']}",
-                f"{row['difference']:+.3f}",
-                by_seed,
-                f"{row['p_repeats']:.3f}",
-                f"{row['wins']} / {row['losses']} of {row['pairs']}",
-                f"{row['p_value']:.2g}",
-            )
-        )
-    return [*lines, ""]
+    rows = results["comparisons"]  # every pair, in both directions
+    told = [write_comparison(figures) for figures in rows if figures["worse"] == BASELINE]
+    return [*write_head(*COMPARISON), *told, ""]
 
 
 def _probes(results: Mapping[str, Any]) -> list[str]:
@@ -168,7 +153,7 @@ def _probes(results: Mapping[str, Any]) -> list[str]:
     if not rows:
         return []
     places = ("encoder", f"layer_{rows[0]['layer']}")
-    lines = _head(
+    lines = write_head(
         *("network", "probe, encoder", "probe, middle layer"),
         *("CKA with the start, encoder", "the same, middle layer", "CKA with the teacher, middle"),
     )
@@ -185,20 +170,22 @@ def _probes(results: Mapping[str, Any]) -> list[str]:
             for p in places
         ]
         taught = row["cka_teacher"].get(places[1])
-        lines.append(_row(name, *probes, *likenesses, "-" if taught is None else f"{taught:.2f}"))
-    lines += ["", *_head("probe, is better", "place", "by training seed", "p, seeds")]
+        lines.append(
+            write_row(name, *probes, *likenesses, "-" if taught is None else f"{taught:.2f}")
+        )
+    lines += ["", *write_head("probe, is better", "place", "by training seed", "p, seeds")]
     for test in results["sight_tests"]:
         by_seed = ", ".join(f"{value:+.3f}" for value in test["differences"].values())
         pair = f"{test['better']} over {test['worse']}"
-        lines.append(_row(pair, f"`{test['place']}`", by_seed, f"{test['p_repeats']:.3f}"))
+        lines.append(write_row(pair, f"`{test['place']}`", by_seed, f"{test['p_repeats']:.3f}"))
     return [*lines, ""]
 
 
 def _cost(results: Mapping[str, Any]) -> list[str]:
-    lines = _head("run", "samples", "seconds", "samples a second", "held-out action error, L1")
+    lines = write_head("run", "samples", "seconds", "samples a second", "held-out action error, L1")
     for run in results["runs"]:
         lines.append(
-            _row(
+            write_row(
                 f"`{run['name']}`",
                 f"{run['samples']}",
                 f"{run['seconds']:.0f}",
@@ -209,23 +196,19 @@ def _cost(results: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _head(*cells: str) -> list[str]:
-    return [_row(*cells), "|" + "---|" * len(cells)]
-
-
-def _row(*cells: str) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
 def publish(out: Path, page: Path) -> None:
     """Write figures and plot beside `page`, and the tables into it."""
-    results = gather(out)
+    results, second = gather(out), narrow.gather(out / "narrow")
     text = put_tables(page.read_text(encoding="utf-8"), write_tables(results))
-    for path, content in (
+    files = [
         (page.parent / RESULTS, json.dumps(results, indent=1) + "\n"),
         (page.parent / PLOT, draw_rates(results)),
-        (page, text),
-    ):
+    ]
+    if second is not None:
+        tables = narrow.write_tables(second)
+        text = put_between(text, narrow.BEGIN, narrow.END, f"{tables}\n")
+        files.append((page.parent / narrow.RESULTS, json.dumps(second, indent=1) + "\n"))
+    for path, content in [*files, (page, text)]:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replace_atomically(path) as temporary:
             temporary.write_text(content, encoding="utf-8")

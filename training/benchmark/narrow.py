@@ -1,0 +1,132 @@
+"""The second study of docs/study.md: what a fine-tuning on one instruction forgets.
+
+Read from NARROW's folder of scripts/study: its runs, and their episodes in the training
+distribution, split by whether the instruction names an object that the fine-tuning showed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from training.benchmark.figures import compare, pool
+from training.benchmark.tables import (
+    COMPARISON,
+    write_comparison,
+    write_head,
+    write_rate,
+    write_row,
+)
+from vla_align_ros.sim.catalogue import OBJECTS
+
+BEGIN, END = "<!-- narrow: written by scripts/study publish -->", "<!-- end of narrow -->"
+RESULTS = "results/study_narrow.json"
+PARTS = {
+    "other": "names another object",
+    "shown": "names the object shown",
+    "exact": "is the instruction shown",
+}
+"""The plan's two parts, and of the second the episodes whose receptacle was shown, too."""
+BASELINE = "default"
+COST = ("seconds", "samples", "val/l1", "commit", "machine")
+
+
+def gather(folder: Path) -> dict[str, Any] | None:
+    """All that is published of the second study; None before it was evaluated."""
+    report_path = folder / "evaluation" / "report.json"
+    if not report_path.is_file():
+        return None
+    report = json.loads(report_path.read_text(encoding="utf-8"))
+    runs = {
+        str(path.parent.relative_to(folder / "runs")): path.parent
+        for path in sorted((folder / "runs").glob("*/seed_*/run.json"))
+    }
+    instructions = _instructions(runs.values())
+    lines = _read_lines(folder / "evaluation" / "episodes.jsonl", report)
+    split = {name: split_lines(own, instructions) for name, own in lines.items()}
+    return {
+        "instructions": instructions,
+        "episodes": report["episodes"],
+        "seed": report["seed"],
+        "variants": [
+            {"name": name, **{part: _summarise(own) for part, own in parts.items()}}
+            for name, parts in split.items()
+        ],
+        "comparisons": {
+            part: [
+                {"better": name, "worse": BASELINE, **compare(parts[part], split[BASELINE][part])}
+                for name, parts in split.items()
+                if name != BASELINE and BASELINE in split
+            ]
+            for part in PARTS
+        },
+        "runs": [
+            {"name": name, **{key: run[key] for key in COST}}
+            for name, path in runs.items()
+            if (run := json.loads((path / "run.json").read_text(encoding="utf-8")))
+        ],
+    }
+
+
+def split_lines(
+    lines: Sequence[Mapping[str, Any]], instructions: Sequence[str]
+) -> dict[str, list[Mapping[str, Any]]]:
+    """Episodes by PARTS, by whether their instruction names an object that `instructions` name."""
+    shown = {name for name in OBJECTS for text in instructions if name in text.split()}
+    parts: dict[str, list[Mapping[str, Any]]] = {part: [] for part in PARTS}
+    for line in lines:
+        parts["shown" if shown & set(line["instruction"].split()) else "other"].append(line)
+        if line["instruction"] in instructions:
+            parts["exact"].append(line)
+    return parts
+
+
+def write_tables(results: Mapping[str, Any]) -> str:
+    """The tables of the second study, in Markdown."""
+    lines = write_head("variant", *PARTS.values(), "by training seed, of another object")
+    for variant in results["variants"]:
+        rates = [f"{value:.2f}" for value in variant["other"]["rates"].values()]
+        cells = [write_rate(variant[part]) for part in PARTS]
+        lines.append(write_row(variant["name"], *cells, ", ".join(rates)))
+    for part, told in PARTS.items():
+        lines += ["", *write_head(f"{told}: {COMPARISON[0]}", *COMPARISON[1:])]
+        lines += [write_comparison(row) for row in results["comparisons"][part] if row["pairs"]]
+    lines += ["", *write_head("run", "samples", "seconds", "held-out action error, L1")]
+    for run in results["runs"]:
+        cost = (f"{run['samples']}", f"{run['seconds']:.0f}", f"{run['val/l1']:.4f}")
+        lines.append(write_row(f"`{run['name']}`", *cost))
+    return "\n".join(lines)
+
+
+def _instructions(runs: Any) -> list[str]:
+    """What the fine-tunings showed; the same in each, as scripts/study sets it."""
+    found = {
+        tuple(json.loads((run / "config.json").read_text())["data"]["instructions"]) for run in runs
+    }
+    return sorted(text for texts in found for text in texts)
+
+
+def _read_lines(path: Path, report: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """The report's episodes by variant, with the training seed as "repeat"."""
+    seeds = range(report["seed"], report["seed"] + report["episodes"])
+    acted = {policy["policy"]: policy for policy in report["policies"]}
+    found: dict[str, list[dict[str, Any]]] = {p["name"]: [] for p in report["policies"]}
+    for text in path.read_text(encoding="utf-8").splitlines():
+        line = json.loads(text)
+        policy = acted.get(line["policy"])
+        if policy is not None and line["env"] == "none" and line["seed"] in seeds:
+            found[policy["name"]].append({**line, "repeat": policy["repeat"]})
+    return found
+
+
+def _summarise(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Success of a variant's networks together, and of each by training seed."""
+    pooled = pool(lines)
+    keys = ("successes", "episodes", "success_rate", "interval")
+    rates = {}
+    for repeat in sorted({line["repeat"] for line in lines}):
+        own = [bool(line["success"]) for line in lines if line["repeat"] == repeat]
+        rates[str(repeat)] = sum(own) / len(own)
+    return {**{key: pooled[key] for key in keys}, "rates": rates}
