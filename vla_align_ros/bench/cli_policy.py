@@ -56,8 +56,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def list_rows(
     bundle: Path, run: Path | None, threads: int, chosen: list[str] | None = None
 ) -> Iterator[Any]:
-    """Give torch in float32 and bfloat16, on the CPU, then on a GPU as one CUDA graph, and every
-    other engine on the same bundle.
+    """Give torch on the CPU and on a GPU, then every other engine on the same bundle.
+
+    torch runs in float32 and in bfloat16; on the GPU as one CUDA graph.
 
     Args:
         bundle: folder. run: from which torch takes its weights, if not from the bundle.
