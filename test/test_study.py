@@ -125,6 +125,31 @@ def test_every_finished_run_is_evaluated_in_the_planned_scenes(tmp_path: Path) -
     assert parse(calls[-1]).command == "diagnose"
 
 
+@pytest.mark.parametrize(
+    ("narrow", "where", "trained"), [("1", "narrow", 24), ("2", "narrow2", 23)]
+)
+def test_the_narrow_study_shows_one_instruction_and_asks_for_all(
+    tmp_path: Path, narrow: str, where: str, trained: int
+) -> None:
+    status, calls, said = run_script("study", tmp_path, failing="nothing", NARROW=narrow)
+    assert status == 0, said
+    fine_tuned = [call for call in calls if call[0] == "train"][1:]
+    assert len(fine_tuned) == trained
+    out = tmp_path / "out"
+    for call in fine_tuned:
+        assert parse(call).base == str(out / "runs/start")
+        assert Path(parse(call).out).parents[1] == out / where / "runs"
+        settings = settings_of(call)[1]
+        assert settings["data.instructions"] == ("put the carrot on the plate",)
+        assert settings["optim.lr"] == 3e-4
+        assert settings["optim.vision_lr"] in (1.5e-4, None), "freeze has none"
+    seeds = {settings_of(call)[1]["seed"] for call in fine_tuned}
+    assert seeds == (set(range(5)) if narrow == "1" else set(range(5, 15)))
+    args = parse(calls[-2])
+    assert args.envs == ["none"] and len(args.bundle) == trained + 1
+    assert (args.episodes, args.seed, args.out) == (128, 1000, out / where / "evaluation")
+
+
 @pytest.mark.parametrize(("parallel", "most"), [("1", 3), ("2", 19)])
 def test_a_run_that_fails_ends_the_study(tmp_path: Path, parallel: str, most: int) -> None:
     """With several at once some may begin before the failure is seen: here they take no time."""

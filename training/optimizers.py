@@ -113,7 +113,7 @@ def build_optimizer(objective: nn.Module, optim: OptimConfig) -> torch.optim.Opt
     if optim.name == "adamw8bit":
         return _build_adamw8bit(model, trained, optim)
     groups = _group(trained, optim, wide=frozenset())
-    # On a GPU one kernel for all; torch's default there needs a second copy of what trains.
+    # On a GPU one kernel for all: by torch's documentation its default takes a copy more of them.
     fused = all(parameter.is_cuda for _, parameter in trained)
     return torch.optim.AdamW(groups, lr=optim.lr, betas=(BETA1, optim.beta2), fused=fused or None)
 

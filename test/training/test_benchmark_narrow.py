@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ if importlib.util.find_spec("mujoco") is None:  # importing it here would choose
     pytest.skip("needs the extra [sim]", allow_module_level=True)
 
 from training.benchmark.narrow import BEGIN, END, RESULTS, gather, split_lines, write_tables
+from training.benchmark.stages import Rules
 from vla_align_ros.pages import put_between
 
 CARROT = "put the carrot on the plate"
@@ -30,7 +32,7 @@ def write_folder(folder: Path, successes: dict[tuple[str, int], tuple[int, ...]]
             measured = {"success_end": False, "grasped": False, "steps": 3}
             measured |= {"step_ms": 1.0, "step_cpu_ms": 1.0, "infer_ms": 1.0}
             line |= {"instruction": WORDS[number], "success": bool(success), **measured}
-            lines += [line, {**line, "seed": 99}, {**line, "env": "dim_light"}]
+            lines += [line, line, {**line, "seed": 99}, {**line, "env": "dim_light"}]
         if variant != "start":
             run = folder / "runs" / variant / f"seed_{repeat}"
             run.mkdir(parents=True)
@@ -41,6 +43,8 @@ def write_folder(folder: Path, successes: dict[tuple[str, int], tuple[int, ...]]
     (folder / "evaluation/report.json").write_text(json.dumps(report))
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (folder / "evaluation/episodes.jsonl").write_text(text)
+    rules = json.dumps({**asdict(Rules("tabletop")), "assets": {}})
+    (folder / "evaluation/rules.json").write_text(rules)
 
 
 def test_the_object_decides_the_part_not_the_receptacle() -> None:

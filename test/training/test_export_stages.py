@@ -150,7 +150,7 @@ def test_a_kill_at_any_moment_leaves_no_bundle_and_the_next_call_goes_on(tmp_pat
     script = tmp_path / "export.py"
     script.write_text(textwrap.dedent(EXPORT))
     reused = 0
-    for moment in range(0, 24, 5):
+    for moment in range(0, 24, 3):
         kind = "SIGKILL" if moment % 2 == 0 else "SIGINT"
         done = subprocess.run(
             [sys.executable, str(script), str(run), str(out), str(moment), kind],

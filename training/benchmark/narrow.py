@@ -7,11 +7,12 @@ distribution, split by whether the instruction names an object that the fine-tun
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from training.benchmark.figures import compare, pool
+from training.benchmark.store import EpisodeStore
 from training.benchmark.tables import (
     COMPARISON,
     write_comparison,
@@ -44,7 +45,7 @@ def gather(folder: Path) -> dict[str, Any] | None:
         for path in sorted((folder / "runs").glob("*/seed_*/run.json"))
     }
     instructions = _instructions(runs.values())
-    lines = _read_lines(folder / "evaluation" / "episodes.jsonl", report)
+    lines = _read_lines(EpisodeStore.open(folder / "evaluation"), report)
     split = {name: split_lines(own, instructions) for name, own in lines.items()}
     return {
         "instructions": instructions,
@@ -100,7 +101,7 @@ def write_tables(results: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _instructions(runs: Any) -> list[str]:
+def _instructions(runs: Iterable[Path]) -> list[str]:
     """What the fine-tunings showed; the same in each, as scripts/study sets it."""
     found = {
         tuple(json.loads((run / "config.json").read_text())["data"]["instructions"]) for run in runs
@@ -108,16 +109,14 @@ def _instructions(runs: Any) -> list[str]:
     return sorted(text for texts in found for text in texts)
 
 
-def _read_lines(path: Path, report: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+def _read_lines(store: EpisodeStore, report: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
     """The report's episodes by variant, with the training seed as "repeat"."""
     seeds = range(report["seed"], report["seed"] + report["episodes"])
-    acted = {policy["policy"]: policy for policy in report["policies"]}
-    found: dict[str, list[dict[str, Any]]] = {p["name"]: [] for p in report["policies"]}
-    for text in path.read_text(encoding="utf-8").splitlines():
-        line = json.loads(text)
-        policy = acted.get(line["policy"])
-        if policy is not None and line["env"] == "none" and line["seed"] in seeds:
-            found[policy["name"]].append({**line, "repeat": policy["repeat"]})
+    found: dict[str, list[dict[str, Any]]] = {}
+    for policy in report["policies"]:
+        lines = store.select((policy["policy"], "none", seed) for seed in seeds)
+        own = found.setdefault(policy["name"], [])
+        own += [{**line, "repeat": policy["repeat"]} for line in lines]
     return found
 
 

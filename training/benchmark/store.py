@@ -32,6 +32,13 @@ class EpisodeStore:
         self._settle_rules({**asdict(rules), "assets": assets})
         self._read()
 
+    @classmethod
+    def open(cls, folder: Path) -> EpisodeStore:
+        """The episodes of a folder by the rules that it holds."""
+        rules = json.loads((folder / "rules.json").read_text(encoding="utf-8"))
+        assets = rules.pop("assets")
+        return cls(folder, Rules(**rules), assets)
+
     def __contains__(self, key: Key) -> bool:
         return key in self._lines
 

@@ -68,10 +68,14 @@ def check_settings(settings: CollectSettings) -> None:
     from vla_align_ros.sim.shifts import find_shift
 
     find_shift(settings.shift)
-    render = None if settings.render_backend == "cpu" else settings.render_backend
-    given = {"--size": settings.size_px, "--assets": settings.assets, "--render": render}
-    for option, value in given.items():
-        if value is not None:
+    unasked = CollectSettings()
+    for option, name in (
+        ("--size", "size_px"),
+        ("--assets", "assets"),
+        ("--render", "render_backend"),
+    ):
+        value = getattr(settings, name)
+        if value != getattr(unasked, name):
             raise DataError(
                 "The table-top draws in one size and needs no meshes",
                 got=f"{option} {value}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,6 +67,7 @@ def list_rows(
     """
     from vla_align_ros.bench.engine_rows import Row
     from vla_align_ros.inference.base import BACKENDS
+    from vla_align_ros.inference.tensorrt.device import describe_device
 
     unknown = sorted(set(chosen or ()) - set(BACKENDS))
     if unknown:
@@ -74,8 +76,10 @@ def list_rows(
     if "torch" in (chosen or BACKENDS):
         yield Row("torch", bundle, "torch", options, run)
         yield Row("torch_bf16", bundle, "torch", {**options, "precision": "bf16"}, run)
-        recorded = {**options, "device": "cuda", "cuda_graph": True}
-        yield Row("torch_cuda", bundle, "torch", recorded, run)
-        yield Row("torch_cuda_bf16", bundle, "torch", {**recorded, "precision": "bf16"}, run)
+        with contextlib.suppress(BackendError):  # without a GPU two processes would start in vain
+            describe_device()
+            recorded = {**options, "device": "cuda", "cuda_graph": True}
+            yield Row("torch_cuda", bundle, "torch", recorded, run)
+            yield Row("torch_cuda_bf16", bundle, "torch", {**recorded, "precision": "bf16"}, run)
     for name in sorted(set(chosen or BACKENDS) - {"torch"}):
         yield Row(name, bundle, name, options)
