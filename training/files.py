@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from vla_align_ros.errors import DataError
 
@@ -27,6 +28,11 @@ def replace_atomically(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_json_if_there(path: Path) -> Any:
+    """What a JSON file holds; None where there is no file."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def sync_folder(folder: Path) -> None:

@@ -4,47 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import pytest
+from studies import CARROT, WORDS, network, write_folder
 
 if importlib.util.find_spec("mujoco") is None:  # importing it here would choose how it draws
     pytest.skip("needs the extra [sim]", allow_module_level=True)
 
-from training.benchmark.narrow import BEGIN, END, RESULTS, gather, split_lines, write_tables
-from training.benchmark.stages import Rules
+from training.benchmark.narrow import STUDIES, Study, gather, split_lines, write_tables
 from vla_align_ros.pages import put_between
-
-CARROT = "put the carrot on the plate"
-WORDS = (CARROT, "put the carrot on the tray", "put the corn on the plate", "put the corn on a mat")
-RUN = {"seconds": 10.0, "samples": 64, "val/l1": 0.04, "commit": "c", "machine": "m"}
-
-
-def write_folder(folder: Path, successes: dict[tuple[str, int], tuple[int, ...]]) -> None:
-    """A study whose policy (variant, training seed) had these successes, one a word of WORDS."""
-    policies, lines = [], []
-    for (variant, repeat), own in successes.items():
-        policies.append({"policy": f"{variant}{repeat}", "name": variant, "repeat": repeat})
-        for number, success in enumerate(own):
-            line = {"policy": policies[-1]["policy"], "env": "none", "seed": 10 + number}
-            measured = {"success_end": False, "grasped": False, "steps": 3}
-            measured |= {"step_ms": 1.0, "step_cpu_ms": 1.0, "infer_ms": 1.0}
-            line |= {"instruction": WORDS[number], "success": bool(success), **measured}
-            lines += [line, line, {**line, "seed": 99}, {**line, "env": "dim_light"}]
-        if variant != "start":
-            run = folder / "runs" / variant / f"seed_{repeat}"
-            run.mkdir(parents=True)
-            (run / "run.json").write_text(json.dumps(RUN))
-            (run / "config.json").write_text(json.dumps({"data": {"instructions": [CARROT]}}))
-    (folder / "evaluation").mkdir()
-    report: dict[str, Any] = {"policies": policies, "episodes": 4, "seed": 10}
-    (folder / "evaluation/report.json").write_text(json.dumps(report))
-    text = "".join(json.dumps(line) + "\n" for line in lines)
-    (folder / "evaluation/episodes.jsonl").write_text(text)
-    rules = json.dumps({**asdict(Rules("tabletop")), "assets": {}})
-    (folder / "evaluation/rules.json").write_text(rules)
 
 
 def test_the_object_decides_the_part_not_the_receptacle() -> None:
@@ -77,11 +46,30 @@ def test_what_was_forgotten_is_compared_by_training_seed(tmp_path: Path) -> None
     assert "| `align/seed_4` | 64 | 10 | 0.0400 |" in tables
 
 
+def test_the_networks_sight_stands_beside_their_success_once_diagnosed(tmp_path: Path) -> None:
+    write_folder(tmp_path, {("default", 0): (1, 1, 0, 0), ("freeze", 0): (1, 1, 1, 0)})
+    undiagnosed = gather(tmp_path)
+    assert undiagnosed is not None and undiagnosed["sight"] == []
+    assert "probe" not in write_tables(undiagnosed)
+    (tmp_path / "diagnosis").mkdir()
+    networks = [network("default/seed_0", 0.1), network("freeze/seed_0", 0.2)]
+    (tmp_path / "diagnosis/diagnosis.json").write_text(json.dumps({"networks": networks}))
+    results = gather(tmp_path)
+    assert results is not None
+    assert {test["better"] for test in results["sight_tests"]} == {"freeze"}, "align has no run"
+    assert "| freeze over default | `layer_2` | +0.100 |" in write_tables(results)
+
+
 def test_before_its_evaluation_there_is_nothing_to_publish(tmp_path: Path) -> None:
     assert gather(tmp_path) is None
 
 
-def test_the_published_page_shows_the_published_figures() -> None:
+@pytest.mark.parametrize("study", STUDIES, ids=lambda study: study.name)
+def test_the_published_page_shows_the_published_figures(study: Study) -> None:
     docs = Path(__file__).resolve().parents[2] / "docs"
-    page, results = (docs / "results.md").read_text(), json.loads((docs / RESULTS).read_text())
-    assert put_between(page, BEGIN, END, write_tables(results) + "\n") == page
+    page = (docs / "results.md").read_text()
+    if not (docs / study.results).exists():
+        assert study.begin not in page
+        return
+    results = json.loads((docs / study.results).read_text())
+    assert put_between(page, study.begin, study.end, write_tables(results) + "\n") == page

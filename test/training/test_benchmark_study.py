@@ -6,15 +6,16 @@ import importlib.util
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from studies import network, write_folder
 
 if importlib.util.find_spec("mujoco") is None:
     pytest.skip("needs the extra [sim]", allow_module_level=True)
 
 from training.benchmark.evaluate import Request, evaluate_suite
+from training.benchmark.narrow import STUDIES
 from training.benchmark.plot import draw_rates
 from training.benchmark.stages import Rules
 from training.benchmark.study import (
@@ -30,19 +31,6 @@ from training.benchmark.study import (
 from vla_align_ros.errors import ConfigurationError
 
 PAGE = f"before\n{BEGIN}\nold\n{END}\nafter\n"
-
-
-def network(run: str, accuracy: float, when: str = "after") -> dict[str, Any]:
-    probe = {"accuracy": accuracy, "interval": [accuracy - 0.04, accuracy + 0.04]}
-    likeness = {"pictures": 0.5, "scenes": 0.9}
-    return {
-        "run": run,
-        "when": when,
-        "layer": 2,
-        "probe": {"encoder": probe, "layer_2": probe},
-        "cka_before": {"encoder": likeness, "layer_2": likeness},
-        "cka_teacher": {},
-    }
 
 
 @pytest.fixture(scope="module")
@@ -118,11 +106,28 @@ def test_publishing_writes_figures_plot_and_tables(study: Path, tmp_path: Path) 
     assert page.read_text() == once
 
 
+def test_a_narrow_study_is_published_alone_and_leaves_the_first_as_it_was(tmp_path: Path) -> None:
+    out, page, repetition = tmp_path / "out", tmp_path / "results.md", STUDIES[1]
+    (out / repetition.name).mkdir(parents=True)
+    write_folder(out / repetition.name, {("default", 5): (1, 1, 0, 0), ("align", 5): (1, 1, 1, 0)})
+    page.write_text(f"{PAGE}{repetition.begin}\nnot yet\n{repetition.end}\n")
+    publish(out, page)
+    text = page.read_text()
+    assert text.startswith(PAGE) and "not yet" not in text
+    assert "| align over default | +0.500 | +0.500 |" in text
+    published = [path.name for path in (tmp_path / "results").iterdir()]
+    assert published == ["study_narrow2.json"] and not (tmp_path / "images").exists()
+
+
 def test_a_study_without_evaluation_or_a_page_without_marks_is_told(
     study: Path, tmp_path: Path
 ) -> None:
+    assert gather(tmp_path) is None
+    page = tmp_path / "results.md"
+    page.write_text(PAGE)
     with pytest.raises(ConfigurationError, match="scripts/study evaluate"):
-        gather(tmp_path)
+        publish(tmp_path, page)
+    assert page.read_text() == PAGE
     with pytest.raises(ConfigurationError, match="no place for the tables"):
         put_tables("a page", "| a |")
 

@@ -1,17 +1,19 @@
-"""The second study of docs/study.md: what a fine-tuning on one instruction forgets.
+"""The second study of docs/study.md and its repetition: what a narrow fine-tuning forgets.
 
-Read from NARROW's folder of scripts/study: its runs, and their episodes in the training
-distribution, split by whether the instruction names an object that the fine-tuning showed.
+Read from NARROW's folder of scripts/study: its runs, their episodes in the training distribution,
+split by whether the instruction names an object that the fine-tuning showed, and their diagnosis.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from training.benchmark.figures import compare, pool
+from training.benchmark.probes import gather_sight, write_probes
 from training.benchmark.store import EpisodeStore
 from training.benchmark.tables import (
     COMPARISON,
@@ -20,10 +22,33 @@ from training.benchmark.tables import (
     write_rate,
     write_row,
 )
+from training.files import read_json_if_there
 from vla_align_ros.sim.catalogue import OBJECTS
 
-BEGIN, END = "<!-- narrow: written by scripts/study publish -->", "<!-- end of narrow -->"
-RESULTS = "results/study_narrow.json"
+
+@dataclass(frozen=True)
+class Study:
+    """A narrow study's folder under OUT, and where its figures and tables are published."""
+
+    name: str
+
+    @property
+    def begin(self) -> str:
+        """The mark on the page behind which the tables stand."""
+        return f"<!-- {self.name}: written by scripts/study publish -->"
+
+    @property
+    def end(self) -> str:
+        """The mark that ends them."""
+        return f"<!-- end of {self.name} -->"
+
+    @property
+    def results(self) -> str:
+        """The file of figures, from the page's folder."""
+        return f"results/study_{self.name}.json"
+
+
+STUDIES = (Study("narrow"), Study("narrow2"))
 PARTS = {
     "other": "names another object",
     "shown": "names the object shown",
@@ -31,15 +56,15 @@ PARTS = {
 }
 """The plan's two parts, and of the second the episodes whose receptacle was shown, too."""
 BASELINE = "default"
+TESTED = (("align", BASELINE), ("freeze", BASELINE))  # better, worse: probes side by side
 COST = ("seconds", "samples", "val/l1", "commit", "machine")
 
 
 def gather(folder: Path) -> dict[str, Any] | None:
-    """All that is published of the second study; None before it was evaluated."""
-    report_path = folder / "evaluation" / "report.json"
-    if not report_path.is_file():
+    """All that is published of a narrow study; None before it was evaluated."""
+    report = read_json_if_there(folder / "evaluation" / "report.json")
+    if report is None:
         return None
-    report = json.loads(report_path.read_text(encoding="utf-8"))
     runs = {
         str(path.parent.relative_to(folder / "runs")): path.parent
         for path in sorted((folder / "runs").glob("*/seed_*/run.json"))
@@ -63,10 +88,11 @@ def gather(folder: Path) -> dict[str, Any] | None:
             ]
             for part in PARTS
         },
+        **gather_sight(read_json_if_there(folder / "diagnosis" / "diagnosis.json"), TESTED),
         "runs": [
             {"name": name, **{key: run[key] for key in COST}}
             for name, path in runs.items()
-            if (run := json.loads((path / "run.json").read_text(encoding="utf-8")))
+            if (run := read_json_if_there(path / "run.json")) is not None
         ],
     }
 
@@ -85,7 +111,7 @@ def split_lines(
 
 
 def write_tables(results: Mapping[str, Any]) -> str:
-    """The tables of the second study, in Markdown."""
+    """The tables of a narrow study, in Markdown."""
     lines = write_head("variant", *PARTS.values(), "by training seed, of another object")
     for variant in results["variants"]:
         rates = [f"{value:.2f}" for value in variant["other"]["rates"].values()]
@@ -94,7 +120,11 @@ def write_tables(results: Mapping[str, Any]) -> str:
     for part, told in PARTS.items():
         lines += ["", *write_head(f"{told}: {COMPARISON[0]}", *COMPARISON[1:])]
         lines += [write_comparison(row) for row in results["comparisons"][part] if row["pairs"]]
-    lines += ["", *write_head("run", "samples", "seconds", "held-out action error, L1")]
+    lines += [
+        "",
+        *write_probes(results),
+        *write_head("run", "samples", "seconds", "held-out action error, L1"),
+    ]
     for run in results["runs"]:
         cost = (f"{run['samples']}", f"{run['seconds']:.0f}", f"{run['val/l1']:.4f}")
         lines.append(write_row(f"`{run['name']}`", *cost))
