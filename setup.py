@@ -178,6 +178,7 @@ setup(
             "policy = vla_align_ros.bench.cli_policy",
             "runtime = vla_align_ros.bench.cli_runtime",
             "soak = vla_align_ros.bench.cli_soak",
+            "strategies = vla_align_ros.bench.cli_strategies",
             "training = training.commands.bench_training",
         ],
     },

@@ -44,12 +44,14 @@ def make_tokenizer() -> bytes:
     return tokenizer.to_str().encode()
 
 
-def make_spec(*, cameras: int = 1, state: bool = True, horizon: int = HORIZON) -> PolicySpec:
+def make_spec(
+    *, cameras: int = 1, state: bool = True, horizon: int = HORIZON, committed: int = 0
+) -> PolicySpec:
     names = ("front", "wrist", "side")[:cameras]
     return PolicySpec(
         cameras=tuple(CameraSpec(name, 24, 32) for name in names),
         state=StateSpec(STATE_NAMES) if state else None,
-        action=ActionSpec("base_link", 5.0, horizon),
+        action=ActionSpec("base_link", 5.0, horizon, committed=committed),
     )
 
 

@@ -28,18 +28,34 @@ def write_golden_inputs(data: ActionChunkDataset, processor: Processor, path: Pa
     held_out = data.indices("val")
     first = held_out[data.root_id[held_out] == data.root_id[held_out].min()]
     chosen = np.sort(np.random.default_rng(1).permutation(first)[:SAMPLES])
+    arrays = gather_inputs(data, processor, chosen)
+    with replace_atomically(path) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, **arrays)
+
+
+def gather_inputs(data: ActionChunkDataset, processor: Processor, chosen: np.ndarray) -> Arrays:
+    """What a robot would give to the policy at the frames `chosen` (N,), as golden samples have it.
+
+    Of committed actions, where the policy takes such, every count in turn, from none on.
+    """
     arrays: Arrays = {
         f"image_{processor.spec.cameras[0].name}": data.camera_pictures(chosen),
         "instruction": np.array([data.tasks[i] for i in data.task_id[chosen]]),
     }
     if processor.spec.state is not None:
         arrays["state"] = data.state[chosen].astype(np.float32)
-    with replace_atomically(path) as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(file, **arrays)
+    if told := processor.spec.action.committed:
+        chunks, is_pad = data.chunks(chosen)
+        arrays["committed"] = chunks[:, :told].astype(np.float64)
+        counts = np.arange(len(chosen), dtype=np.int64) % (told + 1)
+        arrays["committed_count"] = np.minimum(counts, (~is_pad).sum(axis=1))
+    return arrays
 
 
 def read_golden_inputs(path: Path, processor: Processor) -> Arrays:
     """Read image_<camera> (N, H, W, 3) uint8, state (N, D) float32 and instruction (N,) of a run.
+
+    And `committed` (N, C, 7) float64 with `committed_count` (N,) int64 where the policy takes such.
 
     Raises:
         TrainingError: if the file is missing, needs pickle, lacks an array or holds no sample.
@@ -47,6 +63,8 @@ def read_golden_inputs(path: Path, processor: Processor) -> Arrays:
     names = [f"image_{camera.name}" for camera in processor.spec.cameras] + ["instruction"]
     if processor.spec.state is not None:
         names.append("state")
+    if processor.spec.action.committed:
+        names += ["committed", "committed_count"]
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in names}

@@ -24,8 +24,9 @@ class Objective(nn.Module):
     DistributedDataParallel. Batch keys: `input_ids`, `attention_mask` (B, T) int64, `state`
     (B, D), `actions` (B, H, 7) normalised; `pixel_values` (B, C, S, S) or, with a frozen tower,
     `vision_features` (B, N, width); `teacher_features` (B, N, width) where lambda > 0;
-    `grounding` (B, K, N) where mu > 0; `action_tokens` (B, 7) int64 where actions are words; `vqa`
-    (a batch of VqaBatches) where questions are asked beside.
+    `grounding` (B, K, N) where mu > 0; `committed` (B, C, 7) and `committed_mask` (B, C) int64
+    where actions are told, which then are no error of the plan; `action_tokens` (B, 7) int64 where
+    actions are words; `vqa` (a batch of VqaBatches) where questions are asked beside.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Objective(nn.Module):
         """Run the model from pixels, or from cached features where the batch has them."""
         tokens = batch.get("action_tokens")
         texts = (batch["input_ids"], batch["attention_mask"], batch.get("state"))
+        texts += (batch.get("committed"), batch.get("committed_mask"))
         output: VlaOutput
         if "vision_features" in batch:
             output = self.model.forward_from_features(
@@ -91,9 +93,12 @@ class Objective(nn.Module):
 
     def _action_loss(self, output: VlaOutput, batch: Batch) -> Tensor:
         if output.actions is not None:
-            return chunk_l1_loss(
-                output.actions, batch["actions"], batch.get("is_pad"), self.dim_weights
-            )
+            left_out, told = batch.get("is_pad"), batch.get("committed_mask")
+            if told is not None:
+                beyond = output.actions.shape[1] - told.shape[1]
+                decided = nn.functional.pad(told.bool(), (0, beyond))
+                left_out = decided if left_out is None else left_out | decided
+            return chunk_l1_loss(output.actions, batch["actions"], left_out, self.dim_weights)
         return self._token_loss(output, batch)
 
     def _token_loss(self, output: VlaOutput, batch: Batch) -> Tensor:

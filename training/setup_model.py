@@ -46,15 +46,16 @@ def fit_to_data(config: RunConfig, processor: Processor) -> RunConfig:
 def find_base(config: RunConfig) -> RunConfig:
     """Take the network's shape from what the run starts from, if from anything.
 
-    From an OpenVLA checkpoint, or from a finished run of ours.
+    From an OpenVLA checkpoint, or from a finished run of ours, to which committed actions may come.
     """
     if config.base is None:
         return config
     folder = find_folder(config.base)
     if holds_model(folder):
-        return dataclasses.replace(
-            config, model=VlaConfig.from_dict(read_json(folder / DESCRIPTION))
-        )
+        model = VlaConfig.from_dict(read_json(folder / DESCRIPTION))
+        told = config.model.head.committed or model.head.committed
+        head = dataclasses.replace(model.head, committed=told)
+        return dataclasses.replace(config, model=dataclasses.replace(model, head=head))
     model = openvla_config(
         read_document(folder, CONFIG),
         open_shards(folder).shapes,
@@ -75,6 +76,8 @@ def build_student(
     torch.manual_seed(config.seed)
     if holds_model(config.base):
         model = PrismaticVLA.load(str(config.base)).train()
+        if (told := config.model.head.committed) != model.config.head.committed:
+            model.take_committed(told)
     elif config.base is not None:
         # What an adapter leaves frozen is kept as published, in bfloat16.
         frozen = config.adapter.kind != "none"

@@ -39,6 +39,7 @@ def build_processor(
         config.data,
         horizon=config.model.head.horizon,
         with_state=config.model.state is not None,
+        committed=config.model.head.committed,
     )
     statistics = dataset_statistics(sources, config.data, cache_dir=cache)
     normalizers = {"action": Normalizer("quantile", statistics["action"])}

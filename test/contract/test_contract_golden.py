@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sample_policy import HORIZON, INSTRUCTIONS, make_golden, make_processor
+from sample_policy import HORIZON, INSTRUCTIONS, make_golden, make_processor, make_spec
 
 from vla_align_ros.contract import golden
 from vla_align_ros.errors import BundleError
@@ -41,6 +41,22 @@ def test_samples_come_back_as_observations(processor):
     assert [one.instruction for one in seen] == [INSTRUCTIONS[i % 2] for i in range(3)]
     np.testing.assert_array_equal(seen[2].images["front"], arrays["image_front"][2])
     np.testing.assert_array_equal(seen[2].state, arrays["state"][2])
+
+
+def test_committed_actions_come_back_as_many_as_each_sample_tells(processor):
+    spec = make_spec(committed=2)
+    arrays = make_golden(processor)
+    with pytest.raises(BundleError, match="wrong arrays"):
+        golden.pack_golden(arrays, spec)
+    arrays["committed"] = np.random.default_rng(0).normal(size=(3, 2, 7))
+    arrays["committed_count"] = np.array([0, 2, 1])
+    golden.pack_golden(arrays, spec)
+    seen = list(golden.iterate_observations(arrays, spec))
+    assert [len(one.committed) for one in seen] == [0, 2, 1]
+    np.testing.assert_array_equal(seen[2].committed, arrays["committed"][2, :1])
+    for name, wrong in (("committed", np.zeros((3, 3, 7))), ("committed_count", np.zeros(3))):
+        with pytest.raises(BundleError, match=f"'{name}' has the wrong form"):
+            golden.pack_golden({**arrays, name: wrong}, spec)
 
 
 @pytest.mark.parametrize(

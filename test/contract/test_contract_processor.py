@@ -21,23 +21,52 @@ IMAGE = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
 STATE = np.linspace(-1.0, 1.0, 7)
 
 
-def observe(*names: str, state: object = STATE) -> Observation:
+def observe(*names: str, state: object = STATE, committed: object = None) -> Observation:
     images = {name: np.roll(IMAGE, i, axis=0) for i, name in enumerate(names or ("front",))}
-    return Observation(images, state, INSTRUCTIONS[0], 12.5)
+    return Observation(images, state, INSTRUCTIONS[0], 12.5, committed)
 
 
-def test_inputs_are_exactly_what_the_processor_declares():
-    for cameras in (1, 2):
-        for state in (True, False):
-            processor = make_processor(make_spec(cameras=cameras, state=state))
-            inputs = processor.prepare(observe("front", "wrist"))
-            declared = {tensor.name: tensor for tensor in processor.input_tensors()}
-            assert set(inputs) == set(declared)
-            for name, array in inputs.items():
-                assert (str(array.dtype), array.shape) == (
-                    declared[name].dtype,
-                    declared[name].shape,
-                )
+@pytest.mark.parametrize("cameras", [1, 2])
+@pytest.mark.parametrize("state", [True, False])
+@pytest.mark.parametrize("committed", [0, 2])
+def test_inputs_are_exactly_what_the_processor_declares(cameras, state, committed):
+    processor = make_processor(make_spec(cameras=cameras, state=state, committed=committed))
+    inputs = processor.prepare(observe("front", "wrist"))
+    declared = processor.input_tensors()
+    assert list(inputs) == [tensor.name for tensor in declared], "graphs take them in this order"
+    for tensor in declared:
+        array = inputs[tensor.name]
+        assert (str(array.dtype), array.shape) == (tensor.dtype, tensor.shape)
+
+
+@given(hnp.arrays(np.float64, st.tuples(st.integers(0, 2), st.just(7)), elements=st.floats(-1, 1)))
+def test_committed_actions_are_told_as_training_tells_them(actions):
+    processor = make_processor(make_spec(committed=2))
+    inputs = processor.prepare(observe(committed=actions))
+    assert inputs["committed_mask"].sum() == len(actions)
+    assert inputs["committed_mask"][0, : len(actions)].all()
+    np.testing.assert_array_equal(
+        inputs["committed"][0, : len(actions)], processor.encode_actions(actions)
+    )
+    assert not inputs["committed"][0, len(actions) :].any(), "nothing is told there"
+    chunks = np.concatenate([actions, np.full((2, 7), 0.3)])[None, :2]  # what follows is not told
+    batch = processor.prepare_committed(np.repeat(chunks, 3, axis=0), [len(actions)] * 3)
+    for name, array in batch.items():
+        assert array[1:2].tobytes() == inputs[name].tobytes()
+
+
+def test_more_committed_actions_than_the_policy_takes_are_refused():
+    two = np.zeros((2, 7))
+    for committed in (0, 1):
+        processor = make_processor(make_spec(committed=committed))
+        with pytest.raises(ContractError, match=f"got 2 actions; expected up to {committed}"):
+            processor.prepare(observe(committed=two))
+
+
+@pytest.mark.parametrize("committed", [np.zeros(7), np.zeros((1, 6)), np.full((1, 7), np.nan)])
+def test_committed_actions_of_another_form_are_refused(committed):
+    with pytest.raises(ContractError, match="committed actions are wrong"):
+        observe(committed=committed)
 
 
 @given(

@@ -78,6 +78,9 @@ def test_two_actions_lie_between_observations_but_never_more_than_half_a_chunk(h
         lambda: ActionSpec("base_link", float("nan"), 8),
         lambda: ActionSpec("base_link", 10**400, 8),
         lambda: ActionSpec("base_link", 5.0, 0),
+        lambda: ActionSpec("base_link", 5.0, 8, committed=8),
+        lambda: ActionSpec("base_link", 5.0, 8, committed=-1),
+        lambda: ActionSpec("base_link", 5.0, 8, committed=True),
         lambda: ActionSpec("base_link", 5.0, 8, names=("dx", "dy")),
         lambda: PolicySpec((), None, ActionSpec("base_link", 5.0, 8)),
         lambda: PolicySpec(
@@ -108,3 +111,10 @@ def test_missing_and_unknown_keys_are_refused(key):
 def test_specs_are_frozen():
     with pytest.raises(AttributeError):
         CameraSpec("front", 8, 8).height = 9
+
+
+def test_what_takes_no_committed_actions_is_written_as_before_there_were_any():
+    plain = ActionSpec("base_link", 5.0, 8)
+    assert set(plain.to_dict()) == {"frame", "rate_hz", "horizon", "names"}
+    told = ActionSpec("base_link", 5.0, 8, committed=3)
+    assert ActionSpec.from_dict(told.to_dict()) == told != plain

@@ -10,9 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vla_align_ros.contract.observation import ActionChunk
+from vla_align_ros.contract.spec import ActionSpec
 from vla_align_ros.errors import ConfigurationError
 from vla_align_ros.runtime.chunks import ChunkBuffer
-from vla_align_ros.runtime.strategies import STRATEGIES, Ensemble, find_strategy
+from vla_align_ros.runtime.strategies import (
+    STRATEGIES,
+    Ensemble,
+    Plan,
+    check_strategy,
+    find_strategy,
+    read_ahead,
+)
 
 PERIOD_S = 0.2
 HORIZON = 8
@@ -182,9 +190,81 @@ def test_smooth_strategies_hand_over_with_smaller_steps_than_abrupt_ones() -> No
     assert worst["ensemble"] < 0.8 * worst["newest"]
 
 
-@pytest.mark.parametrize("name", ["rtc", "fastest", ""])
+@given(st.floats(0.0, 1.7), st.integers(1, 8))
+def test_what_is_committed_moves_the_arm_as_the_plan_would(ahead_s: float, count: int) -> None:
+    plan = Plan(make_chunk(10.0, seed=3), 1, 10.0)
+    told = read_ahead(plan, 10.0 + ahead_s, count)
+    left_s = HORIZON * PERIOD_S - ahead_s
+    whole = max(0, math.floor(left_s / PERIOD_S + 1e-5))
+    assert len(told) == min(count, whole), "no period beyond the plan's end"
+    for index, action in enumerate(told):
+        from_s = ahead_s + index * PERIOD_S
+        parts = [  # seconds of each action of the plan within this period
+            max(0.0, min(from_s, k * PERIOD_S) + PERIOD_S - max(from_s, k * PERIOD_S))
+            for k in range(HORIZON)
+        ]
+        moved = np.asarray(parts) @ plan.chunk.actions[:, :6] / PERIOD_S
+        np.testing.assert_allclose(action[:6], moved, atol=1e-4)
+
+
+def test_a_committed_grip_is_that_of_the_longer_part() -> None:
+    actions = np.zeros((HORIZON, 7))
+    actions[1:, 6] = 1.0
+    plan = Plan(ActionChunk(actions, PERIOD_S, 0.0, SAY), 1, 0.0)
+    assert read_ahead(plan, 0.3 * PERIOD_S, 1)[0, 6] == 0.0
+    assert read_ahead(plan, 0.7 * PERIOD_S, 1)[0, 6] == 1.0
+    assert len(read_ahead(plan, -PERIOD_S, 1)) == 0, "it has not begun"
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_only_real_time_chunking_commits(name: str) -> None:
+    buffer = make_buffer(name)
+    assert buffer.commit(10.0, 2) is None, "nothing is planned"
+    chunk = make_chunk(10.0, seed=1)
+    buffer.add(chunk, 10.0)
+    told = buffer.commit(10.0 + PERIOD_S, 2)
+    if name != "rtc":
+        assert told is None
+        return
+    np.testing.assert_array_equal(told, chunk.actions[1:3])
+    buffer.set_instruction("put the corn on the tray")
+    assert buffer.commit(10.0 + PERIOD_S, 2) is None, "other words: nothing is decided"
+
+
+def test_a_plan_that_goes_on_from_what_it_was_told_is_handed_over_without_a_step() -> None:
+    jumps = {}
+    for name in ("newest", "rtc"):
+        buffer, speeds, rng = make_buffer(name), [], np.random.default_rng(0)
+        for tick in range(300):
+            now_s = tick * 0.02
+            if tick % 10 == 4:
+                actions = np.zeros((HORIZON, 7))
+                actions[:, 0] = 0.02 + 0.01 * rng.normal()
+                told = buffer.commit(now_s - 0.08, 1)
+                actions[: len(told) if told is not None else 0] = told if told is not None else 0
+                buffer.add(ActionChunk(actions, PERIOD_S, now_s - 0.08, SAY), now_s)
+                arrived = buffer.action_at(now_s)
+            action = buffer.action_at(now_s)
+            if action is not None:
+                speeds.append((action.action[0], action.plan))
+        steps = np.abs(np.diff([speed for speed, _ in speeds]))
+        jumps[name] = steps[np.diff([plan for _, plan in speeds]) != 0]
+    assert arrived is not None and jumps["newest"].max() > 0.01
+    assert jumps["rtc"].max() < 1e-9
+
+
+def test_a_policy_that_takes_no_committed_actions_cannot_be_run_by_rtc() -> None:
+    for strategy in (factory() for factory in STRATEGIES.values()):
+        check_strategy(strategy, ActionSpec("base_link", 5.0, HORIZON, committed=2))
+        if not strategy.commits:
+            check_strategy(strategy, ActionSpec("base_link", 5.0, HORIZON))
+    with pytest.raises(ConfigurationError, match=r"model\.head\.committed above 0.*chunk_strategy"):
+        check_strategy(find_strategy("rtc"), ActionSpec("base_link", 5.0, HORIZON))
+
+
+@pytest.mark.parametrize("name", ["fastest", ""])
 def test_an_unknown_strategy_lists_the_valid_ones(name: str) -> None:
-    with pytest.raises(ConfigurationError, match="newest, queue, ensemble, blend"):
+    with pytest.raises(ConfigurationError, match="newest, queue, ensemble, blend, rtc"):
         find_strategy(name)
 
 

@@ -98,6 +98,27 @@ def test_targets_are_the_recorded_chunks(
     np.testing.assert_array_equal(actions, dataset.processor.encode_actions(chunks[indices]))
 
 
+def test_training_tells_some_of_each_chunk_by_a_draw_of_its_own(
+    roots: tuple[Path, Path],
+) -> None:
+    processor = make_processor(dataset_statistics(roots), committed=3)
+    dataset = ActionChunkDataset(roots, processor, seed=4)
+    indices = np.repeat(dataset.indices("train"), 5)
+    passes = np.tile(np.arange(5), len(indices) // 5)
+    batch = dataset.batch(indices, pictures=False, passes=passes)
+    mask, told = batch["committed_mask"].numpy(), batch["committed"].numpy()
+    counts = mask.sum(axis=1)
+    assert set(np.unique(counts)) == {0, 1, 2, 3}, "from none to all"
+    assert 0.15 < np.mean(counts == 0) < 0.35
+    assert (mask == (np.arange(3) < counts[:, None])).all(), "the first ones"
+    wanted = np.where(mask[..., None], batch["actions"].numpy()[:, :3], 0.0)
+    np.testing.assert_array_equal(told, wanted)
+    order = np.random.default_rng(0).permutation(len(indices))[:7]
+    again = dataset.batch(indices[order], pictures=False, passes=passes[order])
+    np.testing.assert_array_equal(again["committed"], told[order])
+    assert "committed" not in dataset.batch(indices, pictures=False), "measured without"
+
+
 def test_rows_of_several_roots_keep_their_own_episodes(
     dataset: ActionChunkDataset, roots: tuple[Path, Path]
 ) -> None:

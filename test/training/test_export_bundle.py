@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -27,6 +28,7 @@ from training.export.graph_file import load_graph
 from training.export.source import RunSource, add_reference, reference_outputs
 from training.files import hold_lock
 from vla_align_ros.contract.bundle import Bundle
+from vla_align_ros.contract.golden import iterate_observations
 from vla_align_ros.contract.observation import Observation
 from vla_align_ros.errors import ConfigurationError, ExportError, TrainingError
 from vla_align_ros.runtime.limits import GoldenLimits
@@ -101,6 +103,27 @@ def test_golden_samples_hold_the_models_own_actions(bundle, run_dir):
     actions = golden["reference_actions"]
     assert actions.shape == (3, HORIZON, 7) and actions.dtype == np.float64
     assert np.ptp(actions, axis=0).max() > 1e-4
+
+
+def test_a_bundle_that_is_told_committed_actions_is_proved_on_them_and_keeps_them(tmp_path):
+    model = make_model()
+    model.take_committed(2)
+    torch.nn.init.normal_(model.committed.fc.weight, std=0.3)
+    export_run(make_run(tmp_path / "run", model=model), tmp_path / "b", "fp32", say=quietly)
+    opened = Bundle.open(tmp_path / "b")
+    assert opened.spec.action.committed == 2 and opened.report()["proofs"]["onnx"]["ok"] is True
+    golden = opened.golden()
+    np.testing.assert_allclose(
+        golden["reference_actions"][1, :2, :6], golden["committed"][1, :, :6], atol=1e-6
+    )
+    seen = next(iterate_observations(golden, opened.spec))
+    decided = golden["committed"][1].copy()
+    decided[:, 6] = 0.7
+    with Policy.open(opened) as policy:
+        free = policy.infer(seen).actions
+        told = policy.infer(dataclasses.replace(seen, committed=decided)).actions
+    np.testing.assert_allclose(told[:2], decided, atol=1e-6)
+    assert np.abs(told[2:] - free[2:]).max() > 1e-6
 
 
 def test_int8_stores_weights_in_8_bits_and_is_proved(run_dir, tmp_path):

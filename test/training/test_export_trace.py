@@ -11,7 +11,8 @@ import pytest
 pytest.importorskip("onnxscript", reason="needs the extra [export]")
 
 import onnx_ir as ir
-from tiny_export import make_processor, make_run, trace_run
+import torch
+from tiny_export import make_model, make_processor, make_run, trace_run
 from tiny_models import build, tiny_config, tokens_config
 
 from training.export.graph_file import load_graph, save_graph, share_weights
@@ -51,6 +52,26 @@ def test_with_vision_apart_it_gives_the_same(chunk, tmp_path):
     samples = RunSource.open(run).samples()
     apart, together = run_graphs(specs, tmp_path, samples), run_graphs(whole, folder, samples)
     np.testing.assert_allclose(apart, together, atol=1e-5)
+
+
+@pytest.mark.parametrize("state", [True, False])
+@pytest.mark.parametrize("split_vision", [True, False])
+def test_a_graph_is_told_the_actions_that_are_decided(tmp_path, state, split_vision):
+    model = make_model(**({} if state else {"state": None}))
+    model.take_committed(2)
+    torch.nn.init.normal_(model.committed.fc.weight, std=0.3)
+    run = make_run(tmp_path / "run", model=model)
+    source, specs = RunSource.open(run), trace_run(run, tmp_path, split_vision=split_vision)
+    actions = run_graphs(specs, tmp_path, source.samples())
+    assert check_parity(actions, reference_outputs(source)["actions"]) < 1e-5
+    untold = [
+        {**sample, "committed_mask": 0 * sample["committed_mask"]} for sample in source.samples()
+    ]
+    plain = run_graphs(specs, tmp_path, untold)
+    np.testing.assert_array_equal(plain[0], actions[0])  # nothing was told
+    told = source.processor.encode_actions(source.inputs["committed"])
+    np.testing.assert_array_equal(actions[1, :2], told[1])
+    assert np.abs(plain[1, 2:] - actions[1, 2:]).max() > 1e-4
 
 
 def test_a_token_policys_graphs_decode_the_tokens_that_torch_decodes(tokens):
@@ -174,7 +195,7 @@ def test_the_horizon_of_another_run_is_refused(tmp_path):
 
     model = build(tiny_config(head=HeadConfig(horizon=9)))
     run = make_run(tmp_path / "run", model=model)
-    with pytest.raises(ExportError, match="horizon 9; expected 4"):
+    with pytest.raises(ExportError, match="horizon 9, 0 committed; expected 4, 0"):
         trace_run(run, tmp_path)
 
 

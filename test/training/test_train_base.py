@@ -12,6 +12,7 @@ from tiny_run import SHORT, read_weights
 
 from training.config import RunConfig
 from training.data.sources import open_sources
+from training.export.source import RunSource
 from training.model.checkpoint import read_json
 from training.preview import preview
 from training.recipes import find_recipe
@@ -53,6 +54,34 @@ def test_it_moves_on_and_keeps_shape_and_words(short: Path, second: Path) -> Non
     assert read_json(short / "model.json") == read_json(second / "model.json")
     words = [Processor.load(run / "processor").tokenizer.content for run in (short, second)]
     assert words[0] == words[1]
+
+
+def test_a_run_may_be_taught_to_go_on_from_committed_actions(
+    short: Path, tabletop_data: Path, tmp_path: Path
+) -> None:
+    """It begins as what it comes from, learns, and leaves what its export is proved on."""
+    settings = (*SECOND, "model.head.committed=3", "optim.batch_size=8")
+    options = {"base": str(short), "settings": settings, "progress": False}
+    train("debug_cpu", [tabletop_data], tmp_path / "run", **options)
+    run = Run.open(tmp_path / "run")
+    before, after = run.load_before(), run.load_after()
+    assert before.config.head.committed == after.config.head.committed == 3
+    shared = Run.open(short).load_after().state_dict()
+    assert all(
+        shared[name].equal(value) for name, value in before.state_dict().items() if name in shared
+    )
+    assert not any(value.any() for value in before.committed.state_dict().values())
+    assert after.committed.fc.weight.any(), "it learns"
+    source = RunSource.open(tmp_path / "run")
+    assert source.processor.spec.action.committed == 3
+    assert set(source.inputs["committed_count"]) <= {0, 1, 2, 3}
+    samples = source.samples()
+    assert {int(sample["committed_mask"].sum()) for sample in samples} == set(
+        source.inputs["committed_count"]
+    )
+    # A run that starts from this one goes on being told, without saying so again.
+    told = find_base(dataclasses.replace(find_recipe("debug_cpu"), base=str(tmp_path / "run")))
+    assert told.model.head.committed == 3
 
 
 def test_a_dry_run_reckons_the_networks_own_parameters(short: Path) -> None:

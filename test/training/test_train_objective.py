@@ -127,6 +127,25 @@ def test_weights_of_zero_leave_the_action_loss_alone(weight: float | None) -> No
     assert torch.equal(total, torch.nn.functional.l1_loss(predicted, batch["actions"]))
 
 
+@pytest.mark.parametrize("cut", [False, True])
+def test_told_actions_are_no_error_of_the_plan(cut: bool) -> None:
+    """A second implementation: the mean over the steps that are neither told nor padding."""
+    objective = make_objective(LossConfig(), None)
+    objective.model.take_committed(2)
+    batch = {key: value for key, value in make_batch().items() if key != "teacher_features"}
+    batch["committed"] = batch["actions"][:, :2]
+    batch["committed_mask"] = torch.tensor([[1, 0], [1, 1]])
+    steps = [[1, 2, 3], [2, 3]]
+    if cut:
+        batch["is_pad"] = torch.tensor([[False] * 4, [False, False, False, True]])
+        steps = [[1, 2, 3], [2]]
+    planned = objective.predict(batch).actions
+    assert planned is not None and planned[1, :2].equal(batch["actions"][1, :2])
+    errors = (planned - batch["actions"]).abs().mean(dim=-1)
+    wanted = torch.stack([errors[row, own].mean() for row, own in enumerate(steps)]).mean()
+    torch.testing.assert_close(objective(batch)[0], wanted)
+
+
 def test_features_of_a_frozen_tower_replace_its_pictures() -> None:
     objective = make_objective(LossConfig(grounding=0.3), weight=0.4)
     batch = make_batch()

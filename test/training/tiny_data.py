@@ -110,13 +110,15 @@ def tokenizer_bytes() -> bytes:
     return json.dumps(content).encode()
 
 
-def make_processor(statistics: dict[str, Statistics], *, size: int = 32) -> Processor:
+def make_processor(
+    statistics: dict[str, Statistics], *, size: int = 32, committed: int = 0
+) -> Processor:
     """A processor for `SCHEMA` with pictures of `size` pixels."""
     return Processor(
         spec=PolicySpec(
             cameras=(CameraSpec("front", SIDE, SIDE),),
             state=StateSpec(STATE_NAMES),
-            action=ActionSpec(frame="base_link", rate_hz=5.0, horizon=HORIZON),
+            action=ActionSpec("base_link", 5.0, HORIZON, committed=committed),
         ),
         image_transform=ImageTransform(size=size, crop=0.9),
         normalizers={key: Normalizer("quantile", value) for key, value in statistics.items()},

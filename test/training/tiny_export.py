@@ -22,7 +22,7 @@ WORDS = ["<pad>", "<s>", "<unk>", "put", "the", "carrot", "plate", "on"]
 INSTRUCTIONS = ["put the carrot on the plate", "put the plate", "carrot"]
 
 
-def make_processor(*, tokens: bool = False) -> Processor:
+def make_processor(*, tokens: bool = False, state: bool = True, committed: int = 0) -> Processor:
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     words = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="<unk>"))
@@ -32,15 +32,18 @@ def make_processor(*, tokens: bool = False) -> Processor:
     state_names = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
     values = rng.normal(0, 0.02, (400, STATE_DIM))
     values[:, -1] = rng.random(400)
-    kinds = ("action",) if tokens else ("action", "state")
+    state = state and not tokens
     return Processor(
         PolicySpec(
             (CameraSpec("front", 48, 64),),
-            None if tokens else StateSpec(state_names),
-            ActionSpec("base_link", 5.0, 1 if tokens else HORIZON),
+            StateSpec(state_names) if state else None,
+            ActionSpec("base_link", 5.0, 1 if tokens else HORIZON, committed=committed),
         ),
         ImageTransform(size=IMAGE_PX),
-        {key: Normalizer("quantile", compute_statistics(values)) for key in kinds},
+        {
+            key: Normalizer("quantile", compute_statistics(values))
+            for key in (("action", "state") if state else ("action",))
+        },
         PromptTokenizer(words.to_str().encode(), max_length=24),
     )
 
@@ -53,7 +56,8 @@ def make_run(folder: Path, *, tokens: bool = False, model: PrismaticVLA | None =
     folder.mkdir(exist_ok=True)
     model = model or (build(tokens_config()) if tokens else make_model())
     model.save(folder)
-    make_processor(tokens=tokens).save(folder / "processor")
+    told, state = model.config.head.committed, model.state_encoder is not None
+    make_processor(tokens=tokens, state=state, committed=told).save(folder / "processor")
     (folder / "config.json").write_text(json.dumps({"recipe": "debug", "seed": 3}))
     (folder / "run.json").write_text(json.dumps({"steps": 7, "out": "/home/someone/run"}))
     rng = np.random.default_rng(1)
@@ -61,8 +65,11 @@ def make_run(folder: Path, *, tokens: bool = False, model: PrismaticVLA | None =
         "image_front": rng.integers(0, 256, (3, 48, 64, 3), dtype=np.uint8),
         "instruction": np.array(INSTRUCTIONS),
     }
-    if not tokens:
+    if state and not tokens:
         arrays["state"] = rng.normal(0, 0.02, (3, STATE_DIM)).astype(np.float32)
+    if told:
+        arrays["committed"] = rng.uniform(-0.03, 0.03, (3, told, 7))  # beyond q99 they are cut
+        arrays["committed_count"] = np.array([0, told, told - 1])
     np.savez(folder / "golden_inputs.npz", **arrays)
     return folder
 

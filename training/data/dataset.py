@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["ActionChunkDataset", "dataset_statistics", "hash_to_unit", "open_readers"]
 
 Roots = Sequence[str | Path] | Sequence[Source]
+_TELLS = 1  # sets the draw of committed actions apart from the augmentation's
 
 
 class ActionChunkDataset:
@@ -58,8 +59,9 @@ class ActionChunkDataset:
     ) -> None:
         """Load all tables, open or decode the videos, and encode what can be in advance.
 
-        `seed`: of the augmentation.
+        `seed`: of the augmentation, and of how many committed actions a sample tells.
         """
+        self._seed = seed
         self.processor, self.config = processor, config or DataConfig()
         self.sources = as_sources(roots, self.config)
         self.readers = [source.reader for source in self.sources]
@@ -193,6 +195,8 @@ class ActionChunkDataset:
         pixel_values (B, C, S, S) float32 normalised; input_ids and attention_mask (B, T) int64;
         state (B, D) float32 normalised (if the policy has one); actions (B, H, 7) float32
         normalised; is_pad (B, H) bool where chunks are cut (see `has_padding`);
+        committed (B, C, 7) float32 and committed_mask (B, C) int64, the first 0 to C actions of
+        each by the draw of (seed, pass, frame), if the policy takes such and `passes` is given;
         environment_state (B, E) float32 in metres and radians; images (B, S, S, 3)
         uint8 RGB for a teacher with another normalisation; index (B,) int64.
         """
@@ -215,7 +219,16 @@ class ActionChunkDataset:
             arrays["pixel_values"] = self.processor.image_transform.normalize(arrays["images"])
         if self.processor.spec.state is not None:
             arrays["state"] = self.processor.prepare_state(self.state[indices])
+        if passes is not None and (most := self.processor.spec.action.committed):
+            counts = np.minimum(self._draw_counts(indices, passes, most), (~is_pad).sum(axis=1))
+            arrays |= self.processor.prepare_committed(chunks[:, :most], counts)
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+    def _draw_counts(self, indices: np.ndarray, passes: np.ndarray, most: int) -> np.ndarray:
+        """How many actions each sample tells (B,), 0 to `most`, evenly."""
+        draws = zip(passes, indices, strict=True)
+        rngs = (np.random.default_rng((self._seed, p, i, _TELLS)) for p, i in draws)
+        return np.array([rng.integers(most + 1) for rng in rngs])
 
     def _check_fits_processor(self) -> None:
         spec, first = self.processor.spec, self.sources[0]

@@ -92,11 +92,12 @@ def policy_spec(
     *,
     horizon: int,
     with_state: bool,
+    committed: int = 0,
 ) -> PolicySpec:
     """What a robot must offer to a policy trained on `sources`: the contract of both sides.
 
-    `horizon` steps a chunk. DataError if a state is wanted and none was recorded, ContractError if
-    `data.frame` is no frame's name.
+    `horizon` steps a chunk, of which the first `committed` can be told. DataError if a state is
+    wanted and none was recorded, ContractError if `data.frame` is no frame's name.
     """
     first = sources[0].selection
     if with_state and first.state_key is None:
@@ -113,6 +114,7 @@ def policy_spec(
             frame=config.frame,
             rate_hz=config.rate_hz or sources[0].reader.rate_hz,
             horizon=horizon,
+            committed=committed,
         ),
     )
 

@@ -13,6 +13,7 @@ from training.config import RunConfig
 from training.data.dataset import ActionChunkDataset
 from training.data.sources import open_sources
 from training.export.restore import Arrays, prepare_samples
+from training.golden_inputs import gather_inputs
 from vla_align_ros.contract.processor import Processor
 from vla_align_ros.errors import ExportError
 
@@ -46,10 +47,4 @@ def read_calibration(
     data = ActionChunkDataset(open_sources(roots, once), processor, once)
     frames = data.indices("train")
     chosen = np.sort(np.random.default_rng(0).permutation(frames)[:count])
-    arrays: Arrays = {
-        f"image_{processor.spec.cameras[0].name}": data.camera_pictures(chosen),
-        "instruction": np.array([data.tasks[index] for index in data.task_id[chosen]]),
-    }
-    if processor.spec.state is not None:
-        arrays["state"] = data.state[chosen].astype(np.float32)
-    return prepare_samples(arrays, processor)
+    return prepare_samples(gather_inputs(data, processor, chosen), processor)

@@ -44,13 +44,16 @@ class PolicyGraph(nn.Module):
         self.from_visual = from_visual
 
     def forward(
-        self, first: Tensor, input_ids: Tensor, attention_mask: Tensor, state: Tensor | None = None
+        self, first: Tensor, input_ids: Tensor, attention_mask: Tensor, *others: Tensor
     ) -> Tensor:
-        """Return normalised actions; first: pixel_values, or visual tokens."""
+        """Return normalised actions.
+
+        first: pixel_values, or visual tokens. others: state, committed and committed_mask, as far
+        as the policy has them.
+        """
         run = self.model.forward_from_visual if self.from_visual else self.model
-        actions: Tensor = run(
-            first, input_ids, attention_mask, state, output_hidden_states=False
-        ).actions
+        texts = (input_ids, attention_mask, *name_others(self.model, others))
+        actions: Tensor = run(first, *texts, output_hidden_states=False).actions
         return actions
 
 
@@ -131,6 +134,12 @@ class DecodeGraph(nn.Module):
         return next_token, read_action(self.model, next_token), new_keys, new_values
 
 
+def name_others(model: PrismaticVLA, others: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+    """What a graph takes behind its prompt, as the model does: state, committed, committed_mask."""
+    state = others[0] if model.state_encoder is not None else None
+    return (state, *others[-2:]) if model.committed is not None else (state,)
+
+
 def read_action(model: PrismaticVLA, token: Tensor) -> Tensor:
     """Return the normalised action that a token (1, 1) stands for, float32 (1, 1)."""
     assert model.action_tokens is not None
@@ -155,16 +164,17 @@ def plan_graphs(
         split_vision: whether a chunk policy's vision is a graph of its own, too.
 
     Raises:
-        ExportError: if model and processor differ in the horizon.
+        ExportError: if model and processor differ in the horizon or the committed actions.
     """
     use_eager_attention(model)
     model = model.without_grounding().eval().requires_grad_(False)
     head = model.config.head
-    if processor.spec.action.horizon != head.horizon:
+    action = processor.spec.action
+    if (action.horizon, action.committed) != (head.horizon, head.committed):
         raise ExportError(
             "model and processor disagree",
-            got=f"horizon {head.horizon}",
-            expected=f"{processor.spec.action.horizon}",
+            got=f"horizon {head.horizon}, {head.committed} committed",
+            expected=f"{action.horizon}, {action.committed}",
             fix="export the files of one run",
         )
     visual = (1, model.grid**2 * len(processor.spec.cameras), model.llm_width)

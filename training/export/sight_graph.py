@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from training.export.graph_file import save_graph
-from training.export.graphs import use_eager_attention
+from training.export.graphs import name_others, use_eager_attention
 from training.export.precision import Plan, write_plan
 from training.export.source import RunSource
 from training.export.stages import Stages
@@ -67,11 +67,15 @@ class SightGraph(nn.Module):
         pixel_values: Tensor,
         input_ids: Tensor,
         attention_mask: Tensor,
-        state: Tensor | None = None,
+        *others: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """Return visual tokens (B, N, D) and attention (B, N), mean over heads and blocks."""
+        """Return visual tokens (B, N, D) and attention (B, N), mean over heads and blocks.
+
+        others: state, committed and committed_mask, as far as the policy has them.
+        """
+        texts = (input_ids, attention_mask, *name_others(self.model, others))
         with record_attention(self.model.llm, self.blocks) as recorded:
-            out = self.model(pixel_values, input_ids, attention_mask, state)
+            out = self.model(pixel_values, *texts)
         if self.place == ENCODER:
             tokens = out.vision_features
         else:
@@ -178,7 +182,7 @@ def check_sight(path: Path, graph: SightGraph, samples: Sequence[Inputs]) -> flo
     worst = 0.0
     for sample in samples:
         got = engine.infer(sample)
-        wanted = graph(**{name: torch.from_numpy(value) for name, value in sample.items()})
+        wanted = graph(*(torch.from_numpy(value) for value in sample.values()))
         for name, other in zip((TOKENS, ATTENTION), wanted, strict=True):
             reference = other.float().numpy()
             scale = max(float(np.abs(reference).max()), 1e-9)

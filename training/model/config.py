@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from training.settings import LATER, store
 from vla_align_ros.errors import ConfigurationError
 
 ACTION_DIM = 7
@@ -127,6 +127,8 @@ class HeadConfig:
     the gradient, and the state directly, so that no action error reaches vision, projector or LLM
     (knowledge insulation, arXiv 2505.23705). `blocks` are then its cross-attention blocks, `hidden`
     its width.
+    `committed` (chunk): how many actions from the observation on the head can be told as decided,
+    so that the plan goes on from them: real-time chunking by training (arXiv 2512.05964).
     """
 
     kind: Literal["chunk", "tokens"] = "chunk"
@@ -137,6 +139,7 @@ class HeadConfig:
     bins: int = 256
     token_vocab_size: int | None = None
     insulate: bool = False
+    committed: int = field(default=0, metadata=LATER)
 
     def __post_init__(self) -> None:
         """Check kind and horizon."""
@@ -160,6 +163,12 @@ class HeadConfig:
             "a tokens head with insulate",
             "a chunk head: the tokens head is the language model itself",
             "unset HeadConfig.insulate",
+        )
+        _require(
+            0 <= self.committed < self.horizon,
+            f"{self.committed} committed actions of a horizon of {self.horizon}",
+            "0, or fewer than the horizon: the rest is what the head plans",
+            "correct HeadConfig.committed",
         )
 
 
@@ -238,7 +247,7 @@ class VlaConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dict."""
-        return dataclasses.asdict(self)
+        return store(self)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> VlaConfig:

@@ -35,18 +35,22 @@ class InsulatedHead(nn.Module):
         self.norm_out = nn.LayerNorm(width)
         self.fc_out = nn.Linear(width, action_dim)
 
-    def forward(self, states: Tensor, valid: Tensor, own: Tensor | None) -> Tensor:
+    def forward(
+        self, states: Tensor, valid: Tensor, own: Tensor | None, queries: Tensor | None = None
+    ) -> Tensor:
         """Return actions (B, H, action dim).
 
         states: (B, S, LLM width) final states, which get no gradient; valid: (B, S) bool, False at
-        padding; own: (B, 1, LLM width) the state token, or None.
+        padding; own: (B, 1, LLM width) the state token, or None; queries: (B, H, width) in the
+        place of the learned ones, which they may be made of.
         """
         memory, seen = states.detach(), valid
         if own is not None:
             memory = torch.cat([memory, own.to(memory.dtype)], dim=1)
             seen = torch.cat([valid, valid.new_ones(valid.shape[0], 1)], dim=1)
         memory = self.fc_in(self.norm_in(memory))
-        x = self.queries.expand(memory.shape[0], -1, -1).to(memory.dtype)
+        queries = self.queries.expand(memory.shape[0], -1, -1) if queries is None else queries
+        x = queries.to(memory.dtype)
         for block in self.blocks:
             x = block(x, memory, memory_key_padding_mask=~seen)
         actions: Tensor = self.fc_out(self.norm_out(x))

@@ -18,6 +18,7 @@ _GROUP_OF_PART = {
     "state_encoder": "state",
     "action_head": "head",
     "action_queries": "head",
+    "committed": "head",
     "grounding": "grounding",
 }
 

@@ -19,6 +19,7 @@ from training.model.checkpoint import (
     save_weights,
     write_json,
 )
+from training.model.committed import CommittedEncoder, Told, expand_queries, read_told
 from training.model.config import VisionConfig, VlaConfig
 from training.model.decoding import action_logits, decode_greedily
 from training.model.expert import InsulatedHead
@@ -74,8 +75,10 @@ class PrismaticVLA(nn.Module):
         self.action_head: ChunkHead | InsulatedHead | None = None
         self.action_queries: nn.Parameter | None = None
         self.action_tokens: ActionTokens | None = None
+        self.committed: CommittedEncoder | None = None
         if head.kind == "chunk":
             drop_lm_head(self.llm, unless=self.config.llm.keep_lm_head)
+            self.take_committed(head.committed)
             if head.insulate:
                 self.action_head = InsulatedHead(
                     width, head.action_dim, head.horizon, head.hidden, head.blocks
@@ -87,6 +90,13 @@ class PrismaticVLA(nn.Module):
         else:
             vocabulary = head.token_vocab_size or int(self.llm.config.vocab_size)
             self.action_tokens = ActionTokens(vocabulary, head.bins)
+
+    def take_committed(self, count: int) -> None:
+        """Let a chunk head be told `count` committed actions, from 0: the rest stays as it is."""
+        head = dataclasses.replace(self.config.head, committed=count)
+        width = (head.hidden if head.insulate else None) or self.llm_width
+        self.config = dataclasses.replace(self.config, head=head)
+        self.committed = CommittedEncoder(count, head.action_dim, width) if count else None
 
     @property
     def _points(self) -> bool:
@@ -145,6 +155,8 @@ class PrismaticVLA(nn.Module):
         input_ids: Tensor,
         attention_mask: Tensor,
         state: Tensor | None = None,
+        committed: Tensor | None = None,
+        committed_mask: Tensor | None = None,
         *,
         action_tokens: Tensor | None = None,
         answer_tokens: Tensor | None = None,
@@ -152,22 +164,24 @@ class PrismaticVLA(nn.Module):
     ) -> VlaOutput:
         """Run all behind the projector, on visual tokens (B, N, D) that `project` gave.
 
-        input_ids, attention_mask (B, T) int64, BOS first; state (B, D) normalised; action_tokens
+        input_ids, attention_mask (B, T) int64, BOS first; state (B, D) normalised; committed (B, C,
+        A) normalised, of which committed_mask (B, C) int64 tells some, or neither; action_tokens
         (B, A) int64 for teacher forcing (a tokens head, or an insulated one whose LLM learns them,
         too). With answer_tokens (B, A) int64 the network only speaks: no state, no actions, logits
         that predict those tokens after the prompt. Grounding needs output_hidden_states.
         """
         speaks = answer_tokens is not None
         tokens = action_tokens if self.action_queries is None and not speaks else answer_tokens
+        told = read_told(self.committed, committed, committed_mask)
         texts = (input_ids, attention_mask, None if speaks else state, tokens)
-        seq = self.lay_out(visual, *texts, speaks=speaks)
+        seq = self.lay_out(visual, *texts, speaks=speaks, told=told)
         outputs = run_trunk(self.llm, seq, hidden_states=output_hidden_states or self._points)
         hidden = outputs.hidden_states
         grounding = self._ground(hidden, seq)
         last = outputs.last_hidden_state
         spoken = tokens is not None or self.action_head is None
         return VlaOutput(
-            actions=None if speaks else self._decode_chunk(last, seq, grounding, state),
+            actions=None if speaks else self._decode_chunk(last, seq, grounding, state, told),
             logits=action_logits(self.llm, last, seq) if spoken else None,
             hidden_states=tuple(hidden) if output_hidden_states else None,
             visual=seq.visual,
@@ -175,19 +189,26 @@ class PrismaticVLA(nn.Module):
         )
 
     def _decode_chunk(
-        self, last: Tensor, seq: Sequence, grounding: Tensor | None, state: Tensor | None
+        self,
+        last: Tensor,
+        seq: Sequence,
+        grounding: Tensor | None,
+        state: Tensor | None,
+        told: Told | None,
     ) -> Tensor | None:
         if self.action_head is None:
             return None
         prefix, queries = slice(0, seq.action.start), last[:, seq.action]
+        actions: Tensor
         if isinstance(self.action_head, InsulatedHead):
             own = self.state_encoder(state) if self.state_encoder is not None else None
-            expert: Tensor = self.action_head(last[:, prefix], seq.valid[:, prefix], own)
-            return expert
-        if self._points and grounding is not None:
-            queries = append_points(queries, grounding, self.grid)
-        actions: Tensor = self.action_head(queries)
-        return actions
+            asked = expand_queries(self.action_head.queries, len(last), self.committed, told)
+            actions = self.action_head(last[:, prefix], seq.valid[:, prefix], own, asked)
+        else:
+            if self._points and grounding is not None:
+                queries = append_points(queries, grounding, self.grid)
+            actions = self.action_head(queries)
+        return actions if told is None else told.keep(actions)
 
     def lay_out(
         self,
@@ -198,6 +219,7 @@ class PrismaticVLA(nn.Module):
         tokens: Tensor | None = None,
         *,
         speaks: bool = False,
+        told: Told | None = None,
     ) -> Sequence:
         """Lay visual tokens, state, prompt and action queries (or given tokens) out as a batch."""
         embed = self.llm.get_input_embeddings()
@@ -211,7 +233,7 @@ class PrismaticVLA(nn.Module):
         state_token = self.state_encoder(state) if self.state_encoder and not aside else None
         mode: str = "causal" if speaks or self.action_head is None else self.config.attention
         if self.action_queries is not None and not speaks:
-            action = self.action_queries.expand(input_ids.shape[0], -1, -1)
+            action = expand_queries(self.action_queries, len(input_ids), self.committed, told)
         elif tokens is None:
             action = visual[:, :0]
         else:
@@ -232,10 +254,13 @@ class PrismaticVLA(nn.Module):
         input_ids: Tensor,
         attention_mask: Tensor,
         state: Tensor | None = None,
+        committed: Tensor | None = None,
+        committed_mask: Tensor | None = None,
     ) -> Tensor:
         """Return normalised actions (B, H, A): one pass (chunk), or greedy decoding (tokens)."""
         if self.action_tokens is None:
-            out = self(pixel_values, input_ids, attention_mask, state, output_hidden_states=False)
+            texts = (input_ids, attention_mask, state, committed, committed_mask)
+            out = self(pixel_values, *texts, output_hidden_states=False)
             assert out.actions is not None
             return out.actions
         tokens = self.generate_tokens(pixel_values, input_ids, attention_mask, state)

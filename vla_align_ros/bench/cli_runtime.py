@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from vla_align_ros.bench.cli_strategies import write_table as write_strategies
 from vla_align_ros.share import find_share
 
 SUMMARY = "measure pictures received, overhead and timer lateness beside a naive node"
@@ -69,9 +70,6 @@ ROWS = (
     ("ticks that never came", "{ticks_missed}"),
     ("processor time of a command's tick, p99 ms", "{command_work_ms_p99}"),
 )  # fmt: skip
-STRATEGY_ROWS = (
-    "handover_step_mm_s_p50", "handover_step_mm_s_p99", "jerk_rms_m_s3", "jerk_p99_m_s3",
-)  # fmt: skip
 
 
 def write_table(report: dict[str, Any]) -> str:
@@ -92,18 +90,4 @@ def write_table(report: dict[str, Any]) -> str:
     strategies = report["strategies"]
     if strategies is None:
         return "\n".join(lines) + "\n"
-    lines += [
-        "",
-        "| strategy | step at hand-over mm/s p50 | p99 | jerk rms m/s3 | jerk p99 m/s3 "
-        "| reaction to words s | to a moved object s |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for name, row in strategies.items():
-        if isinstance(row, dict):
-            cells = [str(row[key]) for key in STRATEGY_ROWS]
-            cells += [str(row[f"reaction_to_{what}_s"]["median"]) for what in REACTIONS]
-            lines.append(f"| `{name}` | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
-
-
-REACTIONS = ("words", "moved_object")
+    return "\n".join([*lines, "", *write_strategies(strategies)]) + "\n"

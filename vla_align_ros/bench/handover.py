@@ -6,6 +6,7 @@ follows from the change is then known exactly.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,9 @@ from numpy.typing import NDArray
 
 from vla_align_ros.contract.actions import twist_from_delta
 from vla_align_ros.contract.observation import ActionChunk, Observation
-from vla_align_ros.runtime.chunks import ChunkBuffer
+from vla_align_ros.runtime.chunks import ChunkBuffer, ScheduledAction
 from vla_align_ros.runtime.policy import Policy
+from vla_align_ros.runtime.statistics import wilson_interval
 from vla_align_ros.runtime.strategies import STRATEGIES, find_strategy
 from vla_align_ros.sim.tabletop import TICK_S, TabletopEnv
 
@@ -25,6 +27,7 @@ FIRST_SEED = 2_000_000_000  # beyond the data sets' and the demonstration's
 FRAME_TICKS = 5  # a picture every 0.1 s
 CHANGE_S = 1.0  # when the simulator's shift "object_moved" moves the object
 SECONDS = 4.0
+EPISODE_S = 16.0  # as long as `vla-align evaluate` lets a policy try
 LATENCY_S = 0.1
 NOTICED_M_S = 0.02  # commands differ when their velocities do by more than this
 Vector = NDArray[np.float64]
@@ -42,12 +45,48 @@ class Drive:
     answered_s: float | None
 
 
+class Pilot:
+    """Plans on pictures as the node does, one inference at a time, each of a fixed length.
+
+    `replan_s`: from one planned picture to the next, at the least. All times in seconds of the
+    simulator.
+    """
+
+    def __init__(self, policy: Policy, strategy: str, latency_s: float, replan_s: float) -> None:
+        spec = policy.spec.action
+        self.buffer = ChunkBuffer(spec.period_s, spec.horizon, find_strategy(strategy))
+        self._policy = policy
+        self._camera = policy.spec.cameras[0].name
+        self._latency_s, self._replan_s = latency_s, replan_s
+        self._commits = min(math.ceil(latency_s / spec.period_s - 1e-9), spec.committed)
+        self._pending: tuple[float, ActionChunk] | None = None
+        self._next_s = 0.0
+
+    def act(self, env: TabletopEnv, now_s: float) -> ScheduledAction | None:
+        """The action for `now_s`, after what has arrived by then, and a look if one is due."""
+        if self._pending is not None and self._pending[0] <= now_s + 1e-9:
+            self.buffer.add(self._pending[1], now_s)
+            self._pending = None
+        if self._pending is None and now_s >= self._next_s - 1e-9:
+            self._pending = (now_s + self._latency_s, self._plan(env, now_s))
+            self._next_s = now_s + self._replan_s
+        return self.buffer.action_at(now_s)
+
+    def _plan(self, env: TabletopEnv, now_s: float) -> ActionChunk:
+        picture, words = env.render(), self.buffer.instruction
+        assert picture is not None and words is not None
+        decided = self.buffer.commit(now_s, self._commits)
+        state = env.state() if self._policy.spec.state is not None else None
+        return self._policy.infer(
+            Observation({self._camera: picture}, state, words, now_s, decided)
+        )
+
+
 class Track:
     """Drives the simulated arm by a policy whose inference takes a fixed time, on its own clock."""
 
     def __init__(self, policy: Policy, latency_s: float = LATENCY_S) -> None:
         self._policy = policy
-        self._camera = policy.spec.cameras[0].name
         self._latency_s = latency_s
         self._env = TabletopEnv(render_size=224)
 
@@ -61,40 +100,46 @@ class Track:
         env.begin(seed, shift="object_moved")
         saved = env.save()
         env.restore({**saved, "moved": not move})
-        spec = self._policy.spec.action
-        buffer = ChunkBuffer(spec.period_s, spec.horizon, find_strategy(strategy))
+        pilot = Pilot(self._policy, strategy, self._latency_s, FRAME_TICKS * TICK_S)
         words = [env.task.instruction]
         words += [t.instruction for t in env.tasks if t.object != env.task.object]
         switch = switch and len(words) > 1
-        buffer.set_instruction(words[0].lower())
-        pending: list[tuple[float, ActionChunk]] = []
+        pilot.buffer.set_instruction(words[0].lower())
         velocities, plans, gripper = [], [], 1.0
         answered_s: float | None = None
         for tick in range(round(SECONDS / TICK_S)):
             now_s = tick * TICK_S
             if switch and now_s >= CHANGE_S:
-                buffer.set_instruction(words[1].lower())
-            while pending and pending[0][0] <= now_s + 1e-9:
-                buffer.add(pending.pop(0)[1], now_s)
-            if tick % FRAME_TICKS == 0:
-                pending.append((now_s + self._latency_s, self._plan(buffer.instruction, now_s)))
-            action = buffer.action_at(now_s)
-            twist = np.zeros(6)
-            if action is not None:
-                twist = twist_from_delta(action.action, spec.period_s)
-                gripper = float(action.action[6])
-                if answered_s is None and action.instruction == words[int(switch)].lower():
-                    answered_s = now_s
+                pilot.buffer.set_instruction(words[1].lower())
+            action = pilot.act(env, now_s)
+            twist, gripper = self._command(action, gripper)
+            if action is not None and answered_s is None:
+                answered = action.instruction == words[int(switch)].lower()
+                answered_s = now_s if answered else None
             velocities.append(twist[:3])
             plans.append(0 if action is None else action.plan)
             env.tick(twist, gripper)
         return Drive(np.array(velocities), np.array(plans), answered_s)
 
-    def _plan(self, instruction: str | None, now_s: float) -> ActionChunk:
-        picture = self._env.render()
-        assert picture is not None and instruction is not None
-        seen = Observation({self._camera: picture}, self._env.state(), instruction, now_s)
-        return self._policy.infer(seen)
+    def succeeds(self, strategy: str, seed: int) -> bool:
+        """Run a scene of the training distribution to its end, planning as often as the node."""
+        env, gripper = self._env, 1.0
+        env.begin(seed)
+        action = self._policy.spec.action
+        pilot = Pilot(self._policy, strategy, self._latency_s, action.replan_period_s)
+        pilot.buffer.set_instruction(env.task.instruction.lower())
+        for tick in range(round(EPISODE_S / TICK_S)):
+            twist, gripper = self._command(pilot.act(env, tick * TICK_S), gripper)
+            env.tick(twist, gripper)
+            if tick % FRAME_TICKS == 0 and env.succeeded():
+                return True
+        return False
+
+    def _command(self, action: ScheduledAction | None, gripper: float) -> tuple[Vector, float]:
+        """Twist (6,) and gripper; without an action the arm stands and the gripper stays."""
+        if action is None:
+            return np.zeros(6), gripper
+        return twist_from_delta(action.action, action.period_s), float(action.action[6])
 
 
 def measure_jerk(drives: Sequence[Drive]) -> dict[str, float]:
@@ -134,15 +179,24 @@ def compare_strategies(
     scenes: int,
     latency_s: float = LATENCY_S,
     tell: Callable[[str], None] = lambda text: None,
+    *,
+    episodes: int = 0,
 ) -> dict[str, Any]:
-    """Drive `scenes` scenes by every strategy; jerk and reaction times by strategy."""
+    """Drive `scenes` scenes by every strategy that fits the policy: jerk and reaction times.
+
+    And `episodes` scenes to their end: how many succeeded. An inference takes `latency_s`.
+    """
     results: dict[str, Any] = {}
     with Policy.open(bundle) as policy:
         policy.warm_up()
         track = Track(policy, latency_s)
         try:
-            for name in STRATEGIES:
+            for name, strategy in STRATEGIES.items():
+                if strategy().commits and not policy.spec.action.committed:
+                    continue
                 results[name] = _measure_strategy(track, name, scenes)
+                if episodes > 0:
+                    results[name] |= _measure_success(track, name, episodes)
                 tell(f"{name:9} {results[name]}")
         finally:
             track.close()
@@ -162,6 +216,13 @@ def _measure_strategy(track: Track, name: str, scenes: int) -> dict[str, Any]:
         "reaction_to_words_s": _middle(switched),
         "reaction_to_moved_object_s": _middle(moved),
     }
+
+
+def _measure_success(track: Track, name: str, episodes: int) -> dict[str, Any]:
+    seeds = range(FIRST_SEED, FIRST_SEED + episodes)
+    successes = sum(track.succeeds(name, seed) for seed in seeds)
+    interval = list(wilson_interval(successes, episodes))
+    return {"successes": successes, "episodes": episodes, "success_interval": interval}
 
 
 def _middle(times_s: Sequence[float | None]) -> dict[str, float | int | None]:

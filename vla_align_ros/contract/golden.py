@@ -30,7 +30,9 @@ def check_golden_layout(layout: Layout, spec: PolicySpec) -> int:
     """Check names, shapes and dtypes of golden arrays; return the number of samples.
 
     Expected: ``image_<camera>`` (N, H, W, 3) uint8 each, ``state`` (N, D) float32 if the policy has
-    one, ``instruction`` (N,) str, ``reference_actions`` (N, horizon, 7) float64, N from 1.
+    one, ``instruction`` (N,) str, ``reference_actions`` (N, horizon, 7) float64, N from 1; if it
+    takes committed actions ``committed`` (N, C, 7) float64, and ``committed_count`` (N,) int64 of
+    how many of them each sample tells.
 
     Raises:
         BundleError: if an array is missing, superfluous or of another form.
@@ -41,6 +43,8 @@ def check_golden_layout(layout: Layout, spec: PolicySpec) -> int:
     }
     if spec.state is not None:
         wanted.add("state")
+    if spec.action.committed:
+        wanted |= {"committed", "committed_count"}
     if set(layout) != wanted:
         raise BundleError(
             "golden samples have the wrong arrays", got=sorted(layout), expected=sorted(wanted)
@@ -65,8 +69,11 @@ def check_golden_layout(layout: Layout, spec: PolicySpec) -> int:
                 dtype == np.float32 and shape[1:] == (dim,),
                 f"float32 ({count}, {dim})",
             )
+        elif name == "committed_count":
+            valid, expected = dtype == np.int64 and len(shape) == 1, f"int64 ({count},)"
         else:
-            tail = (spec.action.horizon, spec.action.dim)
+            steps = spec.action.committed if name == "committed" else spec.action.horizon
+            tail = (steps, spec.action.dim)
             valid, expected = (
                 dtype == np.float64 and shape[1:] == tail,
                 f"float64 (N, {tail[0]}, {tail[1]})",
@@ -136,9 +143,13 @@ def iterate_observations(
 ) -> Iterator[Observation]:
     """Give each golden sample as the observation that a robot would have made, stamped 0 s."""
     for index, instruction in enumerate(arrays["instruction"]):
+        committed = None
+        if spec.action.committed:
+            committed = arrays["committed"][index][: max(0, arrays["committed_count"][index])]
         yield Observation(
             images={camera.name: arrays[f"image_{camera.name}"][index] for camera in spec.cameras},
             state=None if spec.state is None else arrays["state"][index],
             instruction=str(instruction),
             stamp_s=0.0,
+            committed=committed,
         )

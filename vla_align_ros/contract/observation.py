@@ -25,6 +25,8 @@ class Observation:
         state: (D,) numbers as ``StateSpec`` names them, kept as float32; None if there is none.
         instruction: the operator's words, as given.
         stamp_s: when the picture was taken, in seconds.
+        committed: (K, 7) actions, as a chunk has them, that will be executed from the stamp on
+            whatever is planned now, for a policy that takes such; None: nothing is decided.
 
     Raises:
         ContractError: on another type or shape, or a value that is not finite.
@@ -34,6 +36,7 @@ class Observation:
     state: npt.NDArray[np.float32] | None
     instruction: str
     stamp_s: float
+    committed: npt.NDArray[np.float64] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.images, Mapping) or not self.images:
@@ -53,6 +56,8 @@ class Observation:
                 "instruction is no text", got=type(self.instruction).__name__, expected="str"
             )
         object.__setattr__(self, "stamp_s", _read_stamp(self.stamp_s))
+        if self.committed is not None:
+            object.__setattr__(self, "committed", _read_committed(self.committed))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -115,6 +120,18 @@ def _read_state(values: npt.ArrayLike) -> npt.NDArray[np.float32]:
         )
     state.flags.writeable = False
     return state
+
+
+def _read_committed(values: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    actions = np.array(values, dtype=np.float64)
+    if actions.ndim != 2 or actions.shape[1] != ACTION_DIM or not np.isfinite(actions).all():
+        raise ContractError(
+            "committed actions are wrong",
+            got=np.array2string(actions, threshold=16),
+            expected=f"finite numbers of shape (K, {ACTION_DIM})",
+        )
+    actions.flags.writeable = False
+    return actions
 
 
 def _read_stamp(stamp_s: float) -> float:

@@ -76,10 +76,12 @@ class Processor:
         Returns:
             "pixel_values" float32 (1, C, S, S), or (1, cameras, C, S, S) for several, in the
             spec's order; "input_ids" and "attention_mask" int64 (1, T); "state" float32 (1, D),
-            normalised, if the spec has one.
+            normalised, if the spec has one; "committed" float32 (1, C, 7) and "committed_mask"
+            int64 (1, C), as `prepare_committed` gives them, if the policy takes such.
 
         Raises:
-            ContractError: if a camera or the state is missing or wrong, or the text is refused.
+            ContractError: if a camera or the state is missing or wrong, the text is refused, or
+            more actions are committed than the policy takes.
         """
         ids, mask = self.tokenizer.encode(observation.instruction)
         inputs: dict[str, npt.NDArray[Any]] = {
@@ -93,6 +95,8 @@ class Processor:
                     "observation has no state", got=None, expected=self.spec.state.names
                 )
             inputs["state"] = self.prepare_state(observation.state)[None]
+        if self.spec.action.committed or observation.committed is not None:
+            inputs |= self._prepare_told(observation.committed)
         return inputs
 
     def prepare_image(self, image: npt.ArrayLike) -> Float32Array:
@@ -106,6 +110,19 @@ class Processor:
                 "policy reads no state", got="a state", expected="none", fix="leave it out"
             )
         return self.normalizers["state"].normalize(state).astype(np.float32)
+
+    def prepare_committed(
+        self, actions: npt.ArrayLike, counts: npt.ArrayLike
+    ) -> dict[str, npt.NDArray[Any]]:
+        """Turn the first C actions (B, C, 7) of chunks into inputs that tell some of them.
+
+        Returns:
+            "committed" float32 (B, C, 7), normalised, zero where nothing is told;
+            "committed_mask" int64 (B, C), 1 at the first `counts` (B,) of each.
+        """
+        told = np.arange(self.spec.action.committed) < np.asarray(counts)[:, None]
+        encoded = np.where(told[..., None], self.encode_actions(actions), np.float32(0.0))
+        return {"committed": encoded, "committed_mask": told.astype(np.int64)}
 
     def encode_actions(self, actions: npt.ArrayLike) -> Float32Array:
         """Normalise actions (..., 7) in metres, radians, gripper fraction to float32, to train."""
@@ -164,6 +181,9 @@ class Processor:
         ]
         if self.spec.state is not None:
             tensors.append(TensorSpec("state", "float32", (1, self.spec.state.dim)))
+        if count := self.spec.action.committed:
+            tensors.append(TensorSpec("committed", "float32", (1, count, self.spec.action.dim)))
+            tensors.append(TensorSpec("committed_mask", "int64", (1, count)))
         return tuple(tensors)
 
     def output_tensors(self) -> tuple[TensorSpec, ...]:
@@ -226,6 +246,25 @@ class Processor:
                 data["prompt"], root / "tokenizer" / "tokenizer.json"
             ),
         )
+
+    def _prepare_told(
+        self, committed: npt.NDArray[np.float64] | None
+    ) -> dict[str, npt.NDArray[Any]]:
+        action = self.spec.action
+        count = 0 if committed is None else len(committed)
+        if count > action.committed:
+            raise ContractError(
+                "more actions are committed than the policy takes",
+                got=f"{count} actions",
+                expected=f"up to {action.committed}",
+                fix="train it with model.head.committed, or leave them out",
+            )
+        if not action.committed:
+            return {}
+        told = np.zeros((1, action.committed, action.dim))
+        if committed is not None:
+            told[0, :count] = committed
+        return self.prepare_committed(told, [count])
 
     def _prepare_pixels(self, observation: Observation) -> Float32Array:
         names = [camera.name for camera in self.spec.cameras]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,12 +109,15 @@ class ActionSpec:
 
     Translation in metres along the axes of ``frame``; rotation is a rotation vector in radians in
     the same axes, applied on the left (R' = exp(dr) R); the gripper is absolute, 0 shut to 1 open.
+    ``committed``: how many actions from the observation on the policy can be told as decided, which
+    its plan then goes on from; 0 for a policy that cannot.
     """
 
     frame: str
     rate_hz: float
     horizon: int
     names: tuple[str, ...] = ACTION_NAMES
+    committed: int = 0
 
     def __post_init__(self) -> None:
         if not isinstance(self.frame, str) or not _FRAME.fullmatch(self.frame):
@@ -132,6 +135,12 @@ class ActionSpec:
         if self.names != ACTION_NAMES:
             raise ContractError(
                 "action representation is unknown", got=self.names, expected=ACTION_NAMES
+            )
+        if type(self.committed) is not int or not 0 <= self.committed < self.horizon:
+            raise ContractError(
+                "count of committed actions cannot be used",
+                got=repr(self.committed),
+                expected=f"0 to {self.horizon - 1}: fewer than the horizon",
             )
 
     @property
@@ -154,18 +163,22 @@ class ActionSpec:
         return min(EXECUTED_ACTIONS, self.horizon // 2) * self.period_s
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the JSON form."""
+        """Return the JSON form; "committed" is in it only where it is not 0."""
         return {
             "frame": self.frame,
             "rate_hz": self.rate_hz,
             "horizon": self.horizon,
             "names": list(self.names),
+            **({"committed": self.committed} if self.committed else {}),
         }
 
     @classmethod
     def from_dict(cls, data: object) -> ActionSpec:
         """Read the JSON form; ContractError if a key is missing or unknown."""
-        return cls(**require_keys(data, ("frame", "rate_hz", "horizon", "names"), "action"))
+        names = ["frame", "rate_hz", "horizon", "names"]
+        if isinstance(data, Mapping) and "committed" in data:
+            names.append("committed")
+        return cls(**require_keys(data, names, "action"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -101,7 +101,7 @@ DECLARATIONS = (
         "chunk_strategy",
         "newest",
         "what is executed where plans overlap",
-        constraints="newest, queue, ensemble or blend",
+        constraints="newest, queue, ensemble, blend or rtc (a policy that takes committed actions)",
     ),
     Declaration("blend_s", 0.2, "hand-over time of the strategy blend", 0.01, 5.0),
     Declaration("ensemble_decay", 0.01, "weight decay of the strategy ensemble", 0.0, 10.0),

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from vla_align_ros.contract.observation import ActionChunk
 from vla_align_ros.errors import ConfigurationError, ContractError
-from vla_align_ros.runtime.strategies import Newest, Plan, Strategy
+from vla_align_ros.runtime.strategies import Newest, Plan, Strategy, read_ahead
 
 KEPT_PLANS = 64
 
@@ -150,6 +150,18 @@ class ChunkBuffer:
             choice.index,
             choice.plan.number,
         )
+
+    def commit(self, from_s: float, count: int) -> NDArray[np.float64] | None:
+        """The actions (K, 7) that will be executed in `count` periods from `from_s` on.
+
+        For an observation of that stamp (see `Observation.committed`). None where the strategy
+        does not commit, or nothing is planned; K is less than `count` where the plan ends sooner.
+        """
+        if not self.strategy.commits:
+            return None
+        with self._lock:
+            newest = self._plans[-1] if self._plans else None
+        return None if newest is None else read_ahead(newest, from_s, count)
 
     def end_s(self) -> float | None:
         """When the last planned action ends, on the caller's clock; None without a plan."""

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from vla_align_ros.contract.observation import ActionChunk, Observation
 from vla_align_ros.contract.spec import PolicySpec
@@ -16,6 +21,7 @@ from vla_align_ros.runtime.stops import Hold, Reason
 from vla_align_ros.runtime.worker import LatestWorker
 
 STOP_WORKER_S = 2.0
+DELAYS = 10  # as many of the last ones tell how long the next plan may take (arXiv 2506.07339)
 DETAIL_CHARACTERS = 200
 
 
@@ -79,6 +85,7 @@ class Planner:
         self._steady = steady
         self._on_chunk = on_chunk
         self._on_fault = on_fault
+        self._delays_s: deque[float] = deque(maxlen=DELAYS)
         self._worker: LatestWorker[Frame] | None = None
         self._running = False
 
@@ -130,6 +137,7 @@ class Planner:
                 state=sight.state,
                 instruction=frame.instruction,
                 stamp_s=sight.stamp_s,
+                committed=self._commit(sight.stamp_s),
             )
             chunk = self._policy.infer(observation)
             for stage, value_ms in self._policy.last_timings_ms.items():
@@ -138,11 +146,21 @@ class Planner:
             if not self._running:
                 return
             self.fault = None
-            accepted = self._buffer.add(chunk, self._clock(), turn=frame.turn)
+            arrived_s = self._clock()
+            self._delays_s.append(arrived_s - chunk.stamp_s)
+            accepted = self._buffer.add(chunk, arrived_s, turn=frame.turn)
             if accepted and self._on_chunk is not None:
                 self._on_chunk(chunk)
         except Exception as error:  # whatever a backend raises holds the arm
             self._fail(error)
+
+    def _commit(self, stamp_s: float) -> NDArray[np.float64] | None:
+        """What will be executed until the plan arrives, by the longest of the last delays."""
+        action = self._policy.spec.action
+        if not self._delays_s or not action.committed:
+            return None
+        periods = math.ceil(max(0.0, max(self._delays_s)) / action.period_s)
+        return self._buffer.commit(stamp_s, min(periods, action.committed))
 
     def _fail(self, error: Exception) -> None:
         self._metrics.count("inference_errors")

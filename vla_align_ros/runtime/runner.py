@@ -21,7 +21,7 @@ from vla_align_ros.runtime.safety import SafetyGate, Situation, Step
 from vla_align_ros.runtime.sight import SightLoop
 from vla_align_ros.runtime.sources import RobotState, Source
 from vla_align_ros.runtime.stops import Hold, Reason, StopRecord
-from vla_align_ros.runtime.strategies import Strategy
+from vla_align_ros.runtime.strategies import Strategy, check_strategy
 
 T = TypeVar("T")
 CLOCK_JUMP_S = 0.1
@@ -38,7 +38,8 @@ class PolicyRunner:
     `on_chunk(chunk)` and `on_fault(hold, error)` come from the inference thread. `pose_needed`
     says that commands are made from the measured pose. `sight` looks at what the policy looks at.
 
-    Raises ConfigurationError where the policy needs inputs that the runner cannot supply.
+    Raises ConfigurationError where the policy needs inputs that the runner cannot supply, or cannot
+    be run by the strategy.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class PolicyRunner:
         self.sight = sight
         self.interlock = Interlock(InterlockConfig()) if interlock is None else interlock
         self._buffer = ChunkBuffer(spec.action.period_s, spec.action.horizon, strategy)
+        check_strategy(self._buffer.strategy, spec.action)
         self._planner = Planner(
             policy,
             self._buffer,

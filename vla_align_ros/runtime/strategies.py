@@ -11,10 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vla_align_ros.contract.observation import ActionChunk
+from vla_align_ros.contract.spec import ActionSpec
 from vla_align_ros.errors import ConfigurationError
 
 ENSEMBLE_DECAY = 0.01  # of "Learning Fine-Grained Bimanual Manipulation" (ACT), section IV
 GRIPPER = 6
+_NOW = 1e-6  # of a period: less lies between two readings of one moment
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,9 +48,13 @@ class Choice:
 
 
 class Strategy(Protocol):
-    """Chooses from plans of one instruction, oldest first; called by one thread."""
+    """Chooses from plans of one instruction, oldest first; called by one thread.
+
+    `commits`: whether a new plan is to go on from what the plan before has it execute meanwhile.
+    """
 
     name: str
+    commits: bool
 
     def choose(self, plans: Sequence[Plan], now_s: float) -> Choice | None:
         """The action for `now_s`, None where nothing is planned."""
@@ -63,6 +69,7 @@ class Newest:
     """The newest plan takes over as soon as it is there. Quick to react, abrupt at hand-over."""
 
     name = "newest"
+    commits = False
 
     def choose(self, plans: Sequence[Plan], now_s: float) -> Choice | None:
         """Read the newest plan at its own place in time."""
@@ -81,6 +88,7 @@ class Queue:
     """
 
     name = "queue"
+    commits = False
 
     def __init__(self) -> None:
         self._playing: Plan | None = None
@@ -121,6 +129,7 @@ class Ensemble:
     """
 
     name = "ensemble"
+    commits = False
 
     def __init__(self, decay: float = ENSEMBLE_DECAY) -> None:
         if not (math.isfinite(decay) and decay >= 0):
@@ -148,6 +157,7 @@ class Blend:
     """
 
     name = "blend"
+    commits = False
 
     def __init__(self, blend_s: float = 0.2) -> None:
         if not (math.isfinite(blend_s) and blend_s > 0):
@@ -171,26 +181,69 @@ class Blend:
         """Nothing is kept."""
 
 
+class RealTime(Newest):
+    """The newest plan takes over, and was made to go on from the plan before: no step between them.
+
+    Real-time chunking (arXiv 2506.07339), by a policy that was trained to be told the actions that
+    are executed while it plans (arXiv 2512.05964): `ActionSpec.committed` is above 0.
+    """
+
+    name = "rtc"
+    commits = True
+
+
 STRATEGIES: dict[str, Callable[..., Strategy]] = {
-    strategy.name: strategy for strategy in (Newest, Queue, Ensemble, Blend)
+    strategy.name: strategy for strategy in (Newest, Queue, Ensemble, Blend, RealTime)
 }
 
 
 def find_strategy(name: str, **settings: float) -> Strategy:
     """Make the strategy called `name`; ConfigurationError lists the valid names.
 
-    `settings` are the strategy's own (`decay`, `blend_s`). Real-time chunking ("rtc") needs an
-    action head that is conditioned on the actions already committed, which none here is.
+    `settings` are the strategy's own (`decay`, `blend_s`).
     """
     if name not in STRATEGIES:
-        needs = " (rtc needs a head that takes the committed actions as input)"
         raise ConfigurationError(
             "no such strategy of chunk execution",
             got=repr(name),
-            expected="one of " + ", ".join(STRATEGIES) + (needs if name == "rtc" else ""),
+            expected="one of " + ", ".join(STRATEGIES),
             fix="correct the parameter chunk_strategy",
         )
     return STRATEGIES[name](**settings)
+
+
+def check_strategy(strategy: Strategy, action: ActionSpec) -> None:
+    """ConfigurationError if a policy of this action cannot be run by the strategy."""
+    if strategy.commits and not action.committed:
+        raise ConfigurationError(
+            f"the policy cannot be run by {strategy.name}",
+            got="a head that takes no committed actions",
+            expected="a policy trained with model.head.committed above 0",
+            fix="set chunk_strategy to blend, or train and export the policy with it",
+        )
+
+
+def read_ahead(plan: Plan, from_s: float, count: int) -> NDArray[np.float64]:
+    """What a plan has executed in `count` periods from `from_s` on, as actions (K, 7), read-only.
+
+    A period that begins within an action is made of parts of two; its gripper is that of the
+    longer part. K is less than `count` where the plan ends, 0 where it has not begun.
+    """
+    actions, period_s = plan.chunk.actions, plan.chunk.period_s
+    passed = (from_s - plan.chunk.stamp_s) / period_s
+    first = math.floor(passed + _NOW)
+    share = max(passed - first, 0.0)  # of the next action in every period
+    share = 0.0 if share < _NOW else share
+    whole = plan.chunk.horizon - first - (share > 0.0)
+    kept = min(count, whole) if first >= 0 else 0
+    ahead = np.array(actions[first : first + kept]) if kept > 0 else np.empty((0, len(actions[0])))
+    if kept > 0 and share > 0.0:
+        following = actions[first + 1 : first + 1 + kept]
+        mixed = (1.0 - share) * ahead + share * following
+        mixed[:, GRIPPER] = (following if share > 0.5 else ahead)[:, GRIPPER]
+        ahead = mixed
+    ahead.flags.writeable = False
+    return ahead
 
 
 def _read(plan: Plan, now_s: float) -> Choice | None:
