@@ -247,6 +247,26 @@ def test_plans_every_two_actions_unless_told_otherwise(
     assert least <= len(probe.chunks) <= most
 
 
+@pytest.mark.parametrize(("strategy", "goes_on"), [("rtc", True), ("newest", False)])
+def test_a_plan_goes_on_from_the_one_before_by_real_time_chunking(
+    probe: Probe, start_policy: StartPolicy, tmp_path: Path, strategy: str, goes_on: bool
+) -> None:
+    """A plan rises by 0.01 m in its first action, then ever faster; told, it keeps its pace."""
+    bundle = tiny_policy.write_tiny_bundle(tmp_path, committed=2)
+    start_policy("-p", f"chunk_strategy:={strategy}", *PATIENT, bundle=bundle)
+    probe.wait_for_state("active")
+    probe.grey = 128
+    probe.say(CARROT)
+    assert probe.wait_for(lambda: len(probe.chunks) >= 2)
+    probe.chunks.clear()
+    assert probe.wait_for(lambda: len(probe.chunks) >= 4)
+    first_rises_m = [chunk.data[2] for chunk in probe.chunks]
+    if goes_on:
+        assert min(first_rises_m) > 0.019, "what the plan before has for this time"
+    else:
+        np.testing.assert_allclose(first_rises_m, 0.01, atol=1e-6)
+
+
 def test_answers_requests_and_survives_those_that_are_not_allowed(
     probe: Probe, start_policy: StartPolicy
 ) -> None:

@@ -172,6 +172,7 @@ def test_refuses_a_bundle_it_cannot_run_and_takes_the_next(
         ({"arm__command_frame": ""}, WIDOWX, "arm.command_frame is not set"),
         ({"image_transport": "pigeon"}, WIDOWX, "expected raw or compressed"),
         ({"backend": "abacus"}, WIDOWX, "abacus"),
+        ({"chunk_strategy": "rtc"}, WIDOWX, "a head that takes no committed actions"),
         ({"arm__workspace_min_m": [0.0, 0.0]}, WIDOWX, "workspace"),
         ({"arm__workspace_min_m": [9.0, 9.0, 9.0]}, WIDOWX, "workspace"),
     ],

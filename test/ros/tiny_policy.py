@@ -3,7 +3,7 @@
 With m the mean of the picture (0 black .. 1 white) and s the sum of the prompt's token ids, each
 step k of a chunk is: dx = 0.02 m, dy = 1e-4 s, dz = 0.01 (k + 1), no rotation, gripper m. A white
 picture (m > 0.95) answers NaN; a black one (m < 0.05) moves absurdly far. With a state, dx also
-gets a hundredth of the state's sum.
+gets a hundredth of the state's sum. Committed actions, where it takes them, stay in the plan.
 """
 
 from __future__ import annotations
@@ -46,7 +46,11 @@ def predict(mean: float, instruction: str, step: int, state_sum: float = 0.0) ->
 
 
 def make_tiny_processor(
-    *, state: bool = False, frame: str = "base_link", cameras: tuple[str, ...] = ("front",)
+    *,
+    state: bool = False,
+    frame: str = "base_link",
+    cameras: tuple[str, ...] = ("front",),
+    committed: int = 0,
 ) -> Processor:
     tokenizer = Tokenizer(
         WordLevel({word: i for i, word in enumerate(VOCABULARY)}, unk_token="<unk>")
@@ -57,7 +61,7 @@ def make_tiny_processor(
     spec = PolicySpec(
         cameras=tuple(CameraSpec(name, 16, 16) for name in cameras),
         state=StateSpec(STATE_NAMES) if state else None,
-        action=ActionSpec(frame, RATE_HZ, HORIZON),
+        action=ActionSpec(frame, RATE_HZ, HORIZON, committed=committed),
     )
     prompt = PromptTokenizer(
         tokenizer.to_str().encode(), PromptTemplate("{instruction}"), max_length=LENGTH
@@ -66,7 +70,9 @@ def make_tiny_processor(
     return Processor(spec, transform, normalizers, prompt)
 
 
-def write_tiny_graph(path: Path, *, state: bool = False, cameras: int = 1) -> Path:
+def write_tiny_graph(
+    path: Path, *, state: bool = False, cameras: int = 1, committed: int = 0
+) -> Path:
     node, tensor = helper.make_node, helper.make_tensor_value_info
     several = (cameras,) if cameras > 1 else ()
     rise = np.zeros((1, HORIZON, 7))
@@ -104,15 +110,34 @@ def write_tiny_graph(path: Path, *, state: bool = False, cameras: int = 1) -> Pa
         inputs.append(tensor("state", TensorProto.FLOAT, [1, len(STATE_NAMES)]))
         nodes.append(node("ReduceSum", ["state"], ["state_sum"], keepdims=0))
         nodes.append(node("Mul", ["state_sum", "of_state"], ["felt"]))
-        nodes.append(node("Add", ["sum", "felt"], ["actions"]))
+        nodes.append(node("Add", ["sum", "felt"], ["planned"]))
     else:
-        nodes.append(node("Identity", ["sum"], ["actions"]))
+        nodes.append(node("Identity", ["sum"], ["planned"]))
+    if committed:
+        inputs.append(tensor("committed", TensorProto.FLOAT, [1, committed, 7]))
+        inputs.append(tensor("committed_mask", TensorProto.INT64, [1, committed]))
+        whole = {"last": [2], "begin": [0], "end": [committed], "all": [HORIZON], "steps": [1]}
+        extra = [numpy_helper.from_array(np.array(v, np.int64), k) for k, v in whole.items()]
+        nodes += [
+            node("Unsqueeze", ["committed_mask", "last"], ["column"]),
+            node("Cast", ["column"], ["told"], to=TensorProto.BOOL),
+            node("Slice", ["planned", "begin", "end", "steps"], ["first"]),
+            node("Slice", ["planned", "end", "all", "steps"], ["rest"]),
+            node("Where", ["told", "committed", "first"], ["kept"]),
+            node("Concat", ["kept", "rest"], ["actions"], axis=1),
+        ]
+    else:
+        extra = []
+        nodes.append(node("Identity", ["planned"], ["actions"]))
     graph = helper.make_graph(
         nodes,
         "tiny",
         inputs,
         [tensor("actions", TensorProto.FLOAT, [1, HORIZON, 7])],
-        [numpy_helper.from_array(v.astype(np.float32), name) for name, v in constants.items()],
+        [
+            *(numpy_helper.from_array(v.astype(np.float32), name) for name, v in constants.items()),
+            *extra,
+        ],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.checker.check_model(model)
@@ -178,6 +203,7 @@ def write_tiny_bundle(
     cameras: tuple[str, ...] = ("front",),
     limits: dict[str, float] | None = None,
     sight: bool = False,
+    committed: int = 0,
 ) -> Path:
     """Write folder/bundle and return its path; of several cameras, m is the mean of all.
 
@@ -192,12 +218,18 @@ def write_tiny_bundle(
     }
     if state:
         golden["state"] = np.zeros((1, len(STATE_NAMES)), np.float32)
-    graphs = {"policy": write_tiny_graph(folder / "tiny.onnx", state=state, cameras=len(cameras))}
+    if committed:
+        golden["committed"] = np.zeros((1, committed, 7))
+        golden["committed_count"] = np.zeros(1, np.int64)
+    shape = {"state": state, "cameras": len(cameras), "committed": committed}
+    graphs = {"policy": write_tiny_graph(folder / "tiny.onnx", **shape)}
     if sight:
         graphs["sight"] = write_sight_graph(folder / "tiny_sight.onnx")
     bundle = write_bundle(
         folder / "bundle",
-        processor=make_tiny_processor(state=state, frame=frame, cameras=cameras),
+        processor=make_tiny_processor(
+            state=state, frame=frame, cameras=cameras, committed=committed
+        ),
         graphs=graphs,
         golden=golden,
         provenance={"precision": "fp32", "recipe": "written by hand for tests"},

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-DELICATE = ("model.action_head", "model.state_encoder", "model.grounding")
+DELICATE = ("model.action_head", "model.committed", "model.state_encoder", "model.grounding")
 """Modules that cost little and decide much: before the action, and the state's token."""
 
 FloatArray = npt.NDArray[np.float32]

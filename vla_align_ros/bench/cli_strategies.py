@@ -29,6 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--latency-ms", type=float, default=100.0, metavar="MS", help="of an inference, simulated"
     )
+    parser.add_argument(
+        "--replan-ms", type=float, metavar="MS", help="between plans of an episode; default: node's"
+    )
     parser.add_argument("--out", type=Path, default=Path("bench_out/strategies"), metavar="DIR")
 
 
@@ -54,6 +57,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         args.latency_ms / 1e3,
         lambda text: print(text, flush=True),
         episodes=args.episodes,
+        replan_s=None if args.replan_ms is None else args.replan_ms / 1e3,
     )
     table = "\n".join(write_table(report)) + "\n"
     print(table)

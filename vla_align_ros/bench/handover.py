@@ -121,12 +121,11 @@ class Track:
             env.tick(twist, gripper)
         return Drive(np.array(velocities), np.array(plans), answered_s)
 
-    def succeeds(self, strategy: str, seed: int) -> bool:
-        """Run a scene of the training distribution to its end, planning as often as the node."""
+    def succeeds(self, strategy: str, seed: int, replan_s: float) -> bool:
+        """Run a scene of the training distribution to its end; `replan_s` as in `Pilot`."""
         env, gripper = self._env, 1.0
         env.begin(seed)
-        action = self._policy.spec.action
-        pilot = Pilot(self._policy, strategy, self._latency_s, action.replan_period_s)
+        pilot = Pilot(self._policy, strategy, self._latency_s, replan_s)
         pilot.buffer.set_instruction(env.task.instruction.lower())
         for tick in range(round(EPISODE_S / TICK_S)):
             twist, gripper = self._command(pilot.act(env, tick * TICK_S), gripper)
@@ -181,13 +180,16 @@ def compare_strategies(
     tell: Callable[[str], None] = lambda text: None,
     *,
     episodes: int = 0,
+    replan_s: float | None = None,
 ) -> dict[str, Any]:
     """Drive `scenes` scenes by every strategy that fits the policy: jerk and reaction times.
 
-    And `episodes` scenes to their end: how many succeeded. An inference takes `latency_s`.
+    And `episodes` scenes to their end, planning every `replan_s` (the node's default for the
+    policy, if not given): how many succeeded. An inference takes `latency_s`.
     """
     results: dict[str, Any] = {}
     with Policy.open(bundle) as policy:
+        replan_s = policy.spec.action.replan_period_s if replan_s is None else replan_s
         policy.warm_up()
         track = Track(policy, latency_s)
         try:
@@ -196,11 +198,12 @@ def compare_strategies(
                     continue
                 results[name] = _measure_strategy(track, name, scenes)
                 if episodes > 0:
-                    results[name] |= _measure_success(track, name, episodes)
+                    results[name] |= _measure_success(track, name, episodes, replan_s)
                 tell(f"{name:9} {results[name]}")
         finally:
             track.close()
-    return {"latency_s": latency_s, "scenes": scenes, "noticed_m_s": NOTICED_M_S, **results}
+    settings = {"latency_s": latency_s, "scenes": scenes, "noticed_m_s": NOTICED_M_S}
+    return {"bundle_id": policy.bundle_id, **settings, "replan_s": replan_s, **results}
 
 
 def _measure_strategy(track: Track, name: str, scenes: int) -> dict[str, Any]:
@@ -218,9 +221,9 @@ def _measure_strategy(track: Track, name: str, scenes: int) -> dict[str, Any]:
     }
 
 
-def _measure_success(track: Track, name: str, episodes: int) -> dict[str, Any]:
+def _measure_success(track: Track, name: str, episodes: int, replan_s: float) -> dict[str, Any]:
     seeds = range(FIRST_SEED, FIRST_SEED + episodes)
-    successes = sum(track.succeeds(name, seed) for seed in seeds)
+    successes = sum(track.succeeds(name, seed, replan_s) for seed in seeds)
     interval = list(wilson_interval(successes, episodes))
     return {"successes": successes, "episodes": episodes, "success_interval": interval}
 
