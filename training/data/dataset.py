@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from training.data.config import DataConfig
+from training.data.draws import draw_counts, hash_to_unit
 from training.data.mixture_pictures import MixturePictures
 from training.data.reader import LeRobotReader
 from training.data.rows import SourceRows
@@ -22,10 +23,9 @@ from vla_align_ros.errors import DataError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["ActionChunkDataset", "dataset_statistics", "hash_to_unit", "open_readers"]
+__all__ = ["ActionChunkDataset", "dataset_statistics", "open_readers"]
 
 Roots = Sequence[str | Path] | Sequence[Source]
-_TELLS = 1  # sets the draw of committed actions apart from the augmentation's
 
 
 class ActionChunkDataset:
@@ -220,15 +220,10 @@ class ActionChunkDataset:
         if self.processor.spec.state is not None:
             arrays["state"] = self.processor.prepare_state(self.state[indices])
         if passes is not None and (most := self.processor.spec.action.committed):
-            counts = np.minimum(self._draw_counts(indices, passes, most), (~is_pad).sum(axis=1))
+            counts = draw_counts(self._seed, passes, indices, most)
+            counts = np.minimum(counts, (~is_pad).sum(axis=1))
             arrays |= self.processor.prepare_committed(chunks[:, :most], counts)
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
-
-    def _draw_counts(self, indices: np.ndarray, passes: np.ndarray, most: int) -> np.ndarray:
-        """How many actions each sample tells (B,), 0 to `most`, evenly."""
-        draws = zip(passes, indices, strict=True)
-        rngs = (np.random.default_rng((self._seed, p, i, _TELLS)) for p, i in draws)
-        return np.array([rng.integers(most + 1) for rng in rngs])
 
     def _check_fits_processor(self) -> None:
         spec, first = self.processor.spec, self.sources[0]
@@ -294,12 +289,3 @@ class ActionChunkDataset:
 def open_readers(roots: Roots, config: DataConfig | None = None) -> list[LeRobotReader]:
     """Open datasets that belong together; raise DataError if one is empty or does not fit."""
     return [source.reader for source in as_sources(roots, config)]
-
-
-def hash_to_unit(values: np.ndarray) -> np.ndarray:
-    """Well-spread pseudo-random numbers in [0, 1) of int64 values (splitmix64's finaliser)."""
-    mixed = np.asarray(values).astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    units: np.ndarray = ((mixed ^ (mixed >> np.uint64(31))) >> np.uint64(11)) / float(1 << 53)
-    return units
