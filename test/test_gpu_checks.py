@@ -21,7 +21,8 @@ with open(os.environ["CALLS"], "a") as file:
     file.write(json.dumps(sys.argv[1:]) + "\\n")
 print("working")
 time.sleep(float(os.environ.get("SLOW", "0")))
-print(json.dumps({{"ok": True, "asked": sys.argv[1]}}))
+rows = os.environ.get("ROWS", "onnx torch_cuda").split()
+print(json.dumps({{"ok": True, "asked": sys.argv[1], "rows": rows}}))
 sys.exit(sys.argv[1] == os.environ.get("FAILING"))
 """
 
@@ -78,7 +79,13 @@ def test_figures_and_logs_are_kept_and_a_failure_is_named(tmp_path: Path) -> Non
     status, said, _ = run_checks(tmp_path, str(out), "doctor", "bundle", FAILING="doctor")
     assert status == 1 and "doctor: status 1" in said and "failed: doctor\n" in said
     assert "bundle: status 0" in said and "working" in (out / "bundle.log").read_text()
-    assert json.loads((out / "bundle.json").read_text()) == {"ok": True, "asked": "bench"}
+    told = {"ok": True, "asked": "bench", "rows": ["onnx", "torch_cuda"]}
+    assert json.loads((out / "bundle.json").read_text()) == told
+
+
+def test_a_bundle_that_no_gpu_ran_is_no_check_of_one(tmp_path: Path) -> None:
+    status, said, _ = run_checks(tmp_path, str(tmp_path / "out"), "bundle", ROWS="onnx openvino")
+    assert status == 1 and "failed: bundle" in said
 
 
 def test_a_check_that_takes_too_long_is_ended_and_the_next_one_runs(tmp_path: Path) -> None:
