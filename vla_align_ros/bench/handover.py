@@ -59,27 +59,28 @@ class Pilot:
         self._camera = policy.spec.cameras[0].name
         self._latency_s, self._replan_s = latency_s, replan_s
         self._commits = min(math.ceil(latency_s / spec.period_s - 1e-9), spec.committed)
-        self._pending: tuple[float, ActionChunk] | None = None
+        self._pending: tuple[float, ActionChunk, int] | None = None
         self._next_s = 0.0
 
     def act(self, env: TabletopEnv, now_s: float) -> ScheduledAction | None:
         """The action for `now_s`, after what has arrived by then, and a look if one is due."""
         if self._pending is not None and self._pending[0] <= now_s + 1e-9:
-            self.buffer.add(self._pending[1], now_s)
+            _, chunk, told = self._pending
+            self.buffer.add(chunk, now_s, told=told)
             self._pending = None
         if self._pending is None and now_s >= self._next_s - 1e-9:
-            self._pending = (now_s + self._latency_s, self._plan(env, now_s))
+            self._pending = (now_s + self._latency_s, *self._plan(env, now_s))
             self._next_s = now_s + self._replan_s
         return self.buffer.action_at(now_s)
 
-    def _plan(self, env: TabletopEnv, now_s: float) -> ActionChunk:
+    def _plan(self, env: TabletopEnv, now_s: float) -> tuple[ActionChunk, int]:
+        """A chunk, and how many actions it was told."""
         picture, words = env.render(), self.buffer.instruction
         assert picture is not None and words is not None
         decided = self.buffer.commit(now_s, self._commits)
         state = env.state() if self._policy.spec.state is not None else None
-        return self._policy.infer(
-            Observation({self._camera: picture}, state, words, now_s, decided)
-        )
+        seen = Observation({self._camera: picture}, state, words, now_s, decided)
+        return self._policy.infer(seen), 0 if decided is None else len(decided)
 
 
 class Track:

@@ -105,15 +105,21 @@ class ChunkBuffer:
             self._forget()
 
     def add(
-        self, chunk: ActionChunk, arrived_s: float | None = None, *, turn: int | None = None
+        self,
+        chunk: ActionChunk,
+        arrived_s: float | None = None,
+        *,
+        turn: int | None = None,
+        told: int = 0,
     ) -> bool:
         """Plan a chunk; False if it is refused.
 
         That is a chunk for another instruction, one of an older observation or of an earlier
         `turn` (the one in which it was begun; the present one, if not given), or one that is
         stamped more than a period ahead: from a clock that was set back, or that runs ahead.
-        `arrived_s` is now on the caller's clock (its stamp, if not given). Raises ContractError
-        when its shape or period is not the buffer's.
+        `arrived_s` is now on the caller's clock (its stamp, if not given); `told` is how many
+        actions of `commit` the chunk goes on from. Raises ContractError when its shape or period
+        is not the buffer's.
         """
         self._check(chunk)
         arrived_s = chunk.stamp_s if arrived_s is None else arrived_s
@@ -132,7 +138,7 @@ class ChunkBuffer:
             self._accepted += 1
             while self._plans and self._end_s(self._plans[0]) <= arrived_s:
                 self._plans.popleft()
-            self._plans.append(Plan(chunk, self._accepted, arrived_s))
+            self._plans.append(Plan(chunk, self._accepted, arrived_s, told))
             return True
 
     def action_at(self, now_s: float) -> ScheduledAction | None:
@@ -160,8 +166,8 @@ class ChunkBuffer:
         if not self.strategy.commits:
             return None
         with self._lock:
-            newest = self._plans[-1] if self._plans else None
-        return None if newest is None else read_ahead(newest, from_s, count)
+            plans = tuple(self._plans)
+        return read_ahead(self.strategy, plans, from_s, count) if plans else None
 
     def end_s(self) -> float | None:
         """When the last planned action ends, on the caller's clock; None without a plan."""

@@ -139,6 +139,7 @@ class Planner:
                 stamp_s=sight.stamp_s,
                 committed=self._commit(sight.stamp_s),
             )
+            told = 0 if observation.committed is None else len(observation.committed)
             chunk = self._policy.infer(observation)
             for stage, value_ms in self._policy.last_timings_ms.items():
                 self._metrics.observe_ms(stage, value_ms)
@@ -148,7 +149,7 @@ class Planner:
             self.fault = None
             arrived_s = self._clock()
             self._delays_s.append(arrived_s - chunk.stamp_s)
-            accepted = self._buffer.add(chunk, arrived_s, turn=frame.turn)
+            accepted = self._buffer.add(chunk, arrived_s, turn=frame.turn, told=told)
             if accepted and self._on_chunk is not None:
                 self._on_chunk(chunk)
         except Exception as error:  # whatever a backend raises holds the arm

@@ -21,11 +21,15 @@ _NOW = 1e-6  # of a period: less lies between two readings of one moment
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Plan:
-    """A chunk that the buffer accepted: its count from 1, and when it arrived in seconds."""
+    """A chunk that the buffer accepted: its count from 1, and when it arrived in seconds.
+
+    told: with how many actions, decided before, it begins.
+    """
 
     chunk: ActionChunk
     number: int
     arrived_s: float
+    told: int = 0
 
     def index_at(self, now_s: float) -> int | None:
         """Which action belongs to `now_s`, by the observation's stamp; None outside the chunk.
@@ -181,15 +185,27 @@ class Blend:
         """Nothing is kept."""
 
 
-class RealTime(Newest):
-    """The newest plan takes over, and was made to go on from the plan before: no step between them.
+class RealTime:
+    """A plan takes over where the actions end that it was told, from which it was made to go on.
 
     Real-time chunking (arXiv 2506.07339), by a policy that was trained to be told the actions that
-    are executed while it plans (arXiv 2512.05964): `ActionSpec.committed` is above 0.
+    are executed while it plans (arXiv 2512.05964): `ActionSpec.committed` is above 0. A plan that
+    comes later than that takes over at once.
     """
 
     name = "rtc"
     commits = True
+
+    def choose(self, plans: Sequence[Plan], now_s: float) -> Choice | None:
+        """Read the newest plan that plans `now_s`, the others being told it."""
+        for plan in reversed(plans):
+            choice = _read(plan, now_s)
+            if choice is not None and choice.index >= plan.told:
+                return choice
+        return _read(plans[-1], now_s) if plans else None
+
+    def reset(self) -> None:
+        """Nothing is kept."""
 
 
 STRATEGIES: dict[str, Callable[..., Strategy]] = {
@@ -223,27 +239,40 @@ def check_strategy(strategy: Strategy, action: ActionSpec) -> None:
         )
 
 
-def read_ahead(plan: Plan, from_s: float, count: int) -> NDArray[np.float64]:
-    """What a plan has executed in `count` periods from `from_s` on, as actions (K, 7), read-only.
+def read_ahead(
+    strategy: Strategy, plans: Sequence[Plan], from_s: float, count: int
+) -> NDArray[np.float64]:
+    """What the plans have executed in `count` periods from `from_s` on: (K, 7), read-only.
 
-    A period that begins within an action is made of parts of two; its gripper is that of the
-    longer part. K is less than `count` where the plan ends, 0 where it has not begun.
+    Each is the mean of what is executed within its period, by time, with the gripper that holds
+    longest. K is less than `count` where the plans end before. For a strategy without memory.
     """
-    actions, period_s = plan.chunk.actions, plan.chunk.period_s
-    passed = (from_s - plan.chunk.stamp_s) / period_s
-    first = math.floor(passed + _NOW)
-    share = max(passed - first, 0.0)  # of the next action in every period
-    share = 0.0 if share < _NOW else share
-    whole = plan.chunk.horizon - first - (share > 0.0)
-    kept = min(count, whole) if first >= 0 else 0
-    ahead = np.array(actions[first : first + kept]) if kept > 0 else np.empty((0, len(actions[0])))
-    if kept > 0 and share > 0.0:
-        following = actions[first + 1 : first + 1 + kept]
-        mixed = (1.0 - share) * ahead + share * following
-        mixed[:, GRIPPER] = (following if share > 0.5 else ahead)[:, GRIPPER]
-        ahead = mixed
-    ahead.flags.writeable = False
-    return ahead
+    period_s = plans[-1].chunk.period_s if plans else 0.0
+    ahead: list[NDArray[np.float64]] = []
+    for begin_s in (from_s + k * period_s for k in range(count)):
+        edges = _edges(plans, begin_s, begin_s + period_s)
+        lengths = np.diff(edges)
+        choices = [strategy.choose(plans, now_s) for now_s in edges[:-1] + lengths / 2]
+        actions = [choice.action for choice in choices if choice is not None]
+        if len(actions) < len(lengths):
+            break
+        mean = np.average(actions, axis=0, weights=lengths)
+        mean[GRIPPER] = actions[int(lengths.argmax())][GRIPPER]
+        ahead.append(mean)
+    told = np.array(ahead).reshape(-1, GRIPPER + 1)
+    told.flags.writeable = False
+    return told
+
+
+def _edges(plans: Sequence[Plan], begin_s: float, end_s: float) -> NDArray[np.float64]:
+    """The two moments, and those between them at which an action of a plan begins, in order."""
+    inner = []
+    for plan in plans:
+        passed = (begin_s - plan.chunk.stamp_s) / plan.chunk.period_s
+        edge_s = plan.chunk.stamp_s + math.ceil(passed) * plan.chunk.period_s
+        margin_s = _NOW * plan.chunk.period_s
+        inner += [edge_s] if begin_s + margin_s < edge_s < end_s - margin_s else []
+    return np.array([begin_s, *sorted(inner), end_s])
 
 
 def _read(plan: Plan, now_s: float) -> Choice | None:
