@@ -27,6 +27,7 @@ from training.export.bundle import export_run
 from training.export.graph_file import load_graph
 from training.export.source import RunSource, add_reference, reference_outputs
 from training.files import hold_lock
+from vla_align_ros.commands.inspect import describe_bundle
 from vla_align_ros.contract.bundle import Bundle
 from vla_align_ros.contract.golden import iterate_observations
 from vla_align_ros.contract.observation import Observation
@@ -112,6 +113,8 @@ def test_a_bundle_that_is_told_committed_actions_is_proved_on_them_and_keeps_the
     export_run(make_run(tmp_path / "run", model=model), tmp_path / "b", "fp32", say=quietly)
     opened = Bundle.open(tmp_path / "b")
     assert opened.spec.action.committed == 2 and opened.report()["proofs"]["onnx"]["ok"] is True
+    does = describe_bundle(opened, opened.report())["does"]
+    assert "goes on from up to 2 committed actions" in does
     golden = opened.golden()
     np.testing.assert_allclose(
         golden["reference_actions"][1, :2, :6], golden["committed"][1, :, :6], atol=1e-6

@@ -46,6 +46,8 @@ def describe_bundle(bundle: Bundle, report: dict[str, Any]) -> dict[str, list[st
         f"{action.horizon} actions of {', '.join(action.names)}",
         f"at {action.rate_hz:g} Hz in {action.frame} (m, rad, gripper 0 closed to 1 open)",
     ]
+    if action.committed:
+        does.append(f"goes on from up to {action.committed} committed actions")
     does += [f"no more than {name} {value:g}" for name, value in sorted(bundle.limits.items())]
     modes = [f"{key}: {value.mode}" for key, value in sorted(bundle.processor.normalizers.items())]
     files = bundle.manifest["files"]
