@@ -17,6 +17,7 @@ from vla_align_ros.runtime.strategies import (
     STRATEGIES,
     Ensemble,
     check_strategy,
+    count_committed,
     find_strategy,
 )
 
@@ -271,6 +272,16 @@ def test_a_plan_that_goes_on_from_what_it_was_told_is_handed_over_without_a_step
                 speeds.append(action.action[0] / PERIOD_S)
         worst[name] = np.abs(np.diff(speeds)).max()
     assert worst["rtc"] < 0.3 * worst["newest"]
+
+
+@pytest.mark.parametrize(
+    ("delay_s", "count"),
+    [(-5.0, 0), (0.0, 0), (0.01, 1), (0.2, 1), (0.1 + 0.1 + 1e-9, 1), (0.21, 2), (9.0, 3)],
+)
+def test_as_many_actions_are_decided_as_begin_during_the_delay(delay_s: float, count: int) -> None:
+    """A clock that was set back gives a delay below zero; three is what this policy takes."""
+    assert count_committed(delay_s, ActionSpec("base_link", 5.0, HORIZON, committed=3)) == count
+    assert count_committed(delay_s, ActionSpec("base_link", 5.0, HORIZON)) == 0
 
 
 def test_a_policy_that_takes_no_committed_actions_cannot_be_run_by_rtc() -> None:

@@ -6,7 +6,6 @@ follows from the change is then known exactly.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from vla_align_ros.contract.observation import ActionChunk, Observation
 from vla_align_ros.runtime.chunks import ChunkBuffer, ScheduledAction
 from vla_align_ros.runtime.policy import Policy
 from vla_align_ros.runtime.statistics import wilson_interval
-from vla_align_ros.runtime.strategies import STRATEGIES, find_strategy
+from vla_align_ros.runtime.strategies import STRATEGIES, count_committed, find_strategy
 from vla_align_ros.sim.tabletop import TICK_S, TabletopEnv
 
 FIRST_SEED = 2_000_000_000  # beyond the data sets' and the demonstration's
@@ -58,7 +57,7 @@ class Pilot:
         self._policy = policy
         self._camera = policy.spec.cameras[0].name
         self._latency_s, self._replan_s = latency_s, replan_s
-        self._commits = min(math.ceil(latency_s / spec.period_s - 1e-9), spec.committed)
+        self._commits = count_committed(latency_s, spec)
         self._pending: tuple[float, ActionChunk, int] | None = None
         self._next_s = 0.0
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from vla_align_ros.runtime.chunks import ChunkBuffer
 from vla_align_ros.runtime.metrics import Metrics
 from vla_align_ros.runtime.observing import Sight
 from vla_align_ros.runtime.stops import Hold, Reason
+from vla_align_ros.runtime.strategies import count_committed
 from vla_align_ros.runtime.worker import LatestWorker
 
 STOP_WORKER_S = 2.0
@@ -157,11 +157,9 @@ class Planner:
 
     def _commit(self, stamp_s: float) -> NDArray[np.float64] | None:
         """What will be executed until the plan arrives, by the longest of the last delays."""
-        action = self._policy.spec.action
-        if not self._delays_s or not action.committed:
-            return None
-        periods = math.ceil(max(0.0, max(self._delays_s)) / action.period_s)
-        return self._buffer.commit(stamp_s, min(periods, action.committed))
+        longest_s = max(self._delays_s, default=0.0)
+        count = count_committed(longest_s, self._policy.spec.action)
+        return self._buffer.commit(stamp_s, count) if count else None
 
     def _fail(self, error: Exception) -> None:
         self._metrics.count("inference_errors")

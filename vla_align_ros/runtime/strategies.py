@@ -235,8 +235,13 @@ def check_strategy(strategy: Strategy, action: ActionSpec) -> None:
             f"the policy cannot be run by {strategy.name}",
             got="a head that takes no committed actions",
             expected="a policy trained with model.head.committed above 0",
-            fix="set chunk_strategy to blend, or train and export the policy with it",
+            fix="set chunk_strategy to newest, or train and export the policy with it",
         )
+
+
+def count_committed(delay_s: float, action: ActionSpec) -> int:
+    """How many actions are decided while a plan takes `delay_s`; at most what the policy takes."""
+    return min(max(0, math.ceil(delay_s / action.period_s - _NOW)), action.committed)
 
 
 def read_ahead(
@@ -244,8 +249,8 @@ def read_ahead(
 ) -> NDArray[np.float64]:
     """What the plans have executed in `count` periods from `from_s` on: (K, 7), read-only.
 
-    Each is the mean of what is executed within its period, by time, with the gripper that holds
-    longest. K is less than `count` where the plans end before. For a strategy without memory.
+    Each is the mean of what is executed within its period, by time, with the gripper of its
+    longest part. K is less than `count` where the plans end before. For a strategy without memory.
     """
     period_s = plans[-1].chunk.period_s if plans else 0.0
     ahead: list[NDArray[np.float64]] = []
