@@ -17,8 +17,11 @@ from training.model.checkpoint import DESCRIPTION, holds_model, read_json
 from training.model.openvla import find_folder, load_openvla, open_shards, openvla_config
 from training.model.openvla.files import CONFIG, read_document
 from training.objective import Objective
+from training.recipes import find_recipe
+from training.settings import flatten, store
 from training.vqa import with_vocabulary_head
 from vla_align_ros.contract.processor import Processor
+from vla_align_ros.errors import ConfigurationError
 
 _VOCABULARY_MULTIPLE = 64
 
@@ -47,21 +50,40 @@ def find_base(config: RunConfig) -> RunConfig:
     """Take the network's shape from what the run starts from, if from anything.
 
     From an OpenVLA checkpoint, or from a finished run of ours, to which committed actions may come.
+
+    Raises:
+        ConfigurationError: nothing is there, or a setting asks for another shape.
     """
     if config.base is None:
         return config
     folder = find_folder(config.base)
     if holds_model(folder):
+        _refuse_shape(config, "head.committed")
         model = VlaConfig.from_dict(read_json(folder / DESCRIPTION))
         told = config.model.head.committed or model.head.committed
         head = dataclasses.replace(model.head, committed=told)
         return dataclasses.replace(config, model=dataclasses.replace(model, head=head))
+    _refuse_shape(config, "attention_backend")
     model = openvla_config(
         read_document(folder, CONFIG),
         open_shards(folder).shapes,
         attention_backend=config.model.attention_backend,
     )
     return dataclasses.replace(config, model=model)
+
+
+def _refuse_shape(config: RunConfig, free: str) -> None:
+    """Nothing of the network but `free` may differ from the recipe's: the base decides it."""
+    recipe = flatten(store(find_recipe(config.recipe).model))
+    asked = flatten(store(config.model))
+    other = [key for key in {**recipe, **asked} if recipe.get(key) != asked.get(key)]
+    if refused := [key for key in other if key != free]:
+        raise ConfigurationError(
+            "The network's shape comes from what the run starts from",
+            got=", ".join(f"model.{key}" for key in refused),
+            expected=f"none but model.{free} beside a base ({config.base})",
+            fix="leave the setting out, or train without a base",
+        )
 
 
 def build_student(

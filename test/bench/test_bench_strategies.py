@@ -146,7 +146,10 @@ def test_a_table_without_episodes_has_no_column_for_them() -> None:
     assert "success" not in head and row.endswith("| None | None |")
 
 
-@pytest.mark.parametrize("words", [["--scenes", "0"], ["--episodes", "-1"], ["--latency-ms", "-1"]])
+@pytest.mark.parametrize(
+    "words",
+    [["--scenes", "0"], ["--episodes", "-1"], ["--latency-ms", "-1"], ["--replan-ms", "-1"]],
+)
 def test_nothing_to_compare_is_one_clear_error(words: list[str]) -> None:
     parser = argparse.ArgumentParser()
     add_arguments(parser)

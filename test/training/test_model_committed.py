@@ -102,6 +102,16 @@ def test_it_comes_back_from_disk_and_others_are_written_as_before(tmp_path: Path
     assert "committed" not in str(read_json(tmp_path / "plain/model.json"))
 
 
+def test_another_count_keeps_what_was_learnt() -> None:
+    model, inputs, told = make_told(HEADS[0]), tiny_inputs(), tell((1, 1))
+    before = model(**inputs, **told).actions
+    model.take_committed(1)
+    fewer = {name: value[:, :1] for name, value in told.items()}
+    torch.testing.assert_close(model(**inputs, **fewer).actions, before)
+    model.take_committed(TOLD)
+    torch.testing.assert_close(model(**inputs, **told).actions, before)
+
+
 def test_a_network_that_cannot_be_told_says_so() -> None:
     with pytest.raises(ConfigurationError, match=r"train it with HeadConfig\.committed"):
         build(tiny_config())(**tiny_inputs(), **tell((1, 1)))

@@ -89,6 +89,13 @@ def test_a_dry_run_reckons_the_networks_own_parameters(short: Path) -> None:
     assert told["parameters"] == sum(value.numel() for value in read_weights(short).values())
 
 
+@pytest.mark.parametrize("setting", ["model.head.horizon=4", "model.attention_backend=sdpa"])
+def test_a_setting_that_its_shape_overrules_is_refused(short: Path, setting: str) -> None:
+    config = override(find_recipe("debug_cpu"), [f"base={short}", setting])
+    with pytest.raises(ConfigurationError, match=r"none but model\.head\.committed"):
+        find_base(config)
+
+
 def test_a_folder_that_is_nothing_is_refused(tmp_path: Path, tabletop_data: Path) -> None:
     with pytest.raises(ConfigurationError, match="not found"):
         train("debug_cpu", [tabletop_data], tmp_path / "out", base=str(tmp_path / "nowhere"))

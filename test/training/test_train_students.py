@@ -79,6 +79,14 @@ def test_openvla_is_tuned_and_comes_back_in_its_own_layout(tuned: Path, base: Pa
     assert not (tuned / "model.safetensors").exists()
 
 
+def test_a_head_that_openvla_does_not_have_is_refused(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"none but model\.attention_backend") as error:
+        train_openvla(
+            tmp_path, tmp_path / "out", base, "model.head.hidden=64", recipe="openvla_7b_align"
+        )
+    assert error.value.got == "model.head.hidden"
+
+
 def test_checkpoints_of_an_adapter_hold_what_trains_and_check_the_rest(
     tuned: Path, base: Path, tabletop_data: Path, tmp_path: Path
 ) -> None:

@@ -92,11 +92,14 @@ class PrismaticVLA(nn.Module):
             self.action_tokens = ActionTokens(vocabulary, head.bins)
 
     def take_committed(self, count: int) -> None:
-        """Let a chunk head be told `count` committed actions, from 0: the rest stays as it is."""
+        """Let a chunk head be told `count` committed actions; all it has learnt stays."""
         head = dataclasses.replace(self.config.head, committed=count)
         width = (head.hidden if head.insulate else None) or self.llm_width
         self.config = dataclasses.replace(self.config, head=head)
-        self.committed = CommittedEncoder(count, head.action_dim, width) if count else None
+        if count and self.committed is not None:
+            self.committed.count = count
+        else:
+            self.committed = CommittedEncoder(count, head.action_dim, width) if count else None
 
     @property
     def _points(self) -> bool:

@@ -41,12 +41,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         ConfigurationError: without a scene.
     """
-    if args.scenes < 1 or args.episodes < 0 or args.latency_ms < 0:
+    replan_ms = 0.0 if args.replan_ms is None else args.replan_ms
+    if args.scenes < 1 or min(args.episodes, args.latency_ms, replan_ms) < 0:
         raise ConfigurationError(
             "Nothing to compare",
-            got=f"{args.scenes} scenes, {args.episodes} episodes, {args.latency_ms:g} ms",
-            expected="a scene or more, and neither of the others below 0",
-            fix="correct --scenes, --episodes or --latency-ms",
+            got=f"{args.scenes} scenes, {args.episodes} episodes, {args.latency_ms:g} ms of "
+            f"latency, a plan every {replan_ms:g} ms",
+            expected="a scene or more, and none of the others below 0",
+            fix="correct --scenes, --episodes, --latency-ms or --replan-ms",
         )
     from vla_align_ros.bench.handover import compare_strategies
 
