@@ -126,7 +126,7 @@ def test_every_finished_run_is_evaluated_in_the_planned_scenes(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("narrow", "where", "trained"), [("1", "narrow", 24), ("2", "narrow2", 17)]
+    ("narrow", "where", "trained"), [("1", "narrow", 24), ("2", "narrow2", 26)]
 )
 def test_the_narrow_study_shows_one_instruction_and_asks_for_all(
     tmp_path: Path, narrow: str, where: str, trained: int
