@@ -18,7 +18,6 @@ from ros_graph import ROOT, WIDOWX, Probe
 Start = Callable[..., subprocess.Popen[str]]
 Names = dict[tuple[str, str], set[str]]
 CONFIG = ROOT / "config"
-INCLUDE = "{http://www.w3.org/2001/XInclude}include"
 # What a policy has only with other settings: another transport, arm or gripper.
 OTHER_SETTINGS = {"image/compressed", "target_pose", "target_frame", "ee_pose", "joint_states"}
 # The middleware's own; not every version has each.
@@ -45,22 +44,13 @@ def probe(ros: None, start_node: Start, tiny_state_bundle: Path) -> Iterator[Pro
     probe.close()
 
 
-def expand(element: ElementTree.Element, folder: Path) -> Iterator[ElementTree.Element]:
-    """The children of a profile, with what it includes in their place."""
-    for child in element:
-        if child.tag == INCLUDE:
-            yield from expand(ElementTree.parse(folder / child.attrib["href"]).getroot(), folder)
-        else:
-            yield child
-
-
 def read_allowed(node: str) -> Names:
     """What config/sros2 allows a node: full names by (kind, direction)."""
     root = ElementTree.parse(CONFIG / "sros2" / "policy.xml").getroot()
     profiles = [p for p in root.iter("profile") if p.attrib["node"] == node]
     assert len(profiles) == 1, node
     allowed: Names = {}
-    for rule in expand(profiles[0], CONFIG / "sros2"):
+    for rule in profiles[0]:
         for way, verdict in rule.attrib.items():
             assert verdict == "ALLOW"
             names = {
