@@ -12,7 +12,7 @@ from studies import CARROT, WORDS, network, write_folder
 if importlib.util.find_spec("mujoco") is None:  # importing it here would choose how it draws
     pytest.skip("needs the extra [sim]", allow_module_level=True)
 
-from training.benchmark.narrow import STUDIES, Study, gather, split_lines, write_tables
+from training.benchmark.narrow import STUDIES, Study, draw, gather, split_lines, write_tables
 from vla_align_ros.pages import put_between
 
 
@@ -70,3 +70,4 @@ def test_the_published_page_shows_the_published_figures(study: Study) -> None:
     page = (docs / "results.md").read_text()
     results = json.loads((docs / study.results).read_text())
     assert put_between(page, study.begin, study.end, write_tables(results) + "\n") == page
+    assert (docs / study.plot).read_text() == draw(results)

@@ -115,8 +115,9 @@ def test_a_narrow_study_is_published_alone_and_leaves_the_first_as_it_was(tmp_pa
     text = page.read_text()
     assert text.startswith(PAGE) and "not yet" not in text
     assert "| align over default | +0.500 | +0.500 |" in text
-    published = [path.name for path in (tmp_path / "results").iterdir()]
-    assert published == ["study_narrow2.json"] and not (tmp_path / "images").exists()
+    published = [path.name for path in sorted(tmp_path.glob("*/study*"))]
+    assert published == ["study_narrow2.svg", "study_narrow2.json"]
+    ElementTree.parse(tmp_path / "images/study_narrow2.svg")
 
 
 def test_a_study_without_evaluation_or_a_page_without_marks_is_told(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from training.benchmark.figures import compare, pool
+from training.benchmark.plot import draw_rates
 from training.benchmark.probes import gather_sight, write_probes
 from training.benchmark.store import EpisodeStore
 from training.benchmark.tables import (
@@ -47,6 +48,11 @@ class Study:
         """The file of figures, from the page's folder."""
         return f"results/study_{self.name}.json"
 
+    @property
+    def plot(self) -> str:
+        """The picture of its rates, from the page's folder."""
+        return f"images/study_{self.name}.svg"
+
 
 STUDIES = (Study("narrow"), Study("narrow2"))
 PARTS = {
@@ -55,8 +61,11 @@ PARTS = {
     "exact": "is the instruction shown",
 }
 """The plan's two parts, and of the second the episodes whose receptacle was shown, too."""
+DRAWN = {"other": "another object", "shown": "the object shown", "exact": "as it was shown"}
 BASELINE = "default"
-TESTED = (("align", BASELINE), ("freeze", BASELINE))  # better, worse: probes side by side
+TESTED = tuple(
+    (name, BASELINE) for name in ("align", "align_strong", "freeze")
+)  # probes side by side
 COST = ("seconds", "samples", "val/l1", "commit", "machine")
 
 
@@ -129,6 +138,22 @@ def write_tables(results: Mapping[str, Any]) -> str:
         cost = (f"{run['samples']}", f"{run['seconds']:.0f}", f"{run['val/l1']:.4f}")
         lines.append(write_row(f"`{run['name']}`", *cost))
     return "\n".join(lines)
+
+
+def draw(results: Mapping[str, Any]) -> str:
+    """The success rates of a narrow study's variants, by PARTS, as one SVG."""
+    variants = [
+        {
+            "name": variant["name"],
+            "envs": {
+                DRAWN[part]: {**variant[part], "rates": list(variant[part]["rates"].values())}
+                for part in PARTS
+            },
+        }
+        for variant in results["variants"]
+    ]
+    axes = dict.fromkeys(DRAWN.values(), "the instruction names")
+    return draw_rates({"variants": variants, "axes_of_envs": axes})
 
 
 def _instructions(runs: Iterable[Path]) -> list[str]:

@@ -122,7 +122,7 @@ def publish(out: Path, page: Path) -> None:
         if (found := narrow.gather(out / study.name)) is not None:
             tables = narrow.write_tables(found)
             text = put_between(text, study.begin, study.end, f"{tables}\n")
-            files.append((study.results, _write(found)))
+            files += [(study.results, _write(found)), (study.plot, narrow.draw(found))]
     if not files:
         raise ConfigurationError(
             "No study has an evaluation yet",

@@ -24,6 +24,7 @@ LATEST = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
 PICTURES = {"sensor_msgs/msg/Image": Image, "sensor_msgs/msg/CompressedImage": CompressedImage}
 COMMANDS = ("geometry_msgs/msg/TwistStamped", "geometry_msgs/msg/PoseStamped")
 WATCHDOG = "watchdog_node"
+JOINED = ("inactive", "active")  # states in which a policy is on its topics
 
 Row = dict[str, Any]
 Topics = list[tuple[str, str]]
@@ -52,10 +53,10 @@ class GraphCheck:
             self._patience.wait(lambda: bool(find_policies(node)), LONGEST_DISCOVERY_S)
             policies = find_policies(node)
         cameras, commands = list(args.camera), list(args.commands)
-        rows = []
+        rows: list[Row] = []
         for name in policies:
-            rows += self._check_policy(name)
-            heard, sent = self._topics_of(name)
+            state = self._check_policy(name, rows)
+            heard, sent = self._topics_of(name, joined=state in JOINED)
             cameras += [topic for topic, kind in heard if kind in PICTURES]
             commands += [topic for topic, kind in sent if kind in COMMANDS]
         if not (policies or asked):
@@ -76,26 +77,33 @@ class GraphCheck:
         infos = self._node.get_subscriptions_info_by_topic(topic)
         return {info.node_name for info in infos} - {WATCHDOG}
 
-    def _check_policy(self, name: str) -> list[Row]:
+    def _check_policy(self, name: str, rows: list[Row]) -> str:
+        """Add what it says of itself to `rows`; returns its lifecycle state, "" if unheard."""
         client = PolicyClient(self._node, name)
         heard = self._patience.wait(lambda: bool(client.status), self._seconds)
-        state = client.status.get("state", "")
+        state = str(client.status.get("state", ""))
         ok = heard and client.status.get("error") is None and state != "finalized"
         fix = "start it, or mend what its error says"
-        rows = [row(name, ok, client.describe().removeprefix(f"{name}: "), fix)]
+        rows.append(row(name, ok, client.describe().removeprefix(f"{name}: "), fix))
         if heard and not self._node.count_subscribers(f"{name}/heartbeat"):
             rows.append(
                 row("watchdog", False, f"none watches {name}", "launch with watchdog:=true")
             )
-        return rows
+        return state
 
-    def _topics_of(self, name: str) -> tuple[Topics, Topics]:
-        """What a node subscribes to and publishes, once that no longer grows."""
+    def _topics_of(self, name: str, *, joined: bool) -> tuple[Topics, Topics]:
+        """What a node subscribes to and publishes, once that no longer grows.
+
+        A policy that has `joined` its topics has a camera's and a controller's among them.
+        """
         end_s = time.monotonic() + LONGEST_DISCOVERY_S
         known: tuple[Topics, Topics] = ([], [])
         while time.monotonic() < end_s:
             found = self._read_topics(name)
-            if found == known and found[0] and found[1]:
+            heard, sent = ({kind for _, kind in topics} for topics in found)
+            if joined:
+                heard, sent = heard & PICTURES.keys(), sent & {*COMMANDS}
+            if found == known and heard and sent:
                 break
             known = found
             self._patience.wait(lambda: False, SETTLE_S)
