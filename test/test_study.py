@@ -126,7 +126,8 @@ def test_every_finished_run_is_evaluated_in_the_planned_scenes(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("narrow", "where", "trained"), [("1", "narrow", 24), ("2", "narrow2", 32)]
+    ("narrow", "where", "trained"),
+    [("1", "narrow", 24), ("2", "narrow2", 26), ("3", "narrow3", 10)],
 )
 def test_the_narrow_study_shows_one_instruction_and_asks_for_all(
     tmp_path: Path, narrow: str, where: str, trained: int
@@ -144,7 +145,7 @@ def test_the_narrow_study_shows_one_instruction_and_asks_for_all(
         assert settings["optim.lr"] == 3e-4
         assert settings["optim.vision_lr"] in (1.5e-4, None), "freeze has none"
     seeds = {settings_of(call)[1]["seed"] for call in fine_tuned}
-    assert seeds == (set(range(5)) if narrow == "1" else set(range(5, 13)))
+    assert seeds == set({"1": range(5), "2": range(5, 12), "3": range(8, 13)}[narrow])
     args = parse(calls[-2])
     assert args.envs == ["none"] and len(args.bundle) == trained + 1
     assert (args.episodes, args.seed, args.out) == (128, 1000, out / where / "evaluation")

@@ -1,4 +1,4 @@
-"""The second study of docs/study.md and its repetition: what a narrow fine-tuning forgets.
+"""The second study of docs/study.md, and what repeats it: what a narrow fine-tuning forgets.
 
 Read from NARROW's folder of scripts/study: its runs, their episodes in the training distribution,
 split by whether the instruction names an object that the fine-tuning showed, and their diagnosis.
