@@ -54,7 +54,7 @@ class Study:
         return f"images/study_{self.name}.svg"
 
 
-STUDIES = (Study("narrow"), Study("narrow2"))
+STUDIES = (Study("narrow"), Study("narrow2"), Study("narrow3"))
 PARTS = {
     "other": "names another object",
     "shown": "names the object shown",
