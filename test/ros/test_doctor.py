@@ -55,6 +55,7 @@ def test_a_running_policy_is_found_with_its_camera_and_its_controller(
     found = look(probe)
     assert found["/policy_node"]["ok"] and "disarmed" in found["/policy_node"]["found"]
     assert not found["watchdog"]["ok"] and "watchdog:=true" in found["watchdog"]["fix"]
+    assert "/policy_node/image" in found, found
     camera = found["/policy_node/image"]
     assert camera["ok"] and "64x48 rgb8" in camera["found"], camera
     assert 10 < float(camera["found"].split(" Hz")[0]) < 40
