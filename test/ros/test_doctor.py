@@ -20,6 +20,7 @@ from vla_align_ros.commands.robot_checks import (
     check_profile,
     check_robot,
 )
+from vla_align_ros.commands.shared_memory import check_left_overs, find_left_overs
 
 Start = Callable[..., subprocess.Popen[str]]
 DOCTOR = [sys.executable, "-c", "import sys; from vla_align_ros.cli import main; sys.exit(main())"]
@@ -96,6 +97,32 @@ def test_the_profile_of_this_shell_is_read(monkeypatch: pytest.MonkeyPatch, tmp_
     assert not check_profile().ok and "cannot be read" in check_profile().found
     monkeypatch.setenv("RMW_IMPLEMENTATION", "rmw_cyclonedds_cpp")
     assert check_profile().ok
+
+
+def test_the_segments_of_a_killed_node_are_told_and_those_of_a_running_one_are_not() -> None:
+    script = (
+        "import rclpy; rclpy.init(); node = rclpy.create_node('doomed'); print('up', flush=True)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"{script}; input()"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None and process.stdout.readline() == "up\n"
+    maps = Path(f"/proc/{process.pid}/maps").read_text()
+    segments = {
+        Path(line.split()[-1]) for line in maps.splitlines() if "/dev/shm/fastrtps_" in line
+    }
+    assert segments, "Fast DDS over shared memory"
+    assert not segments & set(find_left_overs())
+    process.kill()
+    process.communicate()
+    left = segments & set(find_left_overs())
+    assert left and not check_left_overs().ok
+    for path in left:  # and away with them
+        for name in (path, *path.parent.glob(f"{path.name}_?l")):
+            name.unlink(missing_ok=True)
 
 
 def test_bundle_engine_and_robot_are_held_against_each_other(

@@ -21,8 +21,8 @@ from vla_align_ros.commands.robot_checks import (
     check_graph,
     check_profile,
     check_robot,
-    check_shared_memory,
 )
+from vla_align_ros.commands.shared_memory import check_left_overs, check_room
 from vla_align_ros.extras import EXTRA_OF_MODULE, install_hint
 
 SUMMARY = "report what this machine can run and how to add what it lacks"
@@ -100,7 +100,7 @@ def _look_at_robot(args: argparse.Namespace) -> list[Finding]:
         for word in (f"--{name}", *getattr(args, name))
     ]
     graph = check_graph([*words, "--seconds", str(args.seconds)])
-    return [*findings, check_profile(), check_shared_memory(), *graph]
+    return [*findings, check_profile(), check_room(), check_left_overs(), *graph]
 
 
 def check_python() -> Finding:

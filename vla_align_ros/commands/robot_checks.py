@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -24,8 +23,6 @@ from vla_align_ros.share import find_share
 PROFILE_VARIABLES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
 PROFILE = "config/fastdds_shm.xml"
 LEAST_SEGMENT = 4 * 640 * 480 * 3  # four pictures of the usual size
-SHM = Path("/dev/shm")
-LEAST_SHM_BYTES = 64 << 20
 TIMED = 10
 PROBE_LIMIT_S = 60.0
 ACTIONS = ("gripper_command", "parallel_gripper_command")
@@ -52,16 +49,6 @@ def check_profile() -> Finding:
     largest = max(sizes, default=512 << 10)
     found = f"{path}, shared memory of {largest >> 10} KiB"
     return judge("graph", "DDS profile", largest >= LEAST_SEGMENT, found, fix)
-
-
-def check_shared_memory() -> Finding:
-    """See that there is room in /dev/shm, which containers often keep small."""
-    try:
-        free = shutil.disk_usage(SHM).free
-    except OSError as error:
-        return Finding("graph", "shared memory", False, str(error), "mount a tmpfs on /dev/shm")
-    fix = "docker run --ipc host, or --shm-size 256m"
-    return judge("graph", "shared memory", free >= LEAST_SHM_BYTES, f"{free >> 20} MiB free", fix)
 
 
 def check_bundle(path: Path) -> tuple[list[Finding], Bundle | None]:
