@@ -394,21 +394,49 @@ def test_a_joystick_stops_by_its_button_and_by_falling_silent(
     probe.wait_for_hold("stopped", 5.0)
     client = PolicyClient(probe.node)
 
-    def ask(call: Callable[[], Any]) -> None:
-        """Ask until an answer comes, while the joystick goes on with the button up."""
+    def ask(call: Callable[[], Any], button: int = 0) -> None:
+        """Ask until an answer comes, while the joystick goes on."""
         for _ in range(20):
             future = call()
-            press_for(1.0, 0, 0)
+            press_for(1.0, 0, button)
             if future.done():
                 return
         raise AssertionError("no answer")
 
+    ask(client.reset, button=1)
+    ask(lambda: client.arm(True), button=1)
+    assert probe.latest("latched_stop") is not None, "the button is pressed all the time"
     ask(client.reset)
     ask(lambda: client.arm(True))
     probe.wait_for_motion()
     silent_s = time.monotonic()
     probe.wait_for_hold("stopped", 5.0)
     assert time.monotonic() - silent_s < 2.0
+
+
+def test_a_joystick_says_that_nothing_is_heard_and_that_nobody_hears_it(
+    ros: None, start_node: Start
+) -> None:
+    node = rclpy.create_node("joy_node")
+    process = start_node("operating.joystick_stop", "-r", "__ns:=/left")
+    assert process.stdout is not None
+    told, stream = "", process.stdout.fileno()
+
+    def expect(text: str, act: Callable[[], None] = lambda: None) -> None:
+        nonlocal told
+        end_s = time.monotonic() + TOOL_S
+        while text not in told:
+            assert time.monotonic() < end_s, told
+            act()
+            if select.select([stream], [], [], 0.05)[0]:
+                told += os.read(stream, 65536).decode()
+
+    expect("nothing publishes /left/joy")
+    expect("nobody hears /left/policy_node/emergency_stop")
+    joy = node.create_publisher(Joy, "/left/joy", RELIABLE)
+    expect("use the hardware's stop", lambda: joy.publish(Joy(buttons=[0, 1])))
+    assert told.count("stop: button 1") == 1
+    node.destroy_node()
 
 
 class Terminal:
