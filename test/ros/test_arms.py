@@ -6,12 +6,14 @@ import importlib.util
 import math
 import time
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import yaml
 from rclpy.lifecycle import LifecycleNode
-from ros_graph import Probe, values_of
+from ros_graph import WIDOWX, Probe, values_of
 from sensor_msgs.msg import JointState
 
 from vla_align_ros.contract.actions import GripperConvention
@@ -106,6 +108,12 @@ def test_the_end_of_the_range_is_always_worth_a_goal() -> None:
     assert goals.wants(0.03, 0.0)
     assert not goals.wants(0.01, 1.0)
     assert goals.wants(0.0, 2.0), "nearly closed is not closed"
+
+
+@pytest.mark.parametrize("path", sorted(WIDOWX.parent.glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_robots_gripper_lies_in_the_namespace_of_its_arm(path: Path) -> None:
+    arm = yaml.safe_load(path.read_text())["/**"]["ros__parameters"]["arm"]
+    assert not arm["gripper"].get("action", "").startswith("/")
 
 
 def test_after_a_stop_an_opening_is_a_goal_again_and_still_not_in_a_stream() -> None:
