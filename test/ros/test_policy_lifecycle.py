@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import gc
 import random
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import rclpy
 import tiny_policy
 from rclpy.exceptions import ParameterUninitializedException
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.parameter import Parameter
+from rclpy.qos import QoSProfile, ReliabilityPolicy
 from ros_graph import WIDOWX
+from sensor_msgs.msg import JointState
 from std_msgs.msg import String
 
 from vla_align_ros.ros.policy_node import PolicyNode
 
 OK, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
+BURST = QoSProfile(depth=100, reliability=ReliabilityPolicy.BEST_EFFORT)
 MakeNode = Callable[..., PolicyNode]
 
 
@@ -50,6 +56,33 @@ def state_of(node: PolicyNode) -> str:
 def topics_of(node: PolicyNode) -> set[str]:
     publishers = {entity.topic_name for entity in node.publishers}
     return publishers | {entity.topic_name for entity in node.subscriptions}
+
+
+def test_the_gripper_is_read_although_an_arm_tells_its_joints_much_more_often(
+    make_node: MakeNode, tiny_state_bundle: Path
+) -> None:
+    node = make_node(tiny_state_bundle)
+    assert node.trigger_configure() == OK
+    assert node._inputs is not None and node._runner is not None
+    drivers = rclpy.create_node("drivers")
+    joints = drivers.create_publisher(JointState, "/policy_node/joint_states", BURST)
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+    try:
+        end_s = time.monotonic() + 10.0
+        while joints.get_subscription_count() == 0:
+            assert time.monotonic() < end_s
+            time.sleep(0.02)
+        joints.publish(JointState(name=["left_carriage_joint"], position=[0.02]))
+        for _ in range(60):
+            joints.publish(JointState(name=["elbow"], position=[0.0]))
+        time.sleep(0.2)
+        while node._runner.observer.ages_by_source()["joints"] is None:
+            assert time.monotonic() < end_s, "pushed out of the queue"
+            executor.spin_once(timeout_sec=0.02)
+    finally:
+        executor.shutdown()
+        drivers.destroy_node()
 
 
 def test_walks_its_whole_life_and_can_do_it_again(make_node: MakeNode) -> None:
