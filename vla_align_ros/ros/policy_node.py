@@ -257,17 +257,17 @@ class PolicyNode(LifecycleNode):
 
     def _on_check(self) -> None:
         arm = None if self._command_timer is None else self._arm
-        if arm is not None and arm.exclusive and (rivals := arm.rivals()):
+        if arm is not None and (rivals := arm.contested()):
             self._authority.stop(f"because another node publishes on {', '.join(rivals)}")
         if self._watch is not None and self._watch.check():
             self._on_diagnostics()
 
     def _on_diagnostics(self) -> None:
-        values: dict[str, Any] = {
-            "rival_publishers": [] if self._arm is None else self._arm.rivals()
-        }
+        arm = self._arm
+        values: dict[str, Any] = {"rival_publishers": [] if arm is None else arm.rivals()}
         if self._watch is not None:
-            values.update(sources=self._watch.summarise(), troubles=self._watch.troubles)
+            troubles = {**self._watch.troubles, **({} if arm is None else arm.troubles())}
+            values.update(sources=self._watch.summarise(), troubles=troubles)
         if self._sight is not None:
             values.update(self._sight.summarise())
         self.reporter.diagnose(values)
