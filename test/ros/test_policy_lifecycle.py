@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gc
 import random
+import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import rclpy
 import tiny_policy
@@ -99,6 +101,51 @@ def test_walks_its_whole_life_and_can_do_it_again(make_node: MakeNode) -> None:
     assert node.trigger_shutdown() == OK
     assert state_of(node) == "finalized"
     assert node.reporter.state == "finalized"
+
+
+def test_an_engine_is_not_closed_beneath_an_inference_that_hangs(
+    make_node: MakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = make_node()
+    assert node.trigger_configure() == OK
+    assert node._policy is not None and node._runner is not None
+    backend, runner = node._policy.backend, node._runner
+    inside, go, closed = threading.Event(), threading.Event(), []
+    infer = backend.infer
+
+    def hang(inputs: dict[str, np.ndarray]) -> object:
+        inside.set()
+        go.wait(30.0)
+        return infer(inputs)
+
+    monkeypatch.setattr(backend, "infer", hang)
+    monkeypatch.setattr(backend, "close", lambda: closed.append(inside.is_set()))
+    assert node.trigger_activate() == OK
+    runner.set_instruction("take the carrot")
+    runner.take_pose(np.array([0.3, 0.0, 0.2, 0.0, 0.0, 0.0]), node._now_s())
+    runner.take_image(lambda: np.full((16, 16, 3), 128, np.uint8), node._now_s())
+    assert inside.wait(10.0)
+    assert node.trigger_deactivate() == OK
+    assert node.trigger_cleanup() == OK
+    assert not closed
+    go.set()
+    assert node.trigger_configure() == OK, "the next policy is another"
+    assert node._policy is not None
+    monkeypatch.setattr(node._policy.backend, "close", lambda: closed.append(True))
+    assert node.trigger_cleanup() == OK
+    assert closed == [True]
+
+
+def test_a_node_that_somebody_configured_first_does_not_start_itself(make_node: MakeNode) -> None:
+    node = make_node(autostart=True)
+    assert node.trigger_configure() == OK
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+    end_s = time.monotonic() + 0.5
+    while time.monotonic() < end_s:
+        executor.spin_once(timeout_sec=0.02)
+    executor.shutdown()
+    assert state_of(node) == "inactive"
 
 
 @pytest.mark.parametrize("steps", [(), ("configure",), ("configure", "activate")])

@@ -62,6 +62,7 @@ class PolicyNode(LifecycleNode):
         self._settings: PolicyParameters | None = None
         self._policy: Policy | None = None
         self._runner: PolicyRunner | None = None
+        self._hangs = False  # whether an inference of this policy did not return
         self._arm: Arm | None = None
         self._inputs: Inputs | None = None
         self._watch: SourceWatch | None = None
@@ -204,6 +205,7 @@ class PolicyNode(LifecycleNode):
             self._arm.stop(self.get_clock().now().to_msg())
         self._heartbeat.publish(Bool(data=False))
         if self._runner is not None and not self._runner.deactivate():
+            self._hangs = True
             self.get_logger().error("inference does not return; its result will be discarded")
         if self._arm is not None:
             self._arm.flush(FLUSH_S)
@@ -217,8 +219,9 @@ class PolicyNode(LifecycleNode):
             self.destroy_lifecycle_publisher(self._chunks)
         if self._sight is not None:
             self._sight.destroy()
-        if self._policy is not None:
+        if self._policy is not None and not self._hangs:  # a thread that hangs keeps its engine
             self._policy.close()
+        self._hangs = False
         self._inputs = self._watch = self._sight = self._arm = self._chunks = self._policy = None
         self._runner = self._settings = None
         self._authority.close()
@@ -274,6 +277,8 @@ class PolicyNode(LifecycleNode):
 
     def _on_autostart(self) -> None:
         self.destroy_timer(self._autostart_timer)
+        if self.reporter.state != "unconfigured" or self.reporter.error is not None:
+            return  # somebody manages the node
         if self.trigger_configure() == Result.SUCCESS:
             self.trigger_activate()
 
