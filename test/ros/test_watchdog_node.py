@@ -14,7 +14,7 @@ import pytest
 import rclpy
 from geometry_msgs.msg import TwistStamped
 from rclpy.executors import SingleThreadedExecutor
-from ros_graph import LATCHED, RELIABLE, WIDOWX, Probe, values_of
+from ros_graph import BEST_EFFORT, LATCHED, RELIABLE, WIDOWX, Probe, values_of
 from std_msgs.msg import Bool, Empty, String
 from std_srvs.srv import Trigger
 from tiny_policy import CARROT
@@ -285,6 +285,29 @@ def test_a_policy_moves_nothing_before_it_is_watched_nor_after(
     watchdog.send_signal(signal.SIGCONT)
     count = len(probe.twists)
     assert probe.wait_for(lambda: len(probe.twists) > count + 5), "moves on when it is watched"
+
+
+def test_does_not_watch_a_policy_whose_commands_it_cannot_hear(
+    sender: Sender, start_watchdog: Start
+) -> None:
+    watched: list[Empty] = []
+    sender.node.create_subscription(Empty, "/policy_node/watched", watched.append, RELIABLE)
+    person = rclpy.create_node("person")
+    deaf = [
+        node.create_publisher(TwistStamped, "/policy_node/delta_twist_cmds", BEST_EFFORT)
+        for node in (sender.node, person)
+    ]
+    start_watchdog()
+    sender.spin(1.0)
+    sender.drive(20, beat=False)
+    assert not watched
+    sender.node.destroy_publisher(deaf[0])
+    for _ in range(10):
+        sender.drive(20, beat=False)
+        if watched:
+            break
+    assert watched, "a person's commands may be as they like"
+    person.destroy_node()
 
 
 def test_does_not_watch_while_nobody_would_hear_its_zero(sender: Sender, start_node: Start) -> None:

@@ -81,13 +81,13 @@ class WatchdogNode(Node):
 
     Subscribes to the policy's `~/delta_twist_cmds` (TwistStamped) and `~/heartbeat` (Bool, whether
     the arm moves), and answers heartbeats on `~/watched` (Empty, every 0.1 s at most) while its own
-    zero would be heard: a policy that asks for a watchdog moves nothing without. When both were
-    about motion and then cease for two command periods and `tolerance_s`, it publishes one zero on
-    `~/delta_twist_cmds` and, if `stop_policy`, an Empty on `~/emergency_stop`, and again when
-    heartbeats come back, unless it was reset: a policy that died heard nothing. Commands beside a
-    policy that says that it stands are a person's and left alone. `~/status` (String, latched,
-    JSON: tripped, reason, silence_s, trips, moving, limit_s) and `/diagnostics` keep the first
-    reason until `~/reset` (Trigger).
+    zero would be heard and it can hear the commands: a policy that asks for a watchdog moves
+    nothing without. When both were about motion and then cease for two command periods and
+    `tolerance_s`, it publishes one zero on `~/delta_twist_cmds` and, if `stop_policy`, an Empty on
+    `~/emergency_stop`, and again when heartbeats come back, unless it was reset: a policy that died
+    heard nothing. Commands beside a policy that says that it stands are a person's and left alone.
+    `~/status` (String, latched, JSON: tripped, reason, silence_s, trips, moving, limit_s) and
+    `/diagnostics` keep the first reason until `~/reset` (Trigger).
     """
 
     def __init__(self) -> None:
@@ -110,7 +110,7 @@ class WatchdogNode(Node):
         self._status = self.create_publisher(String, "~/status", LATCHED)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         self.create_subscription(TwistStamped, "~/delta_twist_cmds", self._on_twist, RELIABLE)
-        self.create_subscription(Bool, "~/heartbeat", self._on_heartbeat, RELIABLE)
+        self._beats = self.create_subscription(Bool, "~/heartbeat", self._on_heartbeat, RELIABLE)
         self.create_service(Trigger, "~/reset", self._on_reset)
         # Not ROS time: the arm must be stopped whatever a simulated clock does.
         steady = Clock(clock_type=ClockType.STEADY_TIME)
@@ -146,17 +146,38 @@ class WatchdogNode(Node):
             self._stop.publish(Empty())
         self._watchdog.take_heartbeat(moving=message.data, now_s=now_s)
         self._set_alarm()
-        if now_s - self._told_s >= TELL_PERIOD_S and self._reaches_arm():
+        if now_s - self._told_s < TELL_PERIOD_S:
+            return
+        if self._twist is None or (self._reaches_arm() and self._hears_commands()):
             self._told_s = now_s
             self._watched.publish(Empty())
 
     def _reaches_arm(self) -> bool:
         """Whether somebody else than this node would hear its zero."""
-        if self._twist is None or self._twist.get_subscription_count() > 1:
+        if self._twist.get_subscription_count() > 1:
             return True
         self.get_logger().warning(
             f"not watching: nobody else subscribes to {self._twist.topic_name}, a zero would stop "
             "nothing; start the arm's controller, or remap ~/delta_twist_cmds to its topic",
+            throttle_duration_sec=THROTTLE_S,
+        )
+        return False
+
+    def _hears_commands(self) -> bool:
+        """Whether the commands of the node with the heartbeats come to a reliable subscription."""
+        policies = {
+            _end_of(info) for info in self.get_publishers_info_by_topic(self._beats.topic_name)
+        }
+        topic = self._twist.topic_name
+        if not any(
+            info.qos_profile.reliability == ReliabilityPolicy.BEST_EFFORT
+            for info in self.get_publishers_info_by_topic(topic)
+            if _end_of(info) in policies
+        ):
+            return True
+        self.get_logger().warning(
+            f"not watching: the policy publishes {topic} as best effort, which is not heard here; "
+            "take the qos_override of its reliability away",
             throttle_duration_sec=THROTTLE_S,
         )
         return False
@@ -232,6 +253,10 @@ class WatchdogNode(Node):
         values = {**self._summary(), "moving": self._watchdog.moving}
         stamp = self.get_clock().now().to_msg()
         self._diagnostics.publish(make_diagnostics(name, "", level, text, values, stamp))
+
+
+def _end_of(info: Any) -> tuple[str, str]:
+    return info.node_namespace, info.node_name
 
 
 def main(arguments: list[str] | None = None) -> None:
