@@ -27,7 +27,9 @@ from sensor_msgs.msg import Joy
 from std_msgs.msg import Empty, String
 from tiny_policy import CARROT, PLATE
 
+from vla_align_ros.errors import OperatorError
 from vla_align_ros.ros.operating import console as console_module
+from vla_align_ros.ros.operating import say as say_module
 from vla_align_ros.ros.operating.client import PolicyClient
 from vla_align_ros.ros.operating.console import Console
 from vla_align_ros.ros.policy_node import PolicyNode
@@ -230,6 +232,9 @@ class FakeClient:
     def hears_stop(self) -> bool:
         return True
 
+    def describe(self) -> str:
+        return "policy_node: active"
+
     def stop(self) -> None:
         self.asked.append("stop")
 
@@ -317,6 +322,18 @@ def test_the_console_takes_back_an_arming_that_nobody_answers(client: FakeClient
     console.take("/arm")
     wait_until(lambda: len(told) == 2)
     assert told[1] == "policy_node does not answer" and not client.asked
+
+
+def test_say_takes_back_an_arming_that_nobody_answers(client: FakeClient) -> None:
+    client.node.get_topic_names_and_types = list
+    client.answer = False
+
+    def ask(call: Callable[[], Future], ready: object, timeout_s: float) -> None:
+        call()
+
+    with pytest.raises(OperatorError, match="cannot be armed"):
+        say_module._arm(client, SimpleNamespace(ask=ask), 1.0)  # type: ignore[arg-type]
+    assert client.asked == ["arm", "disarm"]
 
 
 def test_the_console_sends_what_was_typed_in_its_order(client: FakeClient) -> None:
