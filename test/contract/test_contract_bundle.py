@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -233,6 +234,20 @@ def test_opening_runs_nothing_that_a_hostile_bundle_brings(folder, tmp_path):
     assert not touched.exists()
     pickle.loads(trap)
     assert touched.exists(), "the trap itself must work, or this test proves nothing"
+
+
+@pytest.mark.parametrize("place", ["../../outside.bin", "../report.json", "policy.onnx.data"])
+def test_a_graph_with_weights_that_no_hash_covers_is_refused(folder, place):
+    (folder.parent / "outside.bin").write_bytes(bytes(4))
+    (folder / "report.json").write_text("{}")
+    graph = onnx.load(folder / "model/policy.onnx")
+    weights = graph.graph.initializer[0]
+    weights.ClearField("raw_data")
+    weights.data_location = onnx.TensorProto.EXTERNAL
+    weights.external_data.add(key="location", value=place)
+    replace_file(folder, "model/policy.onnx", graph.SerializeToString())
+    with pytest.raises(BundleError, match="does not vouch for"):
+        Bundle.open(folder)
 
 
 def test_opening_imports_no_engine_no_torch_and_no_ros(folder):

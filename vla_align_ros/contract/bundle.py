@@ -1,6 +1,7 @@
 """The policy bundle: written at once or not at all, opened only if every byte is what was written.
 
-A bundle is data. Opening one parses JSON, array headers and a tokenizer file, and executes nothing.
+A bundle is data. Opening one parses JSON, array headers, a tokenizer file and where its graphs'
+weights lie, and executes nothing.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy.typing as npt
 
 from vla_align_ros.contract import golden as golden_samples
 from vla_align_ros.contract.engines import EngineSet, engine_folder, list_targets
+from vla_align_ros.contract.external_data import check_external_data
 from vla_align_ros.contract.files import (
     read_json_object,
     readable_json,
@@ -64,8 +66,8 @@ class Bundle:
         """Open a bundle after checking schema, paths, sizes and the sha256 of every file.
 
         Raises:
-            BundleError: if it is no bundle of this schema, or a file is missing, extra, altered,
-                truncated, a link, or would need pickle.
+            BundleError: if it is no bundle of this schema, a file is missing, extra, altered,
+                truncated, a link, or would need pickle, or a graph reads a file that has no hash.
         """
         try:
             root = Path(path).resolve()
@@ -88,6 +90,8 @@ class Bundle:
                 "bundle's processor cannot be used", got=cause, fix=REFETCH
             ) from cause
         check_consistency(manifest, processor)
+        for graph in manifest["graphs"].values():
+            check_external_data(root, graph["path"], manifest["files"])
         golden_samples.check_golden_layout(
             golden_samples.read_golden_layout(root / GOLDEN_NAME), processor.spec
         )
