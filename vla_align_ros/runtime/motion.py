@@ -105,7 +105,7 @@ class MotionLimiter:
         self._acceleration = (twist - self._twist) / dt_s
         for part, _, acceleration, _ in self._parts:
             if acceleration is not None:
-                # A workspace's side may have braked harder; a jerk is counted from the limit then.
+                # A side may have braked harder; a jerk is counted from the limit then.
                 self._acceleration[part] = _shorten(self._acceleration[part], acceleration)
         self._twist = np.array(twist, np.float64)
         self._gripper = gripper
@@ -132,6 +132,11 @@ class Travel:
         while len(self._legs) > 1 and self._length_s - self._legs[0][0] >= self._keep_s:
             self._length_s -= self._legs.popleft()[0]
 
+    def clear(self) -> None:
+        """The arm stands, and its place is measured anew."""
+        self._legs.clear()
+        self._length_s = 0.0
+
     def within(self, age_s: float) -> Vector:
         """The way (3,) in metres that was commanded in the last `age_s` seconds."""
         way = np.zeros(3)
@@ -144,11 +149,16 @@ class Travel:
 
 
 def braking_speed(distance_m: float, deceleration_m_s2: float | None, period_s: float) -> float:
-    """The largest speed in m/s that still ends within `distance_m`, in a period or by braking."""
-    in_a_period = max(distance_m, 0.0) / period_s
+    """The largest speed in m/s after a period of which the arm can still end within `distance_m`.
+
+    By its period alone, or by braking from then on: v T + v^2 / 2a = distance. Whoever keeps to it
+    on the way never brakes harder than a.
+    """
+    distance_m = max(distance_m, 0.0)
     if deceleration_m_s2 is None:
-        return in_a_period
-    return min(in_a_period, math.sqrt(2.0 * deceleration_m_s2 * max(distance_m, 0.0)))
+        return distance_m / period_s
+    root = math.sqrt(period_s * period_s + 2.0 * distance_m / deceleration_m_s2)
+    return 2.0 * distance_m / (period_s + root)  # a (root - T), without its rounding near a side
 
 
 def _follow(

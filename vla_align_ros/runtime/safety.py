@@ -225,16 +225,15 @@ class SafetyGate:
                 return Hold(Reason.STALE_STATE, "the end effector's position is unknown")
             way_m = self._travel.within(situation.position_age_s)
             held_s = max(scheduled.period_s, self._command_period_s)
-            # From where the arm is if it followed since, and if it did not.
-            for start_m in (position_m, position_m + way_m):
-                limited[:3] = confine(
-                    limited[:3],
-                    start_m,
-                    held_s,
-                    self.limits.workspace_m,
-                    self.limits.keep_out_m,
-                    self.limits.motion.linear_m_s2,
-                )
+            limited[:3] = confine(
+                limited[:3],
+                # Where the arm is if it did not follow since, and if it did.
+                (position_m, position_m + way_m),
+                held_s,
+                self.limits.workspace_m,
+                self.limits.keep_out_m,
+                self.limits.motion.linear_m_s2,
+            )
         self._limiter.remember(limited, gripper, since_s)
         return Command(limited, gripper, scheduled, clamped=bool((limited != twist).any()))
 
