@@ -39,6 +39,29 @@ def test_stops_once_and_then_is_silent(make_rig: MakeRig) -> None:
     assert [stop.reason for stop in rig.runner.stops.stops] == [Reason.STALE_IMAGE]
 
 
+def test_plans_from_a_clock_that_runs_ahead_are_counted_and_told(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    rig.runner.set_instruction(SAY)
+    overdue = []
+    for _ in range(3):
+        rig.pass_time(0.3)
+        stamp_s = rig.now_s + 0.3  # an action is 0.2 s long
+        rig.runner.take_pose(np.array([0.3, 0, 0.2, 0, 0, 0]), stamp_s)
+        rig.runner.take_gripper(1.0, stamp_s)
+        refused = rig.runner.metrics.counted("plans_refused")
+        rig.runner.take_image(lambda: PICTURE, stamp_s)
+        wait_for(lambda n=refused + 1: rig.runner.metrics.counted("plans_refused") == n)
+        step = rig.runner.tick()
+        assert step.hold is not None and step.hold.reason is Reason.PLANNING
+        assert "refused: stamped 0.30 s ahead of this node's clock" in step.hold.detail
+        overdue.append(rig.runner.plan_overdue)
+    assert overdue == [False, False, True]
+    rig.pass_time(0.3)
+    rig.feed()
+    assert rig.runner.tick().command is not None
+    assert not rig.runner.plan_overdue
+
+
 def test_the_action_follows_the_time_since_the_picture(make_rig: MakeRig) -> None:
     rig = make_rig()
     rig.runner.set_instruction(SAY)

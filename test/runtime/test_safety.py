@@ -65,6 +65,7 @@ def test_a_good_situation_gives_the_velocity_of_the_delta() -> None:
         ({"fault": Hold(Reason.INFERENCE_ERROR, "boom")}, Reason.INFERENCE_ERROR),
         ({"action": None, "plans": 0}, Reason.PLANNING),
         ({"action": None}, Reason.CHUNK_EXHAUSTED),
+        ({"action": None, "ahead_s": 0.25}, Reason.CHUNK_EXHAUSTED),
         ({"action": plan([math.nan] * 7)}, Reason.NON_FINITE),
         ({"action": plan([0, 0, 0, 0, 0, 0, math.inf])}, Reason.NON_FINITE),
         ({"action": plan([0.17, 0, 0, 0, 0, 0, 0])}, Reason.OUT_OF_LIMITS),

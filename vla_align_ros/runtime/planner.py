@@ -150,6 +150,7 @@ class Planner:
             arrived_s = self._clock()
             self._delays_s.append(arrived_s - chunk.stamp_s)
             accepted = self._buffer.add(chunk, arrived_s, turn=frame.turn, told=told)
+            self._metrics.count("plans_refused", by=int(not accepted))
             if accepted and self._on_chunk is not None:
                 self._on_chunk(chunk)
         except Exception as error:  # whatever a backend raises holds the arm

@@ -92,6 +92,7 @@ class PolicyRunner:
         self._last_tick_s = 0.0
         self._last_sight_s = float("-inf")
         self._instruction_s = float("-inf")
+        self._hold_since_s = float("-inf")
 
     @property
     def active(self) -> bool:
@@ -107,6 +108,13 @@ class PolicyRunner:
     def state(self) -> RobotState:
         """The robot's state as it arrived."""
         return self.observer.state
+
+    @property
+    def plan_overdue(self) -> bool:
+        """Whether the arm waits for its first plan for longer than a picture stays fresh."""
+        if self.hold is None or self.hold.reason is not Reason.PLANNING:
+            return False
+        return self._steady() - self._hold_since_s > self._gate.timeouts.image_s
 
     @property
     def needs_pose(self) -> bool:
@@ -238,6 +246,7 @@ class PolicyRunner:
             strange=None if self.sight is None else self.sight.explain_strange(),
             action=action,
             plans=self._buffer.accepted - self._plans_before,
+            ahead_s=self._buffer.ahead_s,
             state_age_s=self.state.age_s(now_s, steady_s, with_pose=with_pose),
             state_needed=bool(self.state.names) or self._pose_needed,
             position_m=None if pose.value is None else pose.value[:3],
@@ -256,6 +265,8 @@ class PolicyRunner:
         if stop:
             self.metrics.pause("command")
             self.metrics.count(f"stops_{hold.reason}")
+        if self.hold is None or self.hold.reason is not hold.reason:
+            self._hold_since_s = self._steady()
         self.hold = hold
         return stop
 

@@ -103,7 +103,8 @@ class Situation:
     fit together (see Observer); `strange` why the scene is not familiar enough (see SightLoop).
     `forbidden` is what a person has against motion (see Interlock);
     `fault` is what inference reported since its last good chunk; `plans` counts the chunks that
-    answered the current instruction; `position_m` (3,) is the end effector in the command frame,
+    answered the current instruction, `ahead_s` how far ahead of this clock the last one was
+    stamped if it was refused for that; `position_m` (3,) is the end effector in the command frame,
     measured `position_age_s` ago; `gripper` the measured opening, None where it is not known;
     `since_tick_s` the time since the last decision.
     """
@@ -115,6 +116,7 @@ class Situation:
     disorder: str | None = None
     strange: str | None = None
     plans: int = 0
+    ahead_s: float | None = None
     state_age_s: float | None = None
     state_needed: bool = False
     position_m: NDArray[np.float64] | None = None
@@ -169,9 +171,12 @@ class SafetyGate:
         if hold is not None:
             return hold
         if situation.action is None:
+            refused = _explain_refusal(situation.ahead_s)
             if situation.plans == 0:
-                return Hold(Reason.PLANNING, "no action planned for this instruction yet")
-            return Hold(Reason.CHUNK_EXHAUSTED, "the last planned action is over")
+                return Hold(
+                    Reason.PLANNING, refused or "no action planned for this instruction yet"
+                )
+            return Hold(Reason.CHUNK_EXHAUSTED, refused or "the last planned action is over")
         late = _judge_limit(situation.action_age_s, self.timeouts.action_s, "planned action")
         if late is not None:
             return Hold(Reason.STALE_ACTION, late)
@@ -246,6 +251,12 @@ def _judge_age(age_s: float | None, timeout_s: float, what: str) -> str | None:
     if age_s < -timeout_s:
         return f"the {what} is stamped {-age_s:.2f} s ahead of this node's clock"
     return None
+
+
+def _explain_refusal(ahead_s: float | None) -> str | None:
+    if ahead_s is None:
+        return None
+    return f"the last plan was refused: stamped {ahead_s:.2f} s ahead of this node's clock"
 
 
 def _judge_limit(age_s: float, limit_s: float, what: str) -> str | None:
