@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from rig import OTHER, PICTURE, SAY, STILL, MakeRig, Waiting, wait_for
+from rig import OTHER, PICTURE, SAY, STILL, MakeRig, Panic, Waiting, wait_for
 from sample_policy import HORIZON
 
 from vla_align_ros.errors import BackendError, ConfigurationError, ContractError
@@ -138,18 +138,22 @@ def test_a_picture_that_had_to_wait_is_left_for_a_newer_one(
 
 @pytest.mark.parametrize(
     ("bad", "reason"),
-    [(np.full((HORIZON, 7), np.nan), Reason.NON_FINITE), (None, Reason.INFERENCE_ERROR)],
-    ids=["nan", "error"],
+    [
+        (np.full((HORIZON, 7), np.nan), Reason.NON_FINITE),
+        (BackendError("the engine is gone"), Reason.INFERENCE_ERROR),
+        (Panic("index out of bounds"), Reason.INFERENCE_ERROR),
+    ],
+    ids=["nan", "error", "panic"],
 )
 def test_a_failing_inference_holds_at_once_until_the_next_good_one(
-    make_rig: MakeRig, bad: np.ndarray | None, reason: Reason
+    make_rig: MakeRig, bad: np.ndarray | BaseException, reason: Reason
 ) -> None:
     answers: list[np.ndarray | None] = [STILL, bad, STILL]
 
     def answer(_: object) -> np.ndarray:
         value = answers.pop(0)
-        if value is None:
-            raise BackendError("the engine is gone")
+        if isinstance(value, BaseException):
+            raise value
         return value
 
     rig = make_rig(answer)

@@ -60,7 +60,7 @@ class Reporter:
         self.arm = ""
         self.error: str | None = None
 
-    def log_fault(self, hold: Hold, error: Exception) -> None:
+    def log_fault(self, hold: Hold, error: BaseException) -> None:
         """Log what inference raised; callable from the inference thread."""
         if self._due_to_log(f"fault:{hold.reason}"):
             self._node.get_logger().error(f"inference failed, the arm holds: {error}")

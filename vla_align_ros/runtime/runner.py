@@ -57,7 +57,7 @@ class PolicyRunner:
         interlock: Interlock | None = None,
         sight: SightLoop | None = None,
         on_chunk: Callable[[ActionChunk], None] | None = None,
-        on_fault: Callable[[Hold, Exception], None] | None = None,
+        on_fault: Callable[[Hold, BaseException], None] | None = None,
     ) -> None:
         spec = policy.spec
         self.metrics = Metrics() if metrics is None else metrics
