@@ -75,16 +75,19 @@ class MotionLimiter:
         """The arm was sent zero, and its gripper stands at `gripper` (fraction open).
 
         None where that is not known: somebody else may have moved it, so the next opening is taken
-        as it is.
+        as it is, unless it is measured by then.
         """
         self._twist[:] = 0.0
         self._acceleration[:] = 0.0
         self._gripper = gripper
 
-    def limit(self, twist: Vector, gripper: float, dt_s: float) -> tuple[Vector, float]:
+    def limit(
+        self, twist: Vector, gripper: float, dt_s: float, measured: float | None = None
+    ) -> tuple[Vector, float]:
         """The twist (6,) and gripper (0..1) that come closest after `dt_s` since the last one.
 
-        Nothing is remembered: `remember` what was really sent, which may be slower still.
+        Nothing is remembered: `remember` what was really sent, which may be slower still. The
+        `measured` opening counts where none was sent.
         """
         result = np.array(twist, np.float64)
         for part, speed, acceleration, jerk in self._parts:
@@ -98,7 +101,7 @@ class MotionLimiter:
                     jerk,
                 )
             result[part] = _shorten(result[part], speed)
-        return result, self._limit_gripper(gripper, dt_s)
+        return result, self._limit_gripper(gripper, dt_s, measured)
 
     def remember(self, twist: Vector, gripper: float, dt_s: float) -> None:
         """Start the next step from what was sent."""
@@ -110,11 +113,12 @@ class MotionLimiter:
         self._twist = np.array(twist, np.float64)
         self._gripper = gripper
 
-    def _limit_gripper(self, gripper: float, dt_s: float) -> float:
-        if self._gripper is None or self._gripper_per_s is None:
+    def _limit_gripper(self, gripper: float, dt_s: float, measured: float | None) -> float:
+        last = measured if self._gripper is None else self._gripper
+        if last is None or self._gripper_per_s is None:
             return gripper
         step = self._gripper_per_s * dt_s
-        return min(max(gripper, self._gripper - step), self._gripper + step)
+        return min(max(gripper, last - step), last + step)
 
 
 class Travel:

@@ -291,6 +291,7 @@ class PolicyRunner:
         if not keep_instruction:
             self._buffer.set_instruction(None)
         self._plan_anew()
+        self._gate.rest()
         self._last_now_s = float("-inf")
         self.observer.clear()
         if self.sight is not None:

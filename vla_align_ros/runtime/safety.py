@@ -166,6 +166,11 @@ class SafetyGate:
             self._limiter.rest(situation.gripper)
         return decision
 
+    def rest(self) -> None:
+        """The arm was brought to a stand outside of `check`: the next command starts from zero."""
+        self._limiter.rest()
+        self._travel.clear()
+
     def _decide(self, situation: Situation) -> Command | Hold:
         hold = self._check_inputs(situation) or situation.fault
         if hold is not None:
@@ -223,7 +228,7 @@ class SafetyGate:
                 )
         since_s = min(max(situation.since_tick_s, 1e-3), LONGEST_TICK_S)
         asked = min(max(float(action[6]), 0.0), 1.0)
-        limited, gripper = self._limiter.limit(twist, asked, since_s)
+        limited, gripper = self._limiter.limit(twist, asked, since_s, situation.gripper)
         if self.limits.needs_position:
             position_m = situation.position_m
             if position_m is None or not np.isfinite(position_m).all():
