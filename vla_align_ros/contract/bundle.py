@@ -38,7 +38,14 @@ from vla_align_ros.contract.manifest import (
     write_manifest,
 )
 from vla_align_ros.contract.processor import Processor
-from vla_align_ros.contract.sight import GRAPH, SIGHT_NAME, SightStatistics, pack_sight, read_sight
+from vla_align_ros.contract.sight import (
+    GRAPH,
+    SIGHT_NAME,
+    SightStatistics,
+    check_sight_file,
+    pack_sight,
+    read_sight,
+)
 from vla_align_ros.contract.spec import PolicySpec
 from vla_align_ros.errors import BundleError, ContractError
 
@@ -96,6 +103,8 @@ class Bundle:
             golden_samples.read_golden_layout(root / GOLDEN_NAME), processor.spec
         )
         _check_sight(GRAPH in manifest["graphs"], SIGHT_NAME in manifest["files"])
+        if SIGHT_NAME in manifest["files"]:
+            check_sight_file(root / SIGHT_NAME)
         return cls(root, manifest, processor)
 
     @property
