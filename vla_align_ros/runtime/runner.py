@@ -74,7 +74,7 @@ class PolicyRunner:
         self.sight = sight
         self.interlock = Interlock(InterlockConfig()) if interlock is None else interlock
         self._buffer = ChunkBuffer(spec.action.period_s, spec.action.horizon, strategy)
-        check_strategy(self._buffer.strategy, spec.action)
+        check_strategy(self._buffer.strategy, spec.action, replan_period_s)
         self._planner = Planner(
             policy,
             self._buffer,
