@@ -302,6 +302,63 @@ def test_a_manifest_that_contradicts_the_files_is_refused_though_its_hash_fits(f
         Bundle.open(folder)
 
 
+def find_places(value: object, path: tuple = ()) -> list[tuple]:
+    """The paths of all values in a JSON document."""
+    found = [path] if path else []
+    if isinstance(value, (dict, list)):
+        inner = value.items() if isinstance(value, dict) else enumerate(value)
+        found += [place for key, one in inner for place in find_places(one, (*path, key))]
+    return found
+
+
+HOSTILE = st.sampled_from(
+    [
+        None,
+        True,
+        -1,
+        0,
+        10**400,
+        1e308,
+        -1e308,
+        5e-324,
+        "",
+        "x",
+        "\0",
+        "../x",
+        [],
+        [[]],
+        {},
+        {"": []},
+    ]
+)
+
+
+@settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data(), odd=HOSTILE)
+@pytest.mark.parametrize("name", ["manifest.json", "processor.json", "stats.json"])
+def test_whatever_stands_anywhere_in_its_json_only_bundle_errors_come_out(folder, name, data, odd):
+    before = {file: (folder / file).read_bytes() for file in ("manifest.json", name)}
+    document = json.loads(before[name])
+    *way, last = data.draw(st.sampled_from(find_places(document)))
+    target = document
+    for key in way:
+        target = target[key]
+    target[last] = odd
+    if name == "manifest.json":
+        edit_manifest(folder, lambda manifest: (manifest.clear(), manifest.update(document)))
+    else:
+        replace_file(folder, name, json.dumps(document).encode())
+    try:
+        Bundle.open(folder)
+    except BundleError:
+        pass
+    finally:
+        for file, content in before.items():
+            (folder / file).write_bytes(content)
+
+
 def test_a_processor_of_another_policy_is_refused_though_its_hash_fits(folder):
     data = json.loads((folder / "processor.json").read_text())
     data["image_transform"]["size"] = 16
@@ -446,6 +503,7 @@ def test_limits_are_kept_in_the_manifest_and_most_bundles_have_none(original, tm
         ({"max_speed": 1.0}, "max_linear_m_s"),
         ({"max_linear_m_s": 0.0}, "above 0"),
         ({"max_linear_m_s": True}, "above 0"),
+        ({"max_linear_m_s": 10**400}, "a finite number"),
         ({"max_linear_m_s": "fast"}, "above 0"),
         ({"max_angular_rad_s3": 1.0}, "max_angular_rad_s2 beside it"),
         ([0.1], "an object"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import stat
 import tempfile
@@ -74,7 +75,7 @@ def read_sealed(path: Path) -> bytes:
 
 
 def read_json_object(path: Path, error: type[VlaAlignError] = ContractError) -> dict[str, Any]:
-    """Read a JSON object, refusing duplicate keys, NaN, other top-level types and huge files.
+    """Read a JSON object; refuse duplicate keys, NaN, infinity, other types and huge files.
 
     Raises:
         VlaAlignError: of the class ``error``, for every way in which the file can be unreadable.
@@ -86,6 +87,7 @@ def read_json_object(path: Path, error: type[VlaAlignError] = ContractError) -> 
             path.read_text(encoding="utf-8"),
             object_pairs_hook=_unique_keys,
             parse_constant=_refuse_constant,
+            parse_float=_read_finite,
         )
     except (OSError, ValueError, RecursionError) as cause:
         raise error(
@@ -199,6 +201,13 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(result) != len(pairs):
         raise ValueError("a key occurs twice")
     return result
+
+
+def _read_finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is no finite number")
+    return value
 
 
 def _refuse_constant(name: str) -> float:
