@@ -10,6 +10,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -478,6 +479,17 @@ def test_weights_beside_a_graph_are_taken_along(tmp_path):
     bundle = write(tmp_path)
     assert (bundle.path / "model" / "policy.onnx.data").read_bytes() == b"weights"
     assert "model/policy.onnx.data" in bundle.manifest["files"]
+
+
+def test_a_report_that_two_change_at_once_keeps_what_both_put_there(folder):
+    def add(number):
+        Bundle.open(folder).change_report(
+            lambda report: {"proofs": {**report.get("proofs", {}), str(number): 1}}
+        )
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(add, range(24)))
+    assert len(Bundle.open(folder).report()["proofs"]) == 24
 
 
 # -- limits that a policy asks for --------------------------------------------------------------

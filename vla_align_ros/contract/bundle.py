@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from vla_align_ros.contract import golden as golden_samples
 from vla_align_ros.contract.engines import EngineSet, engine_folder, list_targets
 from vla_align_ros.contract.external_data import check_external_data
 from vla_align_ros.contract.files import (
+    lock_folder,
     read_json_object,
     readable_json,
     replace_in_bundle,
@@ -178,8 +179,17 @@ class Bundle:
         Raises:
             BundleError: if it cannot be written there, or the report is another bundle's.
         """
-        content = readable_json({**self.report(), **report, "bundle_id": self.id})
-        replace_in_bundle(self.path, REPORT_NAME, content)
+        self.change_report(lambda kept: report)
+
+    def change_report(self, change: Callable[[dict[str, Any]], Mapping[str, Any]]) -> None:
+        """Put the sections that ``change`` makes of the present report into it, likewise.
+
+        What others put there at the same time is kept: they wait.
+        """
+        with lock_folder(self.path):
+            kept = self.report()
+            content = readable_json({**kept, **change(kept), "bundle_id": self.id})
+            replace_in_bundle(self.path, REPORT_NAME, content)
 
 
 def write_bundle(

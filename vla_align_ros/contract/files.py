@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import math
 import os
 import stat
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +187,20 @@ def replace_in_bundle(bundle: Path, name: str, content: bytes) -> None:
             expected=f"{bundle} and the folder that holds it writable, on one file system",
             fix="copy the bundle into a folder of yours that has room, and use the copy",
         ) from cause
+
+
+@contextlib.contextmanager
+def lock_folder(path: Path) -> Iterator[None]:
+    """Keep out whoever else locks the folder, in this process or another, until the end.
+
+    Leaves nothing behind. A file system that locks no folders goes without.
+    """
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            descriptor = os.open(path, os.O_RDONLY)
+            stack.callback(os.close, descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
 
 
 def sync_path(path: Path) -> None:
