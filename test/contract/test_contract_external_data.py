@@ -49,7 +49,7 @@ def grow(message: Message, draw: Callable[[Any], Any], places: set[str], depth: 
         field = message_fields(message.DESCRIPTOR.name)[number]
         for _ in range(draw(st.integers(0, 2 if depth else 0))):
             inner = getattr(message, field.name)
-            inner = inner.add() if field.is_repeated else inner
+            inner = inner.add() if hasattr(inner, "add") else inner
             if part == ENTRY:
                 inner.key = draw(st.sampled_from(["location", "offset", "length"]))
                 inner.value = draw(st.text(max_size=8))
