@@ -277,6 +277,23 @@ def test_unexpected_error_in_a_transition_is_logged_and_recovered_from(
     assert node.trigger_configure() == OK
 
 
+def test_a_panic_in_a_transition_is_answered_like_any_error(
+    make_node: MakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Panic(BaseException):
+        """As libraries written in Rust raise it: no Exception."""
+
+    def panic(*_: object) -> None:
+        raise Panic("index out of bounds")
+
+    node = make_node()
+    monkeypatch.setattr("vla_align_ros.ros.policy_node.make_arm", panic)
+    assert node.trigger_configure() == TransitionCallbackReturn.ERROR
+    assert "Panic: index out of bounds" in str(node.reporter.error)
+    monkeypatch.undo()
+    assert node.trigger_configure() == OK
+
+
 def test_parameters_hold_still_between_configure_and_cleanup(make_node: MakeNode) -> None:
     node = make_node()
     rarer = [Parameter("replan_period_s", value=0.5)]
