@@ -19,6 +19,13 @@ from training.sight.config import WatchConfig
 from training.vqa import VqaConfig
 from vla_align_ros.errors import ConfigurationError
 
+HOW_IT_RUNS = (
+    *("parallel", "memory", "watch", "threads", "evaluate_every", "checkpoint_every"),
+    *("data.workers", "data.decode_cache_gb"),
+)
+"""Settings, or parts with all of theirs, that do not decide what a run learns: it goes on with
+others, on another machine for instance."""
+
 
 @dataclass(frozen=True, slots=True)
 class LossConfig:

@@ -40,7 +40,7 @@ from training.evaluate import OfflineEvaluator
 from training.golden_inputs import GOLDEN_INPUTS, write_golden_inputs
 from training.model import PrismaticVLA
 from training.recipes import find_recipe
-from training.train import find_commit, train
+from training.train import count_trained, find_commit, train
 from training.trainer import Trainer
 
 pytestmark = [needs_teacher, pytest.mark.usefixtures("one_thread")]
@@ -103,6 +103,16 @@ def test_a_run_says_what_it_was_and_what_it_took(debug_run: tuple[Path, dict[str
     assert config == find_recipe("debug_cpu")
     dataset = json.loads((out / "dataset.json").read_text())
     assert dataset == written["dataset"] and dataset["frames"] > 30
+
+
+def test_a_tower_that_stays_frozen_counts_as_frozen(tabletop_data: Path, tmp_path: Path) -> None:
+    counts = {}
+    for rate in ("3e-5", "null"):
+        parts = make_parts(tabletop_data, f"optim.vision_lr={rate}", "watch.every_steps=0")
+        counts[rate] = count_trained(Trainer(parts, tmp_path / rate, progress=False))
+    vision = sum(p.numel() for p in parts.objective.model.vision.parameters())
+    every = sum(p.numel() for p in parts.objective.model.parameters())
+    assert counts == {"3e-5": every, "null": every - vision}
 
 
 def test_the_commit_is_the_one_that_git_names() -> None:
