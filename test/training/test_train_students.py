@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import sys
@@ -19,11 +20,15 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_run import assert_equal, needs_teacher, read_scalars, read_state, read_weights, run_short
 
+from training.blend import blend
 from training.checkpoint import list_checkpoints
 from training.commands.consolidate import add_arguments, run
 from training.consolidate import consolidate
 from training.model import PrismaticVLA
 from training.model.openvla import load_openvla
+from training.preview import preview
+from training.recipes import find_recipe
+from training.setup_model import find_base
 from training.train import train
 from vla_align_ros.errors import ConfigurationError, TrainingError
 
@@ -77,6 +82,22 @@ def test_openvla_is_tuned_and_comes_back_in_its_own_layout(tuned: Path, base: Pa
     assert all(any(part in key for key in moved) for part in adapted)
     assert not any("norm" in key or "embed_tokens" in key for key in moved)
     assert not (tuned / "model.safetensors").exists()
+
+
+def test_a_finished_run_in_that_layout_is_a_base(tuned: Path, tabletop_data: Path) -> None:
+    config = dataclasses.replace(find_recipe("openvla_7b_align"), base=str(tuned))
+    found = find_base(config)
+    assert found.base == str((tuned / "openvla").resolve())
+    assert found.model == find_base(dataclasses.replace(config, base=found.base)).model
+    assert preview("openvla_7b_align", base=str(tuned))["missing_keys"] == []
+
+
+def test_it_blends_with_what_it_was_tuned_from(tuned: Path, base: Path, tmp_path: Path) -> None:
+    blend(base, tuned, tmp_path / "out", 0.0)
+    start = load_openvla(base, dtype=torch.float32).model.state_dict()
+    assert_equal(
+        dict(load_openvla(tmp_path / "out", dtype=torch.float32).model.state_dict()), dict(start)
+    )
 
 
 def test_a_head_that_openvla_does_not_have_is_refused(base: Path, tmp_path: Path) -> None:
