@@ -13,7 +13,7 @@ from training.checkpoint import CheckpointReader, list_checkpoints
 from training.config import RunConfig
 from training.merging import save_merged
 from training.model import PrismaticVLA
-from training.model.checkpoint import WEIGHTS, holds_model, read_json
+from training.model.checkpoint import OPENVLA_FOLDER, WEIGHTS, holds_model, read_json
 from training.model.openvla import find_folder, write_statistics
 from training.publish import save_openvla
 from training.setup_model import build_student
@@ -24,7 +24,6 @@ from vla_align_ros.errors import ConfigurationError, TrainingError
 
 CONFIG_FILE = "config.json"
 DATASET_FILE = "dataset.json"
-OPENVLA_FOLDER = "openvla"
 MODEL = f"{OBJECTIVE}model."
 
 

@@ -12,7 +12,7 @@ from training.config import RunConfig
 from training.dry_run import dry_run
 from training.layouts import estimate_layouts
 from training.model import PrismaticVLA, VlaConfig
-from training.model.checkpoint import holds_model
+from training.model.checkpoint import find_weights, holds_model
 from training.model.llm import read_text_config
 from training.model.smollm import SMOLLM2, load_smollm2
 from training.recipes import find_recipe
@@ -38,7 +38,9 @@ def preview(
         "rank": config.adapter.rank,
         "checkpointing": config.memory.checkpointing,
     }
-    config = config if base is None else dataclasses.replace(config, base=base)
+    if base is not None:
+        base = find_weights(base)
+        config = dataclasses.replace(config, base=base)
     if holds_model(config.base):
         return {"recipe": recipe, **_preview_student(find_base(config), options)}
     if config.base is not None:

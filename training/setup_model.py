@@ -13,7 +13,7 @@ from training.alignment.teachers import build_teacher
 from training.config import RunConfig
 from training.memory import apply_memory
 from training.model import PrismaticVLA, VlaConfig
-from training.model.checkpoint import DESCRIPTION, holds_model, read_json
+from training.model.checkpoint import DESCRIPTION, find_weights, holds_model, read_json
 from training.model.openvla import find_folder, load_openvla, open_shards, openvla_config
 from training.model.openvla.files import CONFIG, read_document
 from training.objective import Objective
@@ -50,13 +50,15 @@ def find_base(config: RunConfig) -> RunConfig:
     """Take the network's shape from what the run starts from, if from anything.
 
     From an OpenVLA checkpoint, or from a finished run of ours, to which committed actions may come.
+    `base` becomes what `find_weights` makes of it.
 
     Raises:
         ConfigurationError: nothing is there, or a setting asks for another shape.
     """
     if config.base is None:
         return config
-    folder = find_folder(config.base)
+    config = dataclasses.replace(config, base=find_weights(config.base))
+    folder = find_folder(str(config.base))
     if holds_model(folder):
         _refuse_shape(config, "head.committed")
         model = VlaConfig.from_dict(read_json(folder / DESCRIPTION))

@@ -24,7 +24,7 @@ from training.consolidate import (
 )
 from training.files import hold_alone, replace_atomically
 from training.golden_inputs import GOLDEN_INPUTS, write_golden_inputs
-from training.model.checkpoint import read_json
+from training.model.checkpoint import find_weights, read_json
 from training.optimizers import trained_parameters
 from training.parallel import Ranks, start_ranks
 from training.provenance import describe_data, describe_machine, find_commit
@@ -162,6 +162,8 @@ def _check_same(path: Path, wanted: Mapping[str, Any], *, free: Sequence[str] = 
         return
     found, asked = flatten(read_json(path)), flatten(json.loads(json.dumps(wanted)))
     asked["name"] = found.get("name", asked.get("name"))  # data may be moved
+    if found.get("base"):  # an older version kept it as it was typed
+        found["base"] = find_weights(found["base"])
     below = tuple(f"{key}." for key in free)
     keys = [
         key
