@@ -27,7 +27,12 @@ from training.golden_inputs import GOLDEN_INPUTS, write_golden_inputs
 from training.model.checkpoint import find_weights, read_json
 from training.optimizers import trained_parameters
 from training.parallel import Ranks, start_ranks
-from training.provenance import describe_data, describe_machine, find_commit
+from training.provenance import (
+    describe_data,
+    describe_machine,
+    describe_questions,
+    find_commit,
+)
 from training.recipes import find_recipe
 from training.settings import flatten, override
 from training.setup_model import find_base
@@ -80,7 +85,7 @@ def train(
             "out": str(out),
             "steps": config.optim.steps,
             "samples": config.optim.steps * config.optim.batch_size,
-            "dataset": describe_data(parts.data),
+            "dataset": _describe_dataset(parts),
             "commit": commit,
             "machine": describe_machine(),
             "ranks": ranks.world,
@@ -122,7 +127,7 @@ def _run(
 
 def _describe(parts: RunParts, config: RunConfig, out: Path) -> None:
     """Write into `out` what the run is made of, unless another run is there already."""
-    dataset = describe_data(parts.data)
+    dataset = _describe_dataset(parts)
     path = out / DATASET_FILE
     # An older version told less of the data; what it left out cannot be compared.
     known = read_json(path) if path.exists() else dataset
@@ -134,6 +139,10 @@ def _describe(parts: RunParts, config: RunConfig, out: Path) -> None:
         print(f"left out of the data: {told.replace('_', ' ')}", file=sys.stderr)
     parts.processor.save(out / PROCESSOR_FOLDER)
     write_golden_inputs(parts.data, parts.processor, out / GOLDEN_INPUTS)
+
+
+def _describe_dataset(parts: RunParts) -> dict[str, Any]:
+    return {**describe_data(parts.data), **describe_questions(parts.config.vqa)}
 
 
 def _hold_folder(out: Path) -> AbstractContextManager[object]:

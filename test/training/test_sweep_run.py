@@ -26,7 +26,7 @@ from training.sweep_cells import CellRunner
 from vla_align_ros.errors import ConfigurationError, TrainingError
 
 WAIT_S = 600.0
-STEPS = ("optim.steps=4", "optim.vision_from_step=4", "evaluate_every=4", "checkpoint_every=4")
+STEPS = ("optim.steps=4", "optim.vision_from_step=3", "evaluate_every=4", "checkpoint_every=4")
 VLA_ALIGN = [
     *(sys.executable, "-c"),
     "import sys; from vla_align_ros.cli import main; sys.exit(main(sys.argv[1:]))",

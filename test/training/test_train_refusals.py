@@ -140,7 +140,7 @@ def test_another_word_in_the_data_is_another_run(
 def test_other_weights_of_a_mixture_are_another_run(
     tabletop_data: Path, short: Path, tmp_path: Path
 ) -> None:
-    few = (*SHORT, "optim.steps=2")
+    few = (*SHORT, "optim.steps=2", "optim.vision_from_step=1")
 
     def start(weight: int) -> None:
         roots = [f"{tabletop_data}:{weight}", str(tabletop_data)]
@@ -170,7 +170,7 @@ def test_a_refused_start_leaves_the_folder_to_the_corrected_one(
     with pytest.raises(TrainingError, match=r"no labels for grounding.*--set loss\.grounding=0"):
         run_short(data, out)
     assert not (out / "config.json").exists()
-    few = ("loss.grounding=0", "optim.steps=2")
+    few = ("loss.grounding=0", "optim.steps=2", "optim.vision_from_step=1")
     assert run_short(data, out, *few)["step"] == 2.0
     with pytest.raises(DataError, match=r"Cannot read.*vla-align collect"):
         run_short(tmp_path / "nowhere", tmp_path / "other")
