@@ -40,11 +40,20 @@ def consolidate(
     started from an OpenVLA checkpoint, the folder openvla/ in that layout. An adapter is folded
     into the weights, or with lora "apart" written for peft (OpenVLA only). The projectors of
     alignment and the optimizer stay behind. Needs one process, however many trained, and the memory
-    of one network on the CPU.
+    of one network on the CPU. The run's own folder takes those of its newest checkpoint
+    alone.
     """
     run = Path(run)
     out = Path(out) if out is not None else run
-    reader = CheckpointReader(_find_checkpoint(run, step))
+    chosen = _find_checkpoint(run, step)
+    if chosen != _find_checkpoint(run, None) and out.resolve() == run.resolve():
+        raise TrainingError(
+            "Weights of an earlier step are not those that the run's folder tells of",
+            got=f"step {step} for {out}",
+            expected="another folder",
+            fix="give --out DIR",
+        )
+    reader = CheckpointReader(chosen)
     config = RunConfig.from_dict(read_json(run / CONFIG_FILE))
     model = load_student(run, reader)
     if config.base is not None and not holds_model(config.base):

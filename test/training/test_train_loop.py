@@ -42,6 +42,7 @@ from training.model import PrismaticVLA
 from training.recipes import find_recipe
 from training.train import count_trained, find_commit, train
 from training.trainer import Trainer
+from vla_align_ros.errors import TrainingError
 
 pytestmark = [needs_teacher, pytest.mark.usefixtures("one_thread")]
 VLA_ALIGN = [
@@ -234,6 +235,18 @@ def test_a_run_that_was_consolidated_on_its_way_ends_with_its_last_weights(
     run_short(tabletop_data, stopped)
     assert_equal(read_weights(stopped), read_weights(short))
     PrismaticVLA.load(stopped)
+
+
+def test_weights_of_an_earlier_step_go_into_another_folder(short: Path, tmp_path: Path) -> None:
+    before = hash_files(short)
+    for out in (None, short):
+        with pytest.raises(TrainingError, match=r"got step 8 for .*give --out DIR"):
+            consolidate(short, out, step=8)
+    assert hash_files(short) == before
+    told = consolidate(short, tmp_path / "out", step=8)
+    assert told["step"] == 8 and PrismaticVLA.load(tmp_path / "out")
+    consolidate(short, step=12)  # the newest
+    assert hash_files(short) == before
 
 
 def test_a_measurement_that_fails_costs_no_step(
