@@ -109,7 +109,8 @@ def _run(
     """Set up, train, and put the weights together; returns the parts and what the run measured."""
     _check_same(out / CONFIG_FILE, config.to_dict(), free=HOW_IT_RUNS)
     with ranks.first_alone():
-        parts = set_up(config, roots, cache, progress=progress and ranks.is_first)
+        shown = progress and ranks.is_first
+        parts = set_up(config, roots, cache, progress=shown, device=ranks.device)
         if ranks.is_first:
             _describe(parts, config, out)
     trainer = Trainer(parts, out, ranks=ranks, signals=signals, progress=progress)
