@@ -31,19 +31,25 @@ def fit_to_data(config: RunConfig, processor: Processor) -> RunConfig:
 
     A from-scratch LLM gets a vocabulary that holds the words and, behind them, the action bins.
     """
+    model = fit_vocabulary(config, processor.tokenizer.vocabulary_size)
+    if model.state is not None and processor.spec.state is not None:
+        state = dataclasses.replace(model.state, dim=len(processor.spec.state.names))
+        model = dataclasses.replace(model, state=state)
+    return dataclasses.replace(config, model=model)
+
+
+def fit_vocabulary(config: RunConfig, words: int) -> VlaConfig:
+    """The network with the vocabulary that `words` and the losses need."""
     model = config.model
     if config.vqa is not None or config.loss.tokens > 0:
         model = with_vocabulary_head(model)
     if model.llm.config is not None and "vocab_size" not in model.llm.config:
         bins = model.head.kind == "tokens" or config.loss.tokens > 0
-        needed = processor.tokenizer.vocabulary_size + (model.head.bins if bins else 0)
+        needed = max(1, words + (model.head.bins if bins else 0))
         size = math.ceil(needed / _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE
         llm = dataclasses.replace(model.llm, config={**model.llm.config, "vocab_size": size})
         model = dataclasses.replace(model, llm=llm)
-    if model.state is not None and processor.spec.state is not None:
-        state = dataclasses.replace(model.state, dim=len(processor.spec.state.names))
-        model = dataclasses.replace(model, state=state)
-    return dataclasses.replace(config, model=model)
+    return model
 
 
 def find_base(config: RunConfig) -> RunConfig:
