@@ -177,8 +177,8 @@ def _check_same_architecture(
                 fix="fine-tune with the tokenizer of the first model",
             )
 
-    pair = [read_json_if_there(folder / DESCRIPTION) for folder in (before, after)]
-    if differing := [key for key in _differ(*pair) if key != "attention_backend"]:
+    networks = [read_json_if_there(folder / DESCRIPTION) for folder in (before, after)]
+    if differing := [key for key in _differ(*networks) if key != "attention_backend"]:
         raise TrainingError(
             "The checkpoints are of different networks",
             got=", ".join(differing),
