@@ -54,7 +54,7 @@ def test_cached_features_are_the_networks_own(fp32: RunParts) -> None:
 def test_caches_are_filled_where_the_rank_computes(
     tabletop_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """ "meta" stands in for a GPU: what is computed there has no values, and is not kept."""
+    """A "meta" device stands in for the GPU: what is computed there has no values to keep."""
     looked, teachers = list[torch.Tensor](), list[Any]()
 
     class Store(FeatureStore):
