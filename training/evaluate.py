@@ -20,9 +20,9 @@ class OfflineEvaluator:
 
     The displacement error is the distance in metres between the ends of the predicted and the
     expert's chunk. On first frames it tells whether the policy has found the named object; it is
-    given beside a blind baseline, the best affine guess from proprioception alone. The first frame
-    that is trained on of every held-out episode is looked at, and a random draw of the others fills
-    up to MAX_FRAMES. Steps past an episode's end count nowhere.
+    given beside a blind baseline, the best affine guess from proprioception alone. The first used
+    frame of every held-out episode is looked at, and a random draw of the others fills up to
+    MAX_FRAMES. Steps past an episode's end count nowhere.
     """
 
     def __init__(self, parts: RunParts, ranks: Ranks | None = None) -> None:
