@@ -19,6 +19,9 @@ RECORDER = f"""#!{sys.executable}
 import json, os, sys, time
 with open(os.environ["CALLS"], "a") as file:
     file.write(json.dumps(sys.argv[1:]) + "\\n")
+if sys.argv[1] == "train":  # leaves its last checkpoint
+    run = sys.argv[sys.argv.index("--out") + 1]
+    os.makedirs(run + "/checkpoints/step_00000010", exist_ok=True)
 print("working")
 time.sleep(float(os.environ.get("SLOW", "0")))
 rows = os.environ.get("ROWS", "onnx torch_cuda").split()
@@ -68,10 +71,12 @@ def test_every_command_parses_and_every_setting_is_the_recipes(tmp_path: Path) -
             args = inner.parse_args([word for word in words[2:] if word != "--json"])
         if "--recipe" in words:
             trained.append(override(find_recipe(args.recipe), args.set))
-    assert [config.adapter.kind for config in trained] == ["lora"] * 4 + ["none"] * 2 + ["lora"]
+    assert [config.adapter.kind for config in trained] == ["lora"] * 4 + ["none"] * 2 + ["lora"] * 2
+    assert trained[-1] == trained[-2], "a run goes on by the same command"
     assert {config.teacher.name for config in trained} == {f"radio:{tmp_path}/out/work/radio"}
     verbs = [words[0] for words in asked]
-    assert verbs == ["doctor", *["bench"] * 7, "train", "bench", *["export", "verify"] * 4, "bench"]
+    trains = ["doctor", *["bench"] * 7, "train", "train"]
+    assert verbs == [*trains, "bench", *["export", "verify"] * 4, "bench"]
 
 
 def test_figures_and_logs_are_kept_and_a_failure_is_named(tmp_path: Path) -> None:

@@ -20,13 +20,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from training.files import read_json_if_there
+from training.model.checkpoint import DESCRIPTION, find_weights
 from training.model.groups import GROUPS, group_of
+from training.model.openvla import find_folder
+from training.settings import flatten
+from training.setup_processor import PROCESSOR_FOLDER
+from vla_align_ros.contract.processor import PROCESSOR_FILES
 from vla_align_ros.errors import ConfigurationError, TrainingError
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 RECORD = "blend.json"
-_LEFT_OUT = ("checkpoints", "tensorboard", "sight", RECORD)
+# What tells of the second's training, or was fitted to its weights, and not to the blend's.
+_LEFT_OUT = ("checkpoints", "tensorboard", "sight", "sight.npz", "report.html", "run.json", RECORD)
+# What of a processor may differ, and is told: the blend keeps the second's.
+_MAY_DIFFER = ("spec.action", "spec.cameras", "image_transform.crop")
 _OPENVLA_PARTS = {"vision_backbone": "vision", "projector": "projector", "language_model": "llm"}
 
 
@@ -40,9 +49,10 @@ def blend(
 ) -> dict[str, Any]:
     """Write the checkpoint (1 - alpha) * before + alpha * after; return what was done.
 
-    Both are run folders, or both OpenVLA folders (or any two folders of Hugging Face safetensors)
-    of one architecture. All other files are those of `after`: statistics, tokenizer, settings.
-    Mixing is done in float32 and stored as `after` stores it; integer tensors must be equal.
+    Both are finished runs, or both OpenVLA checkpoints, folders or repositories (or any two folders
+    of Hugging Face safetensors), of one architecture. All other files are those of `after`:
+    statistics, tokenizer, settings; but for what was measured of its weights. Mixing is done in
+    float32 and stored as `after` stores it; integer tensors must be equal.
 
     Args:
         before: alpha 0; usually the pretrained model. after: alpha 1; usually the fine-tuned one.
@@ -50,26 +60,31 @@ def blend(
             "vision", "projector", "llm", "state", "head", "grounding".
 
     Returns:
-        {"out", "alpha", "parts", "tensors", "parameters", "distance"}; distance is the root mean
+        {"out", "alpha", "parts", "differences", "tensors", "parameters", "distance"}; differences:
+        of statistics, actions and cameras, what the two do not share; distance is the root mean
         square difference of the two checkpoints' weights.
 
     Raises:
-        ConfigurationError: a share out of range or an unknown part. TrainingError: folders that are
-        no checkpoints, or do not belong together; nothing is written then.
+        ConfigurationError: a share out of range, an unknown part, or no such folder or repository.
+        TrainingError: folders that are no checkpoints, or do not belong together. Nothing is
+        written then.
     """
-    before, after, out = Path(before), Path(after), Path(out).absolute()
     shares = _check_shares(alpha, dict(parts or {}))
+    out = Path(out).absolute()
     if out.exists():
         raise TrainingError(
             "The output exists already", got=out, expected="a new path", fix="choose another --out"
         )
+    before, after = (find_folder(find_weights(str(source))) for source in (before, after))
     old, new = _list_tensors(before), _list_tensors(after)
     _check_same_architecture(before, after, old, new)
+    differences = _compare_inputs(before, after)
     out.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
         _copy_rest(after, staging, skipped=set(new.values()))
         facts = _mix(before, after, old, new, staging, lambda name: _share(name, alpha, shares))
+        facts = {"differences": differences, **facts}
         record = {"alpha": alpha, "parts": shares, "before": _hash(before, old)}
         record |= {"after": _hash(after, new), **facts}
         (staging / RECORD).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
@@ -152,7 +167,7 @@ def _check_same_architecture(
             expected="two checkpoints of one architecture",
             fix="blend a model with what it was fine-tuned to",
         )
-    for name in ("processor/tokenizer/tokenizer.json", "tokenizer.json"):
+    for name in (f"{PROCESSOR_FOLDER}/{PROCESSOR_FILES[2]}", "tokenizer.json"):
         pair = [folder / name for folder in (before, after)]
         if all(path.is_file() for path in pair) and pair[0].read_bytes() != pair[1].read_bytes():
             raise TrainingError(
@@ -161,6 +176,41 @@ def _check_same_architecture(
                 expected="one tokenizer: rows of the embedding must mean the same words",
                 fix="fine-tune with the tokenizer of the first model",
             )
+
+    networks = [read_json_if_there(folder / DESCRIPTION) for folder in (before, after)]
+    if differing := [key for key in _differ(*networks) if key != "attention_backend"]:
+        raise TrainingError(
+            "The checkpoints are of different networks",
+            got=", ".join(differing),
+            expected=f"the same {DESCRIPTION}",
+            fix="blend a model with what it was fine-tuned to",
+        )
+
+
+def _compare_inputs(before: Path, after: Path) -> list[str]:
+    """Refuse two runs that see, read or sense differently; return what else differs."""
+    folders = [folder / PROCESSOR_FOLDER for folder in (before, after)]
+    described, statistics = (
+        [read_json_if_there(folder / name) for folder in folders] for name in PROCESSOR_FILES[:2]
+    )
+    differing = _differ(*described)
+    told = [key for key in differing if key.startswith(_MAY_DIFFER)]
+    if refused := [key for key in differing if key not in told]:
+        raise TrainingError(
+            "The checkpoints take their inputs differently",
+            got=", ".join(refused),
+            expected="the same pixels, words and state",
+            fix="fine-tune with `--base`, which keeps what the first model learnt to see",
+        )
+    return [*told, *(["statistics"] if _differ(*statistics) else [])]
+
+
+def _differ(one: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> list[str]:
+    """Keys of two documents that differ; none where one is not there."""
+    if one is None or other is None:
+        return []
+    left, right = flatten(one), flatten(other)
+    return sorted(key for key in {**left, **right} if left.get(key) != right.get(key))
 
 
 def _mix(

@@ -19,6 +19,13 @@ from training.sight.config import WatchConfig
 from training.vqa import VqaConfig
 from vla_align_ros.errors import ConfigurationError
 
+HOW_IT_RUNS = (
+    *("parallel", "memory", "watch", "threads", "evaluate_every", "checkpoint_every"),
+    *("data.workers", "data.decode_cache_gb"),
+)
+"""Settings, or parts with all of theirs, that do not decide what a run learns: it goes on with
+others, on another machine for instance."""
+
 
 @dataclass(frozen=True, slots=True)
 class LossConfig:
@@ -35,6 +42,13 @@ class LossConfig:
     grounding_sigma: float = 0.6
     gripper: float = 1.0
     tokens: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse what a loss would be maximised by."""
+        for name in ("grounding", "gripper", "tokens"):
+            _check(f"loss.{name}", getattr(self, name), getattr(self, name) >= 0.0, "0 or more")
+        sigma = self.grounding_sigma
+        _check("loss.grounding_sigma", sigma, sigma > 0.0, "a number above 0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,24 +81,19 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         """Check what the loop cannot run with."""
-        for name, value, least in (
-            ("evaluate_every", self.evaluate_every, 1),
-            ("checkpoint_every", self.checkpoint_every, 1),
-            ("threads", self.threads, 0),
-        ):
-            if value < least:
-                raise ConfigurationError(
-                    f"Wrong value for {name}",
-                    got=value,
-                    expected=f"{least} or more",
-                    fix="correct --set",
-                )
+        for name, least in (("evaluate_every", 1), ("checkpoint_every", 1), ("threads", 0)):
+            value = getattr(self, name)
+            _check(name, value, value >= least, f"{least} or more")
 
     def check(self) -> None:
         """Refuse losses that reach nothing, and parts that no loss reaches; before a run."""
-        head, loss = self.model.head, self.loss
+        head, loss, optim = self.model.head, self.loss, self.optim
         others = (self.alignment.weight, loss.grounding, loss.tokens, self.vqa is not None)
-        still = self.optim.vision_lr is None  # whatever the adapter says of the tower
+        aligned = self.alignment.weight > 0.0
+        still = not optim.vision_lr  # whatever the adapter says of the tower
+        late = not still and optim.vision_from_step >= optim.steps
+        rate = "null" if optim.vision_lr is None else optim.vision_lr
+        begins = f"optim.vision_from_step {optim.vision_from_step} of {optim.steps} steps"
         for wrong, got, expected, fix in (
             (
                 loss.tokens > 0.0 and not head.insulate,
@@ -93,16 +102,30 @@ class RunConfig:
                 "--set model.head.insulate=true, or loss.tokens=0",
             ),
             (
+                loss.grounding > 0.0 and self.model.grounding is None,
+                f"loss.grounding {loss.grounding} without model.grounding",
+                "a grounding head, whose heat maps the loss is of",
+                "--set loss.grounding=0, or take a recipe with model.grounding",
+            ),
+            (
                 head.insulate and not any(others),
                 "model.head.insulate and no other loss",
                 "vqa, loss.tokens, alignment or grounding: the backbone learns from nothing else",
                 "--set loss.tokens=1",
             ),
             (
-                self.alignment.weight > 0.0 and self.alignment.at == "encoder" and still,
-                "alignment.at encoder with optim.vision_lr null",
+                aligned and self.alignment.at == "encoder" and (still or late),
+                f"alignment.at encoder with {begins if late else f'optim.vision_lr {rate}'}",
                 "an encoder that trains",
-                "give optim.vision_lr a value, or --set alignment.at=llm",
+                "give optim.vision_lr a value and let the tower go before the last step, or --set"
+                " alignment.at=llm",
+            ),
+            (
+                aligned and late,
+                f"{begins}, so a vision tower that never trains in spite of optim.vision_lr {rate}",
+                "steps in which it does, for alignment to hold it",
+                "--set optim.vision_from_step=N below optim.steps, or optim.vision_lr=null to keep"
+                " it still",
             ),
         ):
             if wrong:
@@ -124,3 +147,10 @@ class RunConfig:
                 expected="the keys that RunConfig.to_dict writes",
                 fix="resume with the version that started the run",
             ) from error
+
+
+def _check(name: str, value: object, valid: bool, expected: str) -> None:
+    if not valid:
+        raise ConfigurationError(
+            f"Wrong value for {name}", got=value, expected=expected, fix="correct --set"
+        )

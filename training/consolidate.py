@@ -13,7 +13,7 @@ from training.checkpoint import CheckpointReader, list_checkpoints
 from training.config import RunConfig
 from training.merging import save_merged
 from training.model import PrismaticVLA
-from training.model.checkpoint import WEIGHTS, holds_model, read_json
+from training.model.checkpoint import OPENVLA_FOLDER, WEIGHTS, holds_model, read_json
 from training.model.openvla import find_folder, write_statistics
 from training.publish import save_openvla
 from training.setup_model import build_student
@@ -24,7 +24,6 @@ from vla_align_ros.errors import ConfigurationError, TrainingError
 
 CONFIG_FILE = "config.json"
 DATASET_FILE = "dataset.json"
-OPENVLA_FOLDER = "openvla"
 MODEL = f"{OBJECTIVE}model."
 
 
@@ -41,11 +40,20 @@ def consolidate(
     started from an OpenVLA checkpoint, the folder openvla/ in that layout. An adapter is folded
     into the weights, or with lora "apart" written for peft (OpenVLA only). The projectors of
     alignment and the optimizer stay behind. Needs one process, however many trained, and the memory
-    of one network on the CPU.
+    of one network on the CPU. The run's own folder takes those of its newest checkpoint
+    alone.
     """
     run = Path(run)
     out = Path(out) if out is not None else run
-    reader = CheckpointReader(_find_checkpoint(run, step))
+    chosen = _find_checkpoint(run, step)
+    if chosen != _find_checkpoint(run, None) and out.resolve() == run.resolve():
+        raise TrainingError(
+            "Weights of an earlier step are not those that the run's folder tells of",
+            got=f"step {step} for {out}",
+            expected="another folder",
+            fix="give --out DIR",
+        )
+    reader = CheckpointReader(chosen)
     config = RunConfig.from_dict(read_json(run / CONFIG_FILE))
     model = load_student(run, reader)
     if config.base is not None and not holds_model(config.base):

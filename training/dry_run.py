@@ -35,6 +35,7 @@ def dry_run(
     prompt_tokens: int = 32,
     rank: int = 32,
     checkpointing: bool = False,
+    divided: bool = False,
 ) -> dict[str, Any]:
     """Check that PrismaticVLA and a checkpoint have the same tensors, without reading weights.
 
@@ -42,7 +43,7 @@ def dry_run(
         base: folder or repository of a checkpoint; None compares OpenVLA-7B at full size with the
             tensor list of the published implementation, and needs no file.
         revision: of a repository.
-        batch_size, prompt_tokens, rank, checkpointing: what memory depends on; see
+        batch_size, prompt_tokens, rank, checkpointing, divided: what memory depends on; see
             `training.layouts.estimate_layouts`.
 
     Returns:
@@ -70,6 +71,7 @@ def dry_run(
         prompt_tokens=prompt_tokens,
         rank=rank,
         checkpointing=checkpointing,
+        divided=divided,
     )
     return {
         "source": source,
@@ -90,6 +92,7 @@ def dry_run(
             "prompt_tokens": prompt_tokens,
             "lora_rank": rank,
             "checkpointing": checkpointing,
+            "batch_divided_by_n": divided,
         },
     }
 

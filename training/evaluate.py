@@ -20,8 +20,9 @@ class OfflineEvaluator:
 
     The displacement error is the distance in metres between the ends of the predicted and the
     expert's chunk. On first frames it tells whether the policy has found the named object; it is
-    given beside a blind baseline, the best affine guess from proprioception alone. Steps past an
-    episode's end count nowhere.
+    given beside a blind baseline, the best affine guess from proprioception alone. The first used
+    frame of every held-out episode is looked at, and a random draw of the others fills up to
+    MAX_FRAMES. Steps past an episode's end count nowhere.
     """
 
     def __init__(self, parts: RunParts, ranks: Ranks | None = None) -> None:
@@ -31,8 +32,11 @@ class OfflineEvaluator:
         data = parts.data
         train, held_out = data.indices("train"), data.indices("val")
         rng = np.random.default_rng(0)
-        self.indices = np.sort(rng.permutation(held_out)[:MAX_FRAMES])
-        self.first = data.frame_index[self.indices] == 0
+        begins = held_out[np.unique(data.episode[held_out], return_index=True)[1]]
+        drawn = rng.permutation(held_out)
+        firsts_ahead = np.argsort(~np.isin(drawn, begins), kind="stable")
+        self.indices = np.sort(drawn[firsts_ahead][:MAX_FRAMES])
+        self.first = np.isin(self.indices, begins)
         self.chunks, is_pad = data.chunks(self.indices)
         self.counts = ~is_pad
         self.truth = _displacement(self.chunks)
@@ -95,13 +99,12 @@ class OfflineEvaluator:
         error = np.linalg.norm(_displacement(metric * counts[..., None]) - self.truth, axis=-1)
         blind = np.linalg.norm(self.blind - self.truth, axis=-1)
         is_open = (predicted[..., -1] > 0.5) == (self.chunks[..., -1] > 0.5)
-        first = self.first if self.first.any() else np.ones_like(self.first)
         return {
             "val/l1": float(np.abs(predicted - target)[counts].mean()),
             "val/displacement_m": float(error.mean()),
             "val/displacement_median_m": float(np.median(error)),
-            "val/first_frame_displacement_m": float(error[first].mean()),
-            "val/first_frame_blind_m": float(blind[first].mean()),
+            "val/first_frame_displacement_m": float(error[self.first].mean()),
+            "val/first_frame_blind_m": float(blind[self.first].mean()),
             "val/gripper_accuracy": float(is_open[counts].mean()),
         }
 

@@ -12,7 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from vla_align_ros.errors import DataError
+from vla_align_ros.errors import DataError, VlaAlignError
+
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL)
 
 
 @contextmanager
@@ -64,6 +66,26 @@ def hold_lock(path: Path) -> Iterator[None]:
             return
 
 
+@contextmanager
+def hold_alone(path: Path, refusal: VlaAlignError) -> Iterator[BinaryIO]:
+    """Let one process into the block and refuse others: `refusal` is raised at once.
+
+    Yields the open file: a process that inherits it holds the lock as well. The file stays. Without
+    locks on the file system nobody is refused, which is said.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise refusal from error
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            print(f"{path}: no lock, so start nothing twice there ({error})", file=sys.stderr)
+        yield file
+
+
 def _wait_for_lock(file: BinaryIO, path: Path) -> None:
     try:
         try:
@@ -72,7 +94,7 @@ def _wait_for_lock(file: BinaryIO, path: Path) -> None:
             print(f"waiting for another process that holds {path}", file=sys.stderr)
             fcntl.flock(file, fcntl.LOCK_EX)
     except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL):
+        if error.errno not in _NO_LOCKS:
             raise
         raise DataError(
             "The cache's file system has no locks",

@@ -54,6 +54,7 @@ def estimate_layouts(
     prompt_tokens: int = 32,
     rank: int = 32,
     checkpointing: bool = False,
+    divided: bool = False,
 ) -> dict[str, dict[str, float]]:
     """Return GB (1e9 bytes) a GPU by layout, in parts and in "total".
 
@@ -66,14 +67,17 @@ def estimate_layouts(
         config: of the network; with a tokens head its action tokens are part of the sequence.
         batch_size: samples a GPU computes at once. prompt_tokens: of each.
         rank: of LoRA. checkpointing: whether blocks are computed again in the backward pass.
+        divided: whether the N GPUs of a layout share `batch_size`; else each computes as many.
     """
-    size = (batch_size, prompt_tokens)
-    full = _Layout.build(config, torch.float32, None, size)
-    lora = _Layout.build(config, torch.bfloat16, AdapterConfig(kind="lora", rank=rank), size)
-    # FSDP gathers bfloat16 parameters, so that autocast makes no copies of them.
-    sharded = dataclasses.replace(
-        full, activations=_Layout.build(config, torch.bfloat16, None, size).activations
-    )
+    adapter = AdapterConfig(kind="lora", rank=rank)
+    full = _Layout.build(config, torch.float32, None, (batch_size, prompt_tokens))
+    lora = _Layout.build(config, torch.bfloat16, adapter, (batch_size, prompt_tokens))
+
+    @functools.cache
+    def count(made: AdapterConfig | None, samples: int) -> Activations:
+        # FSDP gathers bfloat16 parameters, so that autocast makes no copies of them.
+        return _Layout.build(config, torch.bfloat16, made, (samples, prompt_tokens)).activations
+
     packed = {kind: _packed_weights(lora, kind) for kind in ("int8", "nf4")}
     layouts = {
         "full": full.parts(checkpointing),
@@ -83,8 +87,11 @@ def estimate_layouts(
         "qlora_nf4": lora.parts(checkpointing, weights=packed["nf4"]),
     }
     for ranks in RANKS:
-        layouts[f"full_fsdp_{ranks}"] = sharded.parts(checkpointing, ranks=ranks)
-        layouts[f"lora_fsdp_{ranks}"] = lora.parts(checkpointing, ranks=ranks)
+        size = max(1, batch_size // ranks) if divided else batch_size
+        kept = lora.activations if size == batch_size else count(adapter, size)
+        for name, layout, activations in (("full", full, count(None, size)), ("lora", lora, kept)):
+            shared = dataclasses.replace(layout, activations=activations)
+            layouts[f"{name}_fsdp_{ranks}"] = shared.parts(checkpointing, ranks=ranks)
     return {
         name: {key: value / 1e9 for key, value in {**parts, "total": sum(parts.values())}.items()}
         for name, parts in layouts.items()

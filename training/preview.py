@@ -12,12 +12,12 @@ from training.config import RunConfig
 from training.dry_run import dry_run
 from training.layouts import estimate_layouts
 from training.model import PrismaticVLA, VlaConfig
-from training.model.checkpoint import holds_model
+from training.model.checkpoint import find_weights, holds_model
 from training.model.llm import read_text_config
 from training.model.smollm import SMOLLM2, load_smollm2
 from training.recipes import find_recipe
 from training.settings import override
-from training.setup_model import find_base
+from training.setup_model import find_base, fit_vocabulary
 
 
 def preview(
@@ -27,7 +27,9 @@ def preview(
 
     Returns JSON values: "parameters", "missing_keys", "unexpected_keys" (against the checkpoint
     that the run starts from; `base` None: OpenVLA-7B's published list, if that is the recipe's),
-    "memory_gb" (GB a GPU by layout; optimizer AdamW) and "assumptions". See `training.dry_run`.
+    "memory_gb" (GB a GPU by layout; optimizer AdamW) and "assumptions". See `training.dry_run`. The
+    N GPUs of a layout divide the run's batch. Of an LLM from scratch the words are left out of the
+    vocabulary, which only the data know.
     """
     own = find_recipe(recipe)
     config = override(own, settings)
@@ -37,8 +39,11 @@ def preview(
         "batch_size": max(1, config.optim.batch_size // config.parallel.accumulate),
         "rank": config.adapter.rank,
         "checkpointing": config.memory.checkpointing,
+        "divided": True,
     }
-    config = config if base is None else dataclasses.replace(config, base=base)
+    if base is not None:
+        base = find_weights(base)
+        config = dataclasses.replace(config, base=base)
     if holds_model(config.base):
         return {"recipe": recipe, **_preview_student(find_base(config), options)}
     if config.base is not None:
@@ -47,7 +52,7 @@ def preview(
 
 
 def _preview_student(config: RunConfig, options: dict[str, Any]) -> dict[str, Any]:
-    described = _describe(config.model)
+    described = _describe(fit_vocabulary(config, words=0))
     layouts = estimate_layouts(described, **options)
     with torch.device("meta"):
         model = PrismaticVLA(described, pretrained=False)
@@ -56,7 +61,11 @@ def _preview_student(config: RunConfig, options: dict[str, Any]) -> dict[str, An
         "missing_keys": [],
         "unexpected_keys": [],
         "memory_gb": {name: round(parts["total"], 2) for name, parts in layouts.items()},
-        "assumptions": options,
+        "assumptions": {
+            **{key: value for key, value in options.items() if key != "divided"},
+            "batch_divided_by_n": options["divided"],
+            "vocabulary_size": described.llm.config and described.llm.config.get("vocab_size"),
+        },
     }
 
 

@@ -13,6 +13,7 @@ import torch
 from training.data.dataset import ActionChunkDataset
 from training.data.layout import COLLECTION_PATH
 from training.model.checkpoint import read_json
+from training.vqa import VqaConfig, fingerprint_samples, read_samples
 
 
 def describe_data(data: ActionChunkDataset) -> dict[str, Any]:
@@ -28,6 +29,16 @@ def describe_data(data: ActionChunkDataset) -> dict[str, Any]:
         "episodes": [reader.episodes.num_rows for reader in data.readers],
         "collected": [read_json(path) if path.exists() else None for path in recorded],
     }
+
+
+def describe_questions(vqa: VqaConfig | None) -> dict[str, Any]:
+    """Which questions were learnt beside, under the key "questions"; {} where none were."""
+    if vqa is None:
+        return {}
+    folder = Path(vqa.path)
+    samples = read_samples(folder)
+    told = {"samples": len(samples), "fingerprint": fingerprint_samples(samples, folder)}
+    return {"questions": told}
 
 
 def find_commit() -> str | None:

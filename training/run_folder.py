@@ -10,10 +10,10 @@ import torch
 
 from training.checkpoint import CheckpointReader, list_checkpoints
 from training.config import RunConfig
-from training.consolidate import CONFIG_FILE, OPENVLA_FOLDER, PROCESSOR_FOLDER, load_student
+from training.consolidate import CONFIG_FILE, PROCESSOR_FOLDER, load_student
 from training.golden_inputs import GOLDEN_INPUTS, Arrays, read_golden_inputs
 from training.model import PrismaticVLA
-from training.model.checkpoint import WEIGHTS, read_json
+from training.model.checkpoint import OPENVLA_FOLDER, WEIGHTS, read_json
 from training.model.openvla import load_openvla
 from training.setup_model import build_student, compute_dtype
 from vla_align_ros.contract.processor import Processor

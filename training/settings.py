@@ -42,16 +42,20 @@ def store(config: Any) -> dict[str, Any]:
 def override(config: Config, settings: Sequence[str]) -> Config:
     """Apply `key=value` settings such as `optim.lr=1e-4`; values are JSON, or bare words.
 
-    An unknown key, or a value of another type than the field's, raises ConfigurationError.
+    They are applied in their order and checked together at the end, so that some may be valid only
+    beside others. A part that is None is made of the settings below it, and of its defaults. An
+    unknown key, or a value of another type than the field's, raises ConfigurationError.
     """
+    draft = _Draft.of(config)
     for setting in settings:
         path, separator, text = setting.partition("=")
         if not separator:
             raise ConfigurationError(
                 "Not a setting", got=repr(setting), expected="key=value", fix="for example seed=1"
             )
-        config = _replace(config, path.split("."), text, path)
-    return config
+        draft.change(path.split("."), text, path)
+    changed: Config = draft.build()
+    return changed
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -128,20 +132,63 @@ def _has_default(field: dataclasses.Field[Any]) -> bool:
     return field.default is not missing or field.default_factory is not missing
 
 
-def _replace(node: Any, keys: list[str], text: str, path: str) -> Any:
-    names = [f.name for f in dataclasses.fields(node)] if dataclasses.is_dataclass(node) else []
-    if keys[0] not in names:
-        raise ConfigurationError(
-            "No such setting",
-            got=path,
-            expected="one of " + ", ".join(names) if names else "a value that has no parts",
-            fix="correct --set",
-        )
-    if len(keys) > 1:
-        child = _replace(getattr(node, keys[0]), keys[1:], text, path)
-    else:
-        child = _parse(text, typing.get_type_hints(type(node))[keys[0]], path)
-    return dataclasses.replace(node, **{keys[0]: child})
+@dataclasses.dataclass
+class _Draft:
+    """A frozen dataclass that settings are applied to: its checks run when it is built."""
+
+    kind: type
+    values: dict[str, Any]
+    path: str = ""
+
+    @classmethod
+    def of(cls, node: Any, path: str = "") -> _Draft:
+        names = [field.name for field in dataclasses.fields(node)]
+        return cls(type(node), {name: getattr(node, name) for name in names}, path)
+
+    def change(self, keys: Sequence[str], text: str, path: str) -> None:
+        """Set what `keys` lead to; `path`: all of them, for messages."""
+        key, *below = keys
+        names = [field.name for field in dataclasses.fields(self.kind)]
+        if key not in names:
+            raise _no_such(path, "one of " + ", ".join(names))
+        kind = typing.get_type_hints(self.kind)[key]
+        if not below:
+            self.values[key] = _parse(text, kind, path)
+            return
+        part = self.values.get(key)
+        if not isinstance(part, _Draft):
+            part = self._open(key, kind, part)
+            if part is None:
+                raise _no_such(path, "a value that has no parts")
+            self.values[key] = part
+        part.change(below, text, path)
+
+    def _open(self, key: str, kind: Any, part: Any) -> _Draft | None:
+        path = f"{self.path}.{key}" if self.path else key
+        if dataclasses.is_dataclass(part):
+            return _Draft.of(part, path)
+        options = [option for option in typing.get_args(kind) if dataclasses.is_dataclass(option)]
+        return _Draft(typing.cast(type, options[0]), {}, path) if part is None and options else None
+
+    def build(self) -> Any:
+        missing = [
+            field.name
+            for field in dataclasses.fields(self.kind)
+            if field.name not in self.values and not _has_default(field)
+        ]
+        if missing:
+            raise ConfigurationError(
+                f"{self.path} lacks a setting",
+                got=", ".join(f"{self.path}.{key}" for key in self.values),
+                expected=" and ".join(f"{self.path}.{key}" for key in missing) + " too",
+                fix=f"--set {self.path}.{missing[0]}=...",
+            )
+        parts = self.values.items()
+        return self.kind(**{key: p.build() if isinstance(p, _Draft) else p for key, p in parts})
+
+
+def _no_such(path: str, expected: str) -> ConfigurationError:
+    return ConfigurationError("No such setting", got=path, expected=expected, fix="correct --set")
 
 
 def _parse(text: str, kind: Any, path: str) -> Any:

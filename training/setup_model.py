@@ -13,7 +13,7 @@ from training.alignment.teachers import build_teacher
 from training.config import RunConfig
 from training.memory import apply_memory
 from training.model import PrismaticVLA, VlaConfig
-from training.model.checkpoint import DESCRIPTION, holds_model, read_json
+from training.model.checkpoint import DESCRIPTION, find_weights, holds_model, read_json
 from training.model.openvla import find_folder, load_openvla, open_shards, openvla_config
 from training.model.openvla.files import CONFIG, read_document
 from training.objective import Objective
@@ -31,32 +31,40 @@ def fit_to_data(config: RunConfig, processor: Processor) -> RunConfig:
 
     A from-scratch LLM gets a vocabulary that holds the words and, behind them, the action bins.
     """
-    model = config.model
-    if config.vqa is not None or config.loss.tokens > 0:
-        model = with_vocabulary_head(model)
-    if model.llm.config is not None and "vocab_size" not in model.llm.config:
-        bins = model.head.kind == "tokens" or config.loss.tokens > 0
-        needed = processor.tokenizer.vocabulary_size + (model.head.bins if bins else 0)
-        size = math.ceil(needed / _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE
-        llm = dataclasses.replace(model.llm, config={**model.llm.config, "vocab_size": size})
-        model = dataclasses.replace(model, llm=llm)
+    model = fit_vocabulary(config, processor.tokenizer.vocabulary_size)
     if model.state is not None and processor.spec.state is not None:
         state = dataclasses.replace(model.state, dim=len(processor.spec.state.names))
         model = dataclasses.replace(model, state=state)
     return dataclasses.replace(config, model=model)
 
 
+def fit_vocabulary(config: RunConfig, words: int) -> VlaConfig:
+    """The network with the vocabulary that `words` and the losses need."""
+    model = config.model
+    if config.vqa is not None or config.loss.tokens > 0:
+        model = with_vocabulary_head(model)
+    if model.llm.config is not None and "vocab_size" not in model.llm.config:
+        bins = model.head.kind == "tokens" or config.loss.tokens > 0
+        needed = max(1, words + (model.head.bins if bins else 0))
+        size = math.ceil(needed / _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE
+        llm = dataclasses.replace(model.llm, config={**model.llm.config, "vocab_size": size})
+        model = dataclasses.replace(model, llm=llm)
+    return model
+
+
 def find_base(config: RunConfig) -> RunConfig:
     """Take the network's shape from what the run starts from, if from anything.
 
     From an OpenVLA checkpoint, or from a finished run of ours, to which committed actions may come.
+    `base` becomes what `find_weights` makes of it.
 
     Raises:
         ConfigurationError: nothing is there, or a setting asks for another shape.
     """
     if config.base is None:
         return config
-    folder = find_folder(config.base)
+    config = dataclasses.replace(config, base=find_weights(config.base))
+    folder = find_folder(str(config.base))
     if holds_model(folder):
         _refuse_shape(config, "head.committed")
         model = VlaConfig.from_dict(read_json(folder / DESCRIPTION))

@@ -18,6 +18,7 @@ from vla_align_ros.contract.images import ImageTransform
 from vla_align_ros.contract.normalize import Normalizer
 from vla_align_ros.contract.processor import Processor
 from vla_align_ros.contract.prompt import PromptTemplate, PromptTokenizer
+from vla_align_ros.contract.spec import StateSpec
 from vla_align_ros.errors import ConfigurationError
 
 PROMPT = "{instruction}"
@@ -41,6 +42,7 @@ def build_processor(
         with_state=config.model.state is not None,
         committed=config.model.head.committed,
     )
+    _check_state(config, spec.state)
     statistics = dataset_statistics(sources, config.data, cache_dir=cache)
     normalizers = {"action": Normalizer("quantile", statistics["action"])}
     if spec.state is not None:
@@ -72,6 +74,21 @@ def _build_tokenizer(config: RunConfig, sources: Sequence[Source]) -> PromptToke
 def _load_base(config: RunConfig) -> Processor:
     """The processor of the run that this one starts from."""
     return Processor.load(Path(str(config.base)).expanduser() / PROCESSOR_FOLDER)
+
+
+def _check_state(config: RunConfig, state: StateSpec | None) -> None:
+    """A network that learnt what each number of the state means can be told nothing else."""
+    if not holds_model(config.base):
+        return
+    known = _load_base(config).spec.state
+    if state != known:
+        names = [", ".join(part.names) if part is not None else "none" for part in (state, known)]
+        raise ConfigurationError(
+            "The state is not the one of the run to start from",
+            got=names[0],
+            expected=names[1],
+            fix="choose the feature that has it by --set data.state_key=NAME, or leave --base out",
+        )
 
 
 def _check_image_size(config: RunConfig) -> None:

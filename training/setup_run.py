@@ -118,9 +118,17 @@ class RunParts:
 
 
 def set_up(
-    config: RunConfig, roots: Sequence[str | Path], cache: Path | None, *, progress: bool
+    config: RunConfig,
+    roots: Sequence[str | Path],
+    cache: Path | None,
+    *,
+    progress: bool,
+    device: torch.device | str = "cpu",
 ) -> RunParts:
-    """Open the data, build the model from `config.seed`, and fill the feature caches."""
+    """Open the data, build the model from `config.seed`, and fill the feature caches on `device`.
+
+    The networks of the parts stay on the CPU, but for a teacher that filled a cache.
+    """
     config.check()
     sources = open_sources(roots, config.data)
     processor = build_processor(config, sources, cache)
@@ -137,7 +145,7 @@ def set_up(
     if config.loss.grounding > 0:
         parts.grounding = _grounding_points(data)
     if config.data.keeps_features:
-        _fill_caches(parts, cache, progress)
+        _fill_caches(parts, cache, progress, torch.device(device))
     return parts
 
 
@@ -170,16 +178,18 @@ def _grounding_points(data: ActionChunkDataset) -> Tensor:
     return torch.from_numpy(data.environment_state[:, columns])
 
 
-def _fill_caches(parts: RunParts, folder: Path | None, progress: bool) -> None:
+def _fill_caches(
+    parts: RunParts, folder: Path | None, progress: bool, device: torch.device
+) -> None:
     data, model, teacher = parts.data, parts.objective.model, parts.teacher
     dtype = compute_dtype(parts.config)
     precision = "-fp32" if dtype == torch.float32 else ""  # not to be taken for those of bf16
     if starts_frozen(parts.config):
-        towers = copy.deepcopy(model.vision).to(dtype).eval()
+        towers = copy.deepcopy(model.vision).to(device, dtype).eval()
 
         @torch.no_grad()
         def look(indices: NDArray[np.int64]) -> Tensor:
-            pixels = data.batch(indices)["pixel_values"].to(dtype)
+            pixels = data.batch(indices)["pixel_values"].to(device, dtype)
             pieces = [tower(pixels[:, 3 * i : 3 * i + 3]) for i, tower in enumerate(towers)]
             return torch.cat(pieces, dim=-1)
 
@@ -187,7 +197,7 @@ def _fill_caches(parts: RunParts, folder: Path | None, progress: bool) -> None:
         parts.student_features = FeatureStore(data, key, look, folder, progress=progress)
     if teacher is not None:
         parts.teacher_features = open_teacher_store(
-            data, teacher, model.grid, folder, progress=progress
+            data, teacher.to(device), model.grid, folder, progress=progress
         )
 
 

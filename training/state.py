@@ -61,11 +61,18 @@ def restore_tensors(
     weights = {OBJECTIVE + name: value for name, value in list_weights(objective, keep).items()}
     check_same_names(reader, weights)
     parameters = dict(objective.named_parameters())
+    counted_there = _find_fused(optimizer)
     moments: dict[str, Tensor] = {}
     for name, entry in reader.stored.items():
         if name.startswith(OPTIMIZER):
             of, _, _ = name[len(OPTIMIZER) :].rpartition("/")
-            moments[name] = _template(parameters[of], entry.size, entry.properties.dtype)
+            parameter = parameters[of]
+            moments[name] = _template(
+                parameter,
+                entry.size,
+                entry.properties.dtype,
+                scalar_device=parameter.device if id(parameter) in counted_there else "cpu",
+            )
     own = f"{RANDOM}{ranks.rank}/"
     kept_random = {
         name: torch.empty(entry.size, dtype=entry.properties.dtype)
@@ -157,11 +164,23 @@ def sum_bits(tensors: Mapping[str, Tensor]) -> int:
     return total % 2**63
 
 
-def _template(parameter: Tensor, size: torch.Size, dtype: torch.dtype) -> Tensor:
+def _find_fused(optimizer: torch.optim.Optimizer) -> set[int]:
+    """Ids of the parameters whose count of steps the optimizer wants on their own device."""
+    return {
+        id(parameter)
+        for group in optimizer.param_groups
+        if group.get("fused") or group.get("capturable")
+        for parameter in group["params"]
+    }
+
+
+def _template(
+    parameter: Tensor, size: torch.Size, dtype: torch.dtype, *, scalar_device: torch.device | str
+) -> Tensor:
     """Room for one tensor of the optimizer's: sharded as the parameter if it has its shape."""
     if size == parameter.shape and size:
         return torch.zeros_like(parameter, dtype=dtype, requires_grad=False)
-    return torch.empty(size, dtype=dtype, device=parameter.device if size else "cpu")
+    return torch.empty(size, dtype=dtype, device=parameter.device if size else scalar_device)
 
 
 def _read_random(device: torch.device) -> dict[str, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import itertools
 import json
@@ -10,14 +9,14 @@ import re
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
 from training.comparison import Outcome, write_comparison
 from training.config import RunConfig
-from training.files import replace_atomically
+from training.files import hold_alone, replace_atomically
 from training.model.checkpoint import read_json
 from training.recipes import find_recipe
 from training.settings import override
@@ -248,17 +247,12 @@ def _check_plan(plan: SweepPlan, path: Path) -> None:
         temporary.write_text(json.dumps(wanted, indent=2) + "\n")
 
 
-@contextmanager
-def _lock(out: Path) -> Iterator[TextIO]:
+def _lock(out: Path) -> AbstractContextManager[BinaryIO]:
     """Hold the folder's lock; cells inherit it, so that a killed sweep's runs keep it too."""
-    with (out / LOCK_FILE).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise TrainingError(
-                f"A sweep already runs in {out}",
-                got="its lock is held, by that sweep or by a run that outlived it",
-                expected="one sweep a folder",
-                fix="wait for it, or end its processes (`fuser` names them)",
-            ) from error
-        yield file
+    refusal = TrainingError(
+        f"A sweep already runs in {out}",
+        got="its lock is held, by that sweep or by a run that outlived it",
+        expected="one sweep a folder",
+        fix="wait for it, or end its processes (`fuser` names them)",
+    )
+    return hold_alone(out / LOCK_FILE, refusal)

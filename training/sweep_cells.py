@@ -20,6 +20,7 @@ from training.model.checkpoint import read_json
 
 CONFIG_FILE, RUN_FILE = "config.json", "run.json"
 TAIL_BYTES = 20_000
+SAVING_S = 600  # torchrun kills its ranks so long after it was told to stop; by itself after 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +141,8 @@ class CellRunner:
             status = process.wait()
             with self._guard:
                 self._running.discard(process)
-        if status != 0:
+                told_to_stop = self._stopped  # torchrun then ends with 1, though its ranks saved
+        if status != 0 and not told_to_stop:
             after = f" after {time.monotonic() - started_s:.0f} s"
             return cell.look("failed", _explain(status, _read_tail(cell.log, begun)) + after)
         outcome = cell.look("stopped")
@@ -153,6 +155,7 @@ class CellRunner:
         if self._nproc > 1:
             launcher += ["-m", "torch.distributed.run", "--standalone"]
             launcher += ["--nproc-per-node", str(self._nproc)]
+            launcher += ["--shutdown-timeout", str(SAVING_S)]
         command = [*launcher, "-m", "training.train", *self._arguments]
         return [*command, "--out", str(cell.folder), "--set", *cell.settings]
 

@@ -7,13 +7,14 @@ import dataclasses
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from training.commands import train as command
-from training.config import RunConfig
+from training.config import HOW_IT_RUNS, RunConfig
 from training.consolidate import (
     CONFIG_FILE,
     DATASET_FILE,
@@ -21,11 +22,17 @@ from training.consolidate import (
     consolidate,
     is_consolidated,
 )
-from training.files import replace_atomically
+from training.files import hold_alone, replace_atomically
 from training.golden_inputs import GOLDEN_INPUTS, write_golden_inputs
-from training.model.checkpoint import read_json
+from training.model.checkpoint import find_weights, read_json
+from training.optimizers import trained_parameters
 from training.parallel import Ranks, start_ranks
-from training.provenance import describe_data, describe_machine, find_commit
+from training.provenance import (
+    describe_data,
+    describe_machine,
+    describe_questions,
+    find_commit,
+)
 from training.recipes import find_recipe
 from training.settings import flatten, override
 from training.setup_model import find_base
@@ -36,6 +43,7 @@ from training.trainer import Trainer
 from vla_align_ros.errors import TrainingError, VlaAlignError
 
 RUN_FILE = "run.json"
+LOCK_FILE = ".run.lock"
 SHOWN_DIFFERENCES = 4
 
 
@@ -57,7 +65,8 @@ def train(
     processor/, config.json (the resolved configuration),
     dataset.json (which data), golden_inputs.npz (held-out observations for the export's proof),
     run.json (what it took), checkpoints/ and tensorboard/. SIGTERM or SIGUSR1 stop it after the
-    step that is under way: it saves, and the summary has the key `stopped`.
+    step that is under way: it saves, and the summary has the key `stopped`. A second start in a
+    folder in which a run is training is refused.
     """
     commit = find_commit()
     config = override(find_recipe(recipe), settings)
@@ -65,14 +74,18 @@ def train(
     out = Path(out)
     if config.threads:
         torch.set_num_threads(config.threads)
-    with catch_stop_signals() as signals, start_ranks(config.parallel) as ranks:
+    with (
+        catch_stop_signals() as signals,
+        start_ranks(config.parallel) as ranks,
+        _hold_folder(out) if ranks.is_first else nullcontext(),
+    ):
         parts, result = _run(config, roots, out, cache, ranks, signals, progress)
         summary = {
             "recipe": recipe,
             "out": str(out),
             "steps": config.optim.steps,
             "samples": config.optim.steps * config.optim.batch_size,
-            "dataset": describe_data(parts.data),
+            "dataset": _describe_dataset(parts),
             "commit": commit,
             "machine": describe_machine(),
             "ranks": ranks.world,
@@ -94,16 +107,17 @@ def _run(
     progress: bool,
 ) -> tuple[RunParts, dict[str, Any]]:
     """Set up, train, and put the weights together; returns the parts and what the run measured."""
-    _check_same(out / CONFIG_FILE, config.to_dict())
+    _check_same(out / CONFIG_FILE, config.to_dict(), free=HOW_IT_RUNS)
     with ranks.first_alone():
-        parts = set_up(config, roots, cache, progress=progress and ranks.is_first)
+        shown = progress and ranks.is_first
+        parts = set_up(config, roots, cache, progress=shown, device=ranks.device)
         if ranks.is_first:
             _describe(parts, config, out)
-    numbers = parts.adapter
     trainer = Trainer(parts, out, ranks=ranks, signals=signals, progress=progress)
     result = trainer.run()
+    numbers = parts.adapter
     result["parameters"] = numbers.trained_parameters + numbers.frozen_parameters
-    result["trained_parameters"] = numbers.trained_parameters
+    result["trained_parameters"] = count_trained(trainer)
     if "stopped" not in result:
         # Without run.json the weights may be half written, or those of an earlier step.
         if ranks.is_first and not (is_consolidated(out) and (out / RUN_FILE).exists()):
@@ -114,7 +128,7 @@ def _run(
 
 def _describe(parts: RunParts, config: RunConfig, out: Path) -> None:
     """Write into `out` what the run is made of, unless another run is there already."""
-    dataset = describe_data(parts.data)
+    dataset = _describe_dataset(parts)
     path = out / DATASET_FILE
     # An older version told less of the data; what it left out cannot be compared.
     known = read_json(path) if path.exists() else dataset
@@ -128,13 +142,44 @@ def _describe(parts: RunParts, config: RunConfig, out: Path) -> None:
     write_golden_inputs(parts.data, parts.processor, out / GOLDEN_INPUTS)
 
 
-def _check_same(path: Path, wanted: Mapping[str, Any]) -> None:
-    """Refuse to continue a run whose `path` says otherwise; TrainingError names the differences."""
+def _describe_dataset(parts: RunParts) -> dict[str, Any]:
+    return {**describe_data(parts.data), **describe_questions(parts.config.vqa)}
+
+
+def _hold_folder(out: Path) -> AbstractContextManager[object]:
+    """Keep a second start of the same run out: the two would delete each other's checkpoints."""
+    refusal = TrainingError(
+        f"A run already trains in {out}",
+        got="its lock is held",
+        expected="one process, or one torchrun, a folder",
+        fix="wait for it, or stop it by SIGTERM: it saves, and the same command goes on",
+    )
+    return hold_alone(out / LOCK_FILE, refusal)
+
+
+def count_trained(trainer: Trainer) -> int:
+    """Parameters of the network that the optimizer moves; sharded ones count whole."""
+    moved = {id(parameter) for parameter in trained_parameters(trainer.optimizer)}
+    return sum(p.numel() for p in trainer.objective.model.parameters() if id(p) in moved)
+
+
+def _check_same(path: Path, wanted: Mapping[str, Any], *, free: Sequence[str] = ()) -> None:
+    """Refuse to continue a run whose `path` says otherwise; TrainingError names the differences.
+
+    free: keys that may differ, themselves and all below them.
+    """
     if not path.exists():
         return
     found, asked = flatten(read_json(path)), flatten(json.loads(json.dumps(wanted)))
     asked["name"] = found.get("name", asked.get("name"))  # data may be moved
-    keys = [key for key in {**asked, **found} if found.get(key) != asked.get(key)]
+    if found.get("base"):  # an older version kept it as it was typed
+        found["base"] = find_weights(found["base"])
+    below = tuple(f"{key}." for key in free)
+    keys = [
+        key
+        for key in {**asked, **found}
+        if found.get(key) != asked.get(key) and key not in free and not key.startswith(below)
+    ]
     if keys:
         more = f" and {len(keys) - SHOWN_DIFFERENCES} more" if len(keys) > SHOWN_DIFFERENCES else ""
         got, expected = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -211,7 +212,7 @@ class Trainer:
         config, ranks = self.config, self.ranks
         if config.vqa is None:
             return None
-        return VqaBatches(
+        questions = VqaBatches(
             config.vqa,
             self.parts.processor,
             seed=config.seed,
@@ -219,6 +220,10 @@ class Trainer:
             world=ranks.world,
             pieces=config.parallel.accumulate,
         )
+        if questions.left_out and ranks.is_first:
+            longer = f"{questions.left_out} longer than {config.vqa.question_tokens} tokens"
+            print(f"left out of the questions: {longer}", file=sys.stderr)
+        return questions
 
     def _position(self) -> dict[str, Any]:
         """Which samples were used, over all ranks."""

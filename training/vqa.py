@@ -9,8 +9,11 @@ with paths relative to the folder.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -181,7 +184,8 @@ def read_samples(folder: Path) -> list[VqaSample]:
     """Read every line of the folder's `*.jsonl`, files by name; DataError names a wrong line."""
     samples = []
     for path in sorted(folder.glob("*.jsonl")):
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        # Not splitlines: a JSON text may hold other ends of lines, such as U+2028, as they are.
+        for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
             if line.strip():
                 samples.append(_read_line(folder, line, f"{path.name} line {number}"))
     if not samples:
@@ -200,6 +204,15 @@ def read_samples(folder: Path) -> list[VqaSample]:
             fix="copy the pictures, or remove the lines that name them",
         )
     return samples
+
+
+def fingerprint_samples(samples: Sequence[VqaSample], folder: Path) -> str:
+    """sha256 over all questions, answers, and the pictures' names and sizes, in order."""
+    digest = hashlib.sha256()
+    for sample in samples:
+        picture = (os.path.relpath(sample.image, folder), sample.image.stat().st_size)
+        digest.update(json.dumps([sample.question, sample.answer, *picture]).encode() + b"\n")
+    return digest.hexdigest()
 
 
 def vqa_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:

@@ -172,7 +172,13 @@ def test_a_run_trains_its_projectors_where_asked_and_keeps_all_of_them_in_its_ch
     tabletop_data: Path, tmp_path: Path, one_thread: None, trainable: bool
 ) -> None:
     settings = (
-        *("optim.steps=3", "checkpoint_every=1", "alignment.layers=[1,2]", "alignment.hidden=16"),
+        *(
+            "optim.steps=3",
+            "optim.vision_from_step=2",
+            "checkpoint_every=1",
+            "alignment.layers=[1,2]",
+            "alignment.hidden=16",
+        ),
         *(f"alignment.trainable={str(trainable).lower()}", "alignment.projector=film"),
         *("alignment.loss=l2", "alignment.schedule_steps=2", "alignment.schedule=linear_decay"),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -34,11 +35,31 @@ def runs(tmp_path_factory) -> tuple[Path, Path]:
         (folder / "config.json").write_text(json.dumps({"recipe": name}))
         (folder / "processor" / "tokenizer").mkdir(parents=True)
         (folder / "processor" / "tokenizer" / "tokenizer.json").write_text("{}")
-        (folder / "processor" / "stats.json").write_text(name)
+        (folder / "processor" / "stats.json").write_text(json.dumps({"action": {"q01": [seed]}}))
+        (folder / "processor" / "processor.json").write_text(json.dumps(described()))
+        for measured in ("sight.npz", "run.json", "report.html"):
+            (folder / measured).write_text("of this run's weights")
         (folder / "checkpoints").mkdir()
         (folder / "checkpoints" / "large").write_text("optimizer")
         folders.append(folder)
     return folders[0], folders[1]
+
+
+def described(**changes: object) -> dict[str, object]:
+    """What of a processor.json is compared: dotted keys, changed by `changes`."""
+    values: dict[str, object] = {
+        "image_transform": {"crop": 1.0, "mean": [0.5], "size": 56},
+        "normalization": {"action": {"mode": "quantile"}},
+        "prompt": {"template": "{instruction}"},
+        "spec": {"action": {"frame": "base"}, "cameras": [{"name": "top"}], "state": {"names": []}},
+    }
+    for path, value in changes.items():
+        *parents, key = path.split("__")
+        node = values
+        for parent in parents:
+            node = node[parent]  # type: ignore[assignment]
+        node[key] = value
+    return values
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -68,8 +89,9 @@ def test_the_blend_is_a_run_with_the_fine_tuned_ones_files(runs, tmp_path):
     blend(*runs, tmp_path / "out", 0.5)
     out = tmp_path / "out"
     assert json.loads((out / "config.json").read_text()) == {"recipe": "after"}
-    assert (out / "processor" / "stats.json").read_text() == "after"
-    assert not (out / "checkpoints").exists()
+    assert json.loads((out / "processor" / "stats.json").read_text()) == {"action": {"q01": [1]}}
+    for left in ("checkpoints", "sight.npz", "run.json", "report.html"):
+        assert not (out / left).exists()
     record = json.loads((out / "blend.json").read_text())
     assert record["alpha"] == 0.5 and len({record["before"], record["after"]}) == 2
     models = [PrismaticVLA.load(folder) for folder in (*runs, out)]
@@ -159,6 +181,8 @@ def refuse(tmp_path: Path, error: type[Exception], message: str, *args, **option
 def test_checkpoints_that_do_not_belong_together_are_refused(runs, tmp_path):
     build(tiny_config(head=HeadConfig(horizon=5))).save(tmp_path / "other")
     out = tmp_path / "out"
+    refuse(tmp_path, TrainingError, r"got head\.horizon", runs[0], tmp_path / "other", out, 0.5)
+    (tmp_path / "other" / "model.json").unlink()
     refuse(tmp_path, TrainingError, "action_queries", runs[0], tmp_path / "other", out, 0.5)
     build(tiny_config(state=None)).save(tmp_path / "stateless")
     refuse(tmp_path, TrainingError, "different tensors", runs[0], tmp_path / "stateless", out, 0.5)
@@ -167,6 +191,58 @@ def test_checkpoints_that_do_not_belong_together_are_refused(runs, tmp_path):
     tokens.write_text('{"other": 1}')
     build(tiny_config()).save(tmp_path / "other")
     refuse(tmp_path, TrainingError, "read words differently", runs[0], tmp_path / "other", out, 0.5)
+
+
+def test_other_networks_with_the_same_tensors_are_refused(runs, tmp_path):
+    other = shutil.copytree(runs[1], tmp_path / "other")
+    model = json.loads((other / "model.json").read_text())
+    assert model["attention"] == "causal_prefix"
+    (other / "model.json").write_text(json.dumps({**model, "attention": "bidirectional"}))
+    told = "different networks: got attention;"
+    refuse(tmp_path, TrainingError, told, runs[0], other, tmp_path / "out", 0.5)
+    (other / "model.json").write_text(json.dumps({**model, "attention_backend": "sdpa"}))
+    blend(runs[0], other, tmp_path / "out", 0.5)  # computes the same
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"image_transform__mean": [0.4]},
+        {"normalization__action": {"mode": "gaussian"}},
+        {"prompt__template": "Q: {instruction}"},
+        {"spec__state": {"names": ["joint_0"]}},
+    ],
+)
+def test_runs_that_take_their_inputs_differently_are_refused(runs, tmp_path, change):
+    other = shutil.copytree(runs[1], tmp_path / "other")
+    (other / "processor" / "processor.json").write_text(json.dumps(described(**change)))
+    key = next(iter(change)).replace("__", ".")
+    told = f"take their inputs differently: got {key}"
+    refuse(tmp_path, TrainingError, told, runs[0], other, tmp_path / "out", 0.5)
+
+
+def test_what_may_differ_is_told_and_the_second_ones(runs, tmp_path, capsys):
+    other = shutil.copytree(runs[0], tmp_path / "other")
+    assert blend(runs[0], other, tmp_path / "same", 0.5)["differences"] == []
+    moved = described(spec__action={"frame": "fr3"}, image_transform__crop=0.9)
+    (other / "processor" / "processor.json").write_text(json.dumps(moved))
+    (other / "processor" / "stats.json").write_text(json.dumps({"action": {"q01": [7]}}))
+    assert main(["blend", str(runs[0]), str(other), "--out", str(tmp_path / "out")]) == 0
+    told = ["image_transform.crop", "spec.action.frame", "statistics"]
+    assert json.loads((tmp_path / "out/blend.json").read_text())["differences"] == told
+    assert f"AFTER's in the blend: {', '.join(told)}" in capsys.readouterr().err
+
+
+def test_a_run_in_openvla_s_layout_and_a_repository_are_found(tmp_path, monkeypatch):
+    old = write_openvla(tmp_path / "hub", 1)
+    new = write_openvla(tmp_path / "tuned" / "openvla", 2)
+    (tmp_path / "tuned" / "config.json").write_text("{}")  # the run's own
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **_: str(old))
+    told = blend("openvla/openvla-7b", tmp_path / "tuned", tmp_path / "out", 0.5)
+    assert told["tensors"] == 5
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["seed"] == 2
+    assert weights(tmp_path / "out").keys() == weights(new).keys()
+    refuse(tmp_path, ConfigurationError, "not found", "a/b/c", new, tmp_path / "second", 0.5)
 
 
 def test_what_is_no_checkpoint_is_refused(runs, tmp_path):

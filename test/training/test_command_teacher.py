@@ -17,7 +17,7 @@ from tiny_teachers import make_dinov2
 
 from training.alignment.teachers.config import FAMILIES
 from training.commands import teacher as command
-from training.recipes import find_recipe
+from training.recipes import RADIO, find_recipe
 from training.teacher_cache import student_grid
 from vla_align_ros.errors import ConfigurationError
 
@@ -73,6 +73,19 @@ def test_settings_change_the_recipe_and_options_change_both() -> None:
     plan = command._plan(parser.parse_args(wanted))
     assert (plan.precision, plan.teacher.layer, plan.grid) == ("fp32", 8, 4)
     assert plan.data.image_size == 56 and plan.data.cameras == ("wrist",)
+
+
+@pytest.mark.parametrize("named", [[], ["--teacher", "radio:other/C-RADIO"]])
+def test_revision_and_remote_code_count_beside_a_recipe(named: list[str]) -> None:
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    recipe = ["cache", "--data", "d", "--recipe", "debug_cpu", "--set", f"teacher.name={RADIO}"]
+    wanted = [*recipe, *named, "--revision", "abc123", "--remote-code"]
+    teacher = command._plan(parser.parse_args(wanted)).teacher
+    assert teacher.name == (named or ["", RADIO])[1]
+    assert (teacher.revision, teacher.remote_code) == ("abc123", True)
+    untouched = command._plan(parser.parse_args([*recipe, "teacher.revision=old"])).teacher
+    assert (untouched.revision, untouched.remote_code) == ("old", False)
 
 
 def test_the_students_grid_is_read_from_the_recipe() -> None:

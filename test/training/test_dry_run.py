@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import sys
@@ -29,6 +30,7 @@ from training.model.openvla import (
     load_openvla,
 )
 from training.preview import preview
+from training.recipes import find_recipe
 from vla_align_ros.errors import ConfigurationError
 
 BATCH, PROMPT = 2, 9
@@ -208,6 +210,30 @@ def test_sharding_divides_what_each_rank_owns():
         for part in ("weights", "gradients", "optimizer"):
             assert layouts[f"{kind}_fsdp_8"][part] == pytest.approx(layouts[kind][part] / 8)
         assert layouts[f"{kind}_fsdp_8"]["gathered"] == layouts[f"{kind}_fsdp_2"]["gathered"] > 0
+
+
+def test_gpus_that_divide_a_batch_keep_the_activations_of_their_share():
+    whole = estimate_layouts(tiny_config(), batch_size=8, divided=True)
+    each = {size: estimate_layouts(tiny_config(), batch_size=size) for size in (1, 2, 4)}
+    for kind in ("full", "lora"):
+        for ranks in (2, 4, 8):
+            name = f"{kind}_fsdp_{ranks}"
+            assert whole[name] == each[8 // ranks][name]
+        assert whole[f"{kind}_fsdp_16"]["activations"] == each[1][f"{kind}_fsdp_16"]["activations"]
+        assert whole[kind] == estimate_layouts(tiny_config(), batch_size=8)[kind]
+
+
+def test_a_preview_divides_the_batch_and_invents_no_words():
+    told = preview("debug_cpu")
+    assert told["assumptions"]["batch_size"] == 8 and told["assumptions"]["batch_divided_by_n"]
+    assert told["assumptions"]["vocabulary_size"] == 64
+    fixed = find_recipe("debug_cpu").model
+    llm = dataclasses.replace(fixed.llm, config={**fixed.llm.config, "vocab_size": 64})
+    described = dataclasses.replace(fixed, llm=llm)
+    network = PrismaticVLA(described, pretrained=False)
+    assert told["parameters"] == sum(p.numel() for p in network.parameters())
+    alone = estimate_layouts(described, batch_size=2)["full_fsdp_4"]["total"]
+    assert told["memory_gb"]["full_fsdp_4"] == round(alone, 2)
 
 
 def test_layouts_are_ordered_as_their_purpose_says(full_size):

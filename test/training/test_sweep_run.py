@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,15 +16,17 @@ import pytest
 pytest.importorskip("transformers", reason="needs the extra [train]")
 
 from tiny_run import SHORT, needs_teacher
+from torch.distributed.run import get_args_parser
 
 from training.checkpoint import list_checkpoints
 from training.recipes import find_recipe
 from training.settings import override
-from training.sweep import LOCK_FILE, SweepPlan, _lock, expand_axes, run_sweep
+from training.sweep import LOCK_FILE, SweepPlan, _lock, expand_axes, make_cells, run_sweep
+from training.sweep_cells import CellRunner
 from vla_align_ros.errors import ConfigurationError, TrainingError
 
 WAIT_S = 600.0
-STEPS = ("optim.steps=4", "optim.vision_from_step=4", "evaluate_every=4", "checkpoint_every=4")
+STEPS = ("optim.steps=4", "optim.vision_from_step=3", "evaluate_every=4", "checkpoint_every=4")
 VLA_ALIGN = [
     *(sys.executable, "-c"),
     "import sys; from vla_align_ros.cli import main; sys.exit(main(sys.argv[1:]))",
@@ -116,6 +119,31 @@ def test_a_run_that_outlives_a_killed_sweep_keeps_another_one_out(tmp_path: Path
     run.communicate()
     with _lock(tmp_path):
         assert (tmp_path / LOCK_FILE).exists()
+
+
+def test_ranks_that_are_stopped_have_time_to_save_and_are_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = SweepPlan("debug_cpu", ("data",), expand_axes(["optim.lr=1"]))
+    (cell,) = make_cells(plan, tmp_path)
+    with (tmp_path / "lock").open("w") as lock:
+        runner = CellRunner("debug_cpu", plan.data, None, 1, 2, lock.fileno())
+        launched = runner._build_command(cell)
+        assert launched[1:3] == ["-m", "torch.distributed.run"]
+        given = get_args_parser().parse_args(launched[3:])
+        assert given.shutdown_timeout == 600 and given.nproc_per_node == "2"
+        # As torchrun ends when it is told to: with 1.
+        ends = "signal.signal(signal.SIGTERM, lambda *_: sys.exit(1)); print('ready', flush=True)"
+        command = [sys.executable, "-c", f"import signal, sys; {ends}; signal.pause()"]
+        monkeypatch.setattr(runner, "_build_command", lambda cell: command)
+        with ThreadPoolExecutor() as pool:
+            outcome = pool.submit(runner.run, cell)
+            deadline_s = time.monotonic() + WAIT_S
+            while not (cell.log.exists() and "ready" in cell.log.read_text()):
+                assert time.monotonic() < deadline_s
+                time.sleep(0.05)
+            runner.stop(signal.SIGTERM)
+    assert (outcome.result().status, outcome.result().error) == ("stopped", None)
 
 
 @needs_teacher

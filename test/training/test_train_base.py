@@ -101,6 +101,61 @@ def test_a_folder_that_is_nothing_is_refused(tmp_path: Path, tabletop_data: Path
         train("debug_cpu", [tabletop_data], tmp_path / "out", base=str(tmp_path / "nowhere"))
 
 
+@pytest.mark.parametrize("typed", ["absent", "here/absent", "./absent", "a/b/c", "~/absent"])
+def test_a_mistyped_folder_is_named_before_any_hub_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: str
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *args, **_: pytest.fail("hub"))
+    config = override(find_recipe("debug_cpu"), [f"base={typed}"])
+    with pytest.raises(ConfigurationError, match=f"not found: got no folder {typed}"):
+        find_base(config)
+
+
+def test_a_base_is_found_again_from_another_folder(
+    short: Path, second: Path, tabletop_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(short.parent)
+    config = find_base(override(find_recipe("debug_cpu"), [f"base={short.name}"]))
+    assert config.base == str(short.resolve())
+    # A run that an older version began, with its base as it was typed, goes on from there.
+    out = shutil.copytree(second, tmp_path / "out")
+    stored = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps({**stored, "base": short.name}))
+    options = {"base": short.name, "settings": SECOND, "progress": False}
+    train("debug_cpu", [tabletop_data], out, **options)
+    monkeypatch.chdir("/")
+    assert json.loads((out / "config.json").read_text())["base"] == str(short.resolve())
+    Run.open(out).load_before()
+
+
+def test_a_bundle_tells_no_path_of_the_machine_that_trained(short: Path, second: Path) -> None:
+    base = RunSource.open(second).describe()["config"]["base"]
+    assert base == f"{short.resolve().parent.name}/{short.name}"
+
+
+def test_an_unfinished_run_is_no_base(short: Path, tmp_path: Path) -> None:
+    base = shutil.copytree(short, tmp_path / "base")
+    (base / "model.json").unlink()
+    with pytest.raises(ConfigurationError, match=r"no weights yet.*vla-align consolidate"):
+        find_base(override(find_recipe("debug_cpu"), [f"base={base}"]))
+
+
+def test_data_with_another_state_are_refused(
+    short: Path, tabletop_data: Path, tmp_path: Path
+) -> None:
+    data = shutil.copytree(tabletop_data, tmp_path / "data")
+    info = json.loads((data / "meta/info.json").read_text())
+    joints = [f"joint_{number}" for number in range(7)]
+    info["features"]["observation.state"]["names"] = joints
+    (data / "meta/info.json").write_text(json.dumps(info))
+    told = "not the one of the run to start from: got joint_0, .*; expected "
+    with pytest.raises(ConfigurationError, match=told):
+        train("debug_cpu", [data], tmp_path / "out", base=str(short), settings=SECOND)
+    assert not (tmp_path / "out/config.json").exists()
+
+
 def test_a_sweep_on_top_of_a_run_knows_its_finished_cells(short: Path, second: Path) -> None:
     settings = (*SECOND, f"base={short}")
     plan = SweepPlan("debug_cpu", ("data",), (Row("one"),), (7,), settings)

@@ -164,6 +164,31 @@ def test_other_shapes_and_other_weights_are_named(tmp_path: Path) -> None:
             restore_tensors(reader, other, torch.optim.AdamW(other.parameters()), Ranks(), bool, {})
 
 
+@pytest.mark.parametrize("key", ["fused", "capturable", None])
+def test_the_count_of_steps_comes_back_where_the_optimizer_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str | None
+) -> None:
+    """A fused AdamW, as on a GPU, refuses a count on the CPU; "meta" stands in for the GPU."""
+    net = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(net.parameters())
+    net(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    tensors, plain = collect_tensors(net, optimizer, Ranks(), lambda name: True)
+    reader = CheckpointReader(save_checkpoint(tmp_path, 1, tensors, {"optimizer": plain}))
+    monkeypatch.setattr(reader, "fill", lambda tensors: None)
+    there = torch.nn.Linear(3, 2, device="meta")
+    fresh = torch.optim.AdamW(there.parameters())
+    fresh.param_groups[0] |= {key: True} if key else {}
+    restore_tensors(reader, there, fresh, Ranks(rank=1), bool, {})  # without random states
+    for values in fresh.state.values():
+        devices = {name: value.device.type for name, value in values.items()}
+        assert devices == {
+            "step": "meta" if key else "cpu",
+            "exp_avg": "meta",
+            "exp_avg_sq": "meta",
+        }
+
+
 @settings(deadline=None, max_examples=25)
 @given(st.data())
 def test_the_checksum_of_frozen_weights_sees_every_bit_and_no_order(data: st.DataObject) -> None:

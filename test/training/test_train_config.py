@@ -36,6 +36,7 @@ from training.recipes import RECIPES, debug_cpu, find_recipe
 from training.settings import override
 from training.setup_processor import build_processor
 from training.setup_run import set_up
+from training.vqa import VqaConfig
 from vla_align_ros.errors import ConfigurationError
 
 
@@ -81,6 +82,11 @@ def test_the_tabletop_recipes_differ_where_their_names_say() -> None:
     assert set(difference) == {"recipe", "optim.vision_lr"}
     assert difference["optim.vision_lr"][1] is None and default.optim.vision_lr is not None
     assert align.optim.vision_from_step < align.optim.steps
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_every_loss_of_a_recipe_reaches_something(name: str) -> None:
+    find_recipe(name).check()
 
 
 def test_a_recipe_is_found_by_its_name_alone() -> None:
@@ -138,9 +144,31 @@ def test_settings_apply_one_after_another() -> None:
     assert override(debug_cpu(), []) == debug_cpu()
 
 
+@given(st.permutations(["adapter.quantize=nf4", "adapter.kind=lora", "adapter.rank=4"]))
+def test_settings_that_need_each_other_come_in_any_order(settings: list[str]) -> None:
+    adapter = override(debug_cpu(), settings).adapter
+    assert (adapter.kind, adapter.quantize, adapter.rank) == ("lora", "nf4", 4)
+    with pytest.raises(ConfigurationError, match=r"adapter\.quantize"):
+        override(debug_cpu(), [one for one in settings if "kind" not in one])
+
+
+def test_a_part_that_is_none_is_made_of_the_settings_below_it() -> None:
+    asked = override(debug_cpu(), ["vqa.weight=0.5", "vqa.path=/data/q"])
+    assert asked.vqa == VqaConfig(path="/data/q", weight=0.5)
+    assert override(asked, ["vqa=null"]) == debug_cpu()
+    again = override(debug_cpu(), ["model.grounding=null", "model.grounding.layer=2"])
+    assert again.model.grounding == GroundingConfig(layer=2)
+    told = r"vqa lacks a setting: got vqa\.weight; expected vqa\.path too; fix: --set vqa\.path="
+    with pytest.raises(ConfigurationError, match=told):
+        override(debug_cpu(), ["vqa.weight=0.5"])
+
+
 @pytest.mark.parametrize(
     ("setting", "told"),
     [
+        ("vqa.batch_size=0", "vqa lacks a setting"),
+        ("vqa.colour=1", "got vqa.colour; expected one of path, weight"),
+        ("optim.vision_lr.peak=1", "expected a value that has no parts"),
         ("sed=1", "got sed; expected one of recipe, model, data, optim, alignment, teacher, loss"),
         ("optim.rate=1", "got optim.rate; expected one of name, steps, batch_size, lr"),
         ("model.head.width=1", "expected one of kind, horizon, action_dim"),
@@ -169,6 +197,10 @@ def test_settings_apply_one_after_another() -> None:
         ("optim.batch_size=0", "Wrong value for optim.batch_size"),
         ("evaluate_every=0", "Wrong value for evaluate_every"),
         ("checkpoint_every=-5", "Wrong value for checkpoint_every"),
+        ("loss.grounding=-1", "Wrong value for loss.grounding: got -1.0; expected 0 or more"),
+        ("loss.tokens=-1", "Wrong value for loss.tokens"),
+        ("loss.gripper=-6", "Wrong value for loss.gripper"),
+        ("loss.grounding_sigma=0", "Wrong value for loss.grounding_sigma"),
         ("threads=-1", "Wrong value for threads: got -1; expected 0 or more"),
         ("data.validation=0", "Wrong value for data.validation"),
         ("data.validation=1", "Wrong value for data.validation"),

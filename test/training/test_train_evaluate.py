@@ -183,6 +183,38 @@ def test_a_large_split_is_sampled_the_same_way_every_time(
     monkeypatch.setattr(evaluate, "MAX_FRAMES", 4)
     monkeypatch.setattr(evaluate, "BATCH", 3)
     one, other = OfflineEvaluator(parts), OfflineEvaluator(parts)
-    assert len(one.indices) == 4 and set(one.indices) < set(parts.data.indices("val"))
+    held_out = parts.data.indices("val")
+    assert len(one.indices) == 4 and set(one.indices) < set(held_out)
+    firsts = held_out[parts.data.frame_index[held_out] == 0]  # of three episodes
+    assert set(one.indices[one.first]) == set(firsts) and one.first.sum() == 3
     np.testing.assert_array_equal(one.indices, other.indices)
     assert one.measure(frozen_vision=True) == other.measure(frozen_vision=True)
+
+
+def test_the_first_frame_is_the_first_that_is_used(
+    parts: RunParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Episodes that begin without motion lose frames, if data.drop_near_zero says so."""
+    data, whole = parts.data, parts.data.indices
+    begins_still = data.episode[whole("val")].min()
+
+    def drop(split: str) -> np.ndarray:
+        indices = whole(split)
+        still = (data.episode[indices] == begins_still) & (data.frame_index[indices] == 0)
+        return indices[~still]
+
+    monkeypatch.setattr(data, "indices", drop)
+    evaluator = OfflineEvaluator(parts)
+    first = evaluator.indices[evaluator.first]
+    starts = dict(zip(data.episode[first].tolist(), data.frame_index[first].tolist(), strict=True))
+    assert len(starts) == len(first) == 3
+    assert starts == {episode: int(episode == begins_still) for episode in starts}
+
+
+@pytest.mark.parametrize("most", [1, 2])
+def test_fewer_frames_than_episodes_are_all_first_ones(
+    parts: RunParts, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    monkeypatch.setattr(evaluate, "MAX_FRAMES", most)
+    evaluator = OfflineEvaluator(parts)
+    assert len(evaluator.indices) == most and evaluator.first.all()

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 pytest.importorskip("transformers", reason="needs the extra [train]")
 
+import numpy as np
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_run import make_parts, needs_teacher
 
+from training import setup_run
 from training.alignment import compute_targets
+from training.data.features import FeatureStore
 from training.data.tokenizer import BOS, PAD, build_word_tokenizer
 from training.recipes import find_recipe
 from training.settings import override
@@ -44,6 +48,30 @@ def test_cached_features_are_the_networks_own(fp32: RunParts) -> None:
         assert cached.dtype == torch.float32 and cached.shape == online.shape
         torch.testing.assert_close(cached, online, rtol=2 * HALF, atol=2e-4)
         assert torch.equal(cached[0], cached[3]) and not torch.equal(cached[0], cached[1])
+
+
+@needs_teacher
+def test_caches_are_filled_where_the_rank_computes(
+    tabletop_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A "meta" device stands in for the GPU: what is computed there has no values to keep."""
+    looked, teachers = list[torch.Tensor](), list[Any]()
+
+    class Store(FeatureStore):
+        def __init__(self, data: Any, key: str, compute: Any, *args: Any, **options: Any) -> None:
+            looked.append(compute(np.arange(2)))
+
+    monkeypatch.setattr(setup_run, "FeatureStore", Store)
+
+    def keep(data: Any, teacher: Any, *_: Any, **options: Any) -> None:
+        teachers.append(teacher)
+
+    monkeypatch.setattr(setup_run, "open_teacher_store", keep)
+    config = find_recipe("debug_cpu")
+    parts = set_up(config, [tabletop_data], tmp_path, progress=False, device="meta")
+    assert [features.device.type for features in looked] == ["meta"]
+    assert [teacher._device.type for teacher in teachers] == ["meta"]
+    assert {p.device.type for p in parts.objective.parameters()} == {"cpu"}
 
 
 @needs_teacher

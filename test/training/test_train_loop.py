@@ -40,8 +40,9 @@ from training.evaluate import OfflineEvaluator
 from training.golden_inputs import GOLDEN_INPUTS, write_golden_inputs
 from training.model import PrismaticVLA
 from training.recipes import find_recipe
-from training.train import find_commit, train
+from training.train import count_trained, find_commit, train
 from training.trainer import Trainer
+from vla_align_ros.errors import TrainingError
 
 pytestmark = [needs_teacher, pytest.mark.usefixtures("one_thread")]
 VLA_ALIGN = [
@@ -103,6 +104,16 @@ def test_a_run_says_what_it_was_and_what_it_took(debug_run: tuple[Path, dict[str
     assert config == find_recipe("debug_cpu")
     dataset = json.loads((out / "dataset.json").read_text())
     assert dataset == written["dataset"] and dataset["frames"] > 30
+
+
+def test_a_tower_that_stays_frozen_counts_as_frozen(tabletop_data: Path, tmp_path: Path) -> None:
+    counts = {}
+    for rate in ("3e-5", "null"):
+        parts = make_parts(tabletop_data, f"optim.vision_lr={rate}", "watch.every_steps=0")
+        counts[rate] = count_trained(Trainer(parts, tmp_path / rate, progress=False))
+    vision = sum(p.numel() for p in parts.objective.model.vision.parameters())
+    every = sum(p.numel() for p in parts.objective.model.parameters())
+    assert counts == {"3e-5": every, "null": every - vision}
 
 
 def test_the_commit_is_the_one_that_git_names() -> None:
@@ -224,6 +235,18 @@ def test_a_run_that_was_consolidated_on_its_way_ends_with_its_last_weights(
     run_short(tabletop_data, stopped)
     assert_equal(read_weights(stopped), read_weights(short))
     PrismaticVLA.load(stopped)
+
+
+def test_weights_of_an_earlier_step_go_into_another_folder(short: Path, tmp_path: Path) -> None:
+    before = hash_files(short)
+    for out in (None, short):
+        with pytest.raises(TrainingError, match=r"got step 8 for .*give --out DIR"):
+            consolidate(short, out, step=8)
+    assert hash_files(short) == before
+    told = consolidate(short, tmp_path / "out", step=8)
+    assert told["step"] == 8 and PrismaticVLA.load(tmp_path / "out")
+    consolidate(short, step=12)  # the newest
+    assert hash_files(short) == before
 
 
 def test_a_measurement_that_fails_costs_no_step(

@@ -17,6 +17,7 @@ from lab_data import correct_tasks
 from tiny_data import write_dataset
 from tiny_run import (
     SHORT,
+    assert_equal,
     assert_same_run,
     hash_files,
     make_parts,
@@ -25,6 +26,7 @@ from tiny_run import (
     run_short,
 )
 
+from training import checkpoint
 from training.commands.train import add_arguments, run
 from training.model import PrismaticVLA
 from training.parallel import Ranks
@@ -89,6 +91,42 @@ def test_another_run_does_not_go_into_the_same_folder(
     assert hash_files(short) == before
 
 
+def test_a_run_goes_on_with_its_work_shared_and_watched_otherwise(
+    tabletop_data: Path, short: Path, tmp_path: Path
+) -> None:
+    out = shutil.copytree(short, tmp_path / "out")
+    shutil.rmtree(max((out / "checkpoints").iterdir()))  # back to step 8
+    (out / "run.json").unlink()
+    others = ("parallel.strategy=fsdp", "parallel.device=cpu", "memory.checkpointing=true")
+    others += ("data.workers=0", "data.decode_cache_gb=1", "threads=0", "watch.scenes=3")
+    run_short(tabletop_data, out, *others, "evaluate_every=6", "checkpoint_every=5")
+    states = [read_state(run)["tensors"] for run in (out, short)]
+    assert_equal(*states)
+    stored = json.loads((out / "config.json").read_text())
+    assert stored["parallel"]["strategy"] == "fsdp" and stored["data"]["workers"] == 0
+    assert stored["evaluate_every"] == 6 and stored["watch"]["scenes"] == 3
+    with pytest.raises(TrainingError, match=r"got precision=fp32; expected precision=bf16"):
+        run_short(tabletop_data, out, *others, "precision=fp32")
+
+
+def test_a_second_start_in_the_folder_is_refused_and_harms_nothing(
+    tabletop_data: Path, short: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save, told = checkpoint.dcp.save, list[str]()
+
+    def start_again(*args: Any, **options: Any) -> Any:
+        saved = save(*args, **options)
+        with pytest.raises(TrainingError) as refused:
+            run_short(tabletop_data, tmp_path)
+        told.append(str(refused.value))
+        return saved
+
+    monkeypatch.setattr(checkpoint.dcp, "save", start_again)
+    run_short(tabletop_data, tmp_path)
+    assert len(told) == 3 and f"A run already trains in {tmp_path}" in told[0]
+    assert_same_run(tmp_path, short)
+
+
 def test_another_word_in_the_data_is_another_run(
     tabletop_data: Path, short: Path, tmp_path: Path
 ) -> None:
@@ -102,7 +140,7 @@ def test_another_word_in_the_data_is_another_run(
 def test_other_weights_of_a_mixture_are_another_run(
     tabletop_data: Path, short: Path, tmp_path: Path
 ) -> None:
-    few = (*SHORT, "optim.steps=2")
+    few = (*SHORT, "optim.steps=2", "optim.vision_from_step=1")
 
     def start(weight: int) -> None:
         roots = [f"{tabletop_data}:{weight}", str(tabletop_data)]
@@ -132,7 +170,7 @@ def test_a_refused_start_leaves_the_folder_to_the_corrected_one(
     with pytest.raises(TrainingError, match=r"no labels for grounding.*--set loss\.grounding=0"):
         run_short(data, out)
     assert not (out / "config.json").exists()
-    few = ("loss.grounding=0", "optim.steps=2")
+    few = ("loss.grounding=0", "optim.steps=2", "optim.vision_from_step=1")
     assert run_short(data, out, *few)["step"] == 2.0
     with pytest.raises(DataError, match=r"Cannot read.*vla-align collect"):
         run_short(tmp_path / "nowhere", tmp_path / "other")

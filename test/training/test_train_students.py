@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import sys
@@ -19,11 +20,15 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_run import assert_equal, needs_teacher, read_scalars, read_state, read_weights, run_short
 
+from training.blend import blend
 from training.checkpoint import list_checkpoints
 from training.commands.consolidate import add_arguments, run
 from training.consolidate import consolidate
 from training.model import PrismaticVLA
 from training.model.openvla import load_openvla
+from training.preview import preview
+from training.recipes import find_recipe
+from training.setup_model import find_base
 from training.train import train
 from vla_align_ros.errors import ConfigurationError, TrainingError
 
@@ -77,6 +82,22 @@ def test_openvla_is_tuned_and_comes_back_in_its_own_layout(tuned: Path, base: Pa
     assert all(any(part in key for key in moved) for part in adapted)
     assert not any("norm" in key or "embed_tokens" in key for key in moved)
     assert not (tuned / "model.safetensors").exists()
+
+
+def test_a_finished_run_in_that_layout_is_a_base(tuned: Path, tabletop_data: Path) -> None:
+    config = dataclasses.replace(find_recipe("openvla_7b_align"), base=str(tuned))
+    found = find_base(config)
+    assert found.base == str((tuned / "openvla").resolve())
+    assert found.model == find_base(dataclasses.replace(config, base=found.base)).model
+    assert preview("openvla_7b_align", base=str(tuned))["missing_keys"] == []
+
+
+def test_it_blends_with_what_it_was_tuned_from(tuned: Path, base: Path, tmp_path: Path) -> None:
+    blend(base, tuned, tmp_path / "out", 0.0)
+    start = load_openvla(base, dtype=torch.float32).model.state_dict()
+    assert_equal(
+        dict(load_openvla(tmp_path / "out", dtype=torch.float32).model.state_dict()), dict(start)
+    )
 
 
 def test_a_head_that_openvla_does_not_have_is_refused(base: Path, tmp_path: Path) -> None:
@@ -163,15 +184,21 @@ def write_questions(folder: Path) -> Path:
 
 
 def test_questions_and_action_tokens_train_an_insulated_backbone(
-    tabletop_data: Path, tmp_path: Path
+    tabletop_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     questions = {"path": str(write_questions(tmp_path / "vqa")), "batch_size": 4, "weight": 0.5}
     questions |= {"end_token": "<unk>", "question_tokens": 16, "answer_tokens": 8}
+    with (tmp_path / "vqa/all.jsonl").open("a") as file:
+        longer = {"image": "0.png", "question": "put the carrot " * 9, "answer": "on the plate"}
+        file.write("\n" + json.dumps(longer))
     settings = (
         *(f"vqa={json.dumps(questions)}", "model.head.insulate=true", "loss.tokens=0.3"),
         *("parallel.accumulate=2", "optim.vision_from_step=0", "precision=fp32"),
     )
     run_short(tabletop_data, tmp_path / "whole", *settings)
+    assert "left out of the questions: 1 longer than 16 tokens" in capsys.readouterr().err
+    described = json.loads((tmp_path / "whole/dataset.json").read_text())
+    assert described["questions"]["samples"] == 7
     scalars = read_scalars(tmp_path / "whole")
     names = ("loss/action", "loss/grounding", "loss/tokens", "loss/vqa", "align/cosine_layer_1")
     action, grounding, tokens, vqa, cosine = (scalars[name][-1][1] for name in names)
@@ -195,6 +222,13 @@ def test_questions_and_action_tokens_train_an_insulated_backbone(
             "insulate and no other loss",
         ),
         (["alignment.at=encoder", "optim.vision_lr=null"], "encoder with optim.vision_lr null"),
+        (["alignment.at=encoder", "optim.vision_lr=0"], "encoder with optim.vision_lr 0.0"),
+        (
+            ["alignment.at=encoder", "optim.vision_from_step=12"],
+            "encoder with optim.vision_from_step 12 of 12 steps",
+        ),
+        (["optim.vision_from_step=12"], "vision_from_step 12 of 12 steps, so a vision tower that"),
+        (["model.grounding=null"], "loss.grounding 0.05 without model.grounding"),
         (
             [
                 *("alignment.at=encoder", "optim.vision_lr=null", "adapter.kind=lora"),
@@ -221,7 +255,7 @@ def test_questions_that_do_not_divide_into_the_pieces_are_refused(
 
 
 def test_pieces_of_a_batch_add_up_to_the_batch(tabletop_data: Path, tmp_path: Path) -> None:
-    exact = ("precision=fp32", "optim.steps=4")
+    exact = ("precision=fp32", "optim.steps=4", "optim.vision_from_step=2")
     run_short(tabletop_data, tmp_path / "whole", *exact)
     run_short(tabletop_data, tmp_path / "pieces", *exact, "parallel.accumulate=4")
     whole, pieces = (read_weights(tmp_path / name) for name in ("whole", "pieces"))

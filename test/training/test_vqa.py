@@ -20,7 +20,15 @@ from tiny_models import IMAGE_PX, build, tiny_config, tiny_llm
 from training.data.tokenizer import build_word_tokenizer
 from training.model import StateConfig
 from training.parallel import split_batch
-from training.vqa import IGNORED, VqaBatches, VqaConfig, vqa_loss, with_vocabulary_head
+from training.vqa import (
+    IGNORED,
+    VqaBatches,
+    VqaConfig,
+    fingerprint_samples,
+    read_samples,
+    vqa_loss,
+    with_vocabulary_head,
+)
 from vla_align_ros.contract.images import ImageTransform
 from vla_align_ros.contract.normalize import Normalizer, compute_statistics
 from vla_align_ros.contract.processor import Processor
@@ -169,6 +177,32 @@ def test_long_answers_are_cut_and_long_questions_left_out_and_counted(processor,
     batches = VqaBatches(small(folder, batch_size=3), processor)
     assert (batches.left_out, len(batches.samples)) == (1, 3)
     assert sorted((row != IGNORED).sum().item() for row in batches.next()["labels"]) == [2, 2, 4]
+
+
+def test_a_text_may_hold_any_end_of_line_but_that_of_the_file(tmp_path):
+    question = "one\u2028two\x85three\u2029"
+    for number, end in enumerate(("\n", "\r\n")):
+        samples = write_samples(tmp_path / str(number))
+        line = {"image": "pictures/0.png", "question": question, "answer": "red"}
+        (samples / "c.jsonl").write_bytes((json.dumps(line, ensure_ascii=False) + end).encode() * 2)
+        found = [s for s in read_samples(samples) if s.where.startswith("c.jsonl")]
+        assert [sample.question for sample in found] == [question] * 2
+
+
+def test_the_fingerprint_is_of_words_and_pictures_and_of_no_place(tmp_path):
+    one, other = (write_samples(tmp_path / name) for name in ("one", "other"))
+
+    def fingerprint(folder):
+        return fingerprint_samples(read_samples(folder), folder)
+
+    assert fingerprint(one) == fingerprint(other)
+    picture = next((other / "pictures").iterdir())
+    picture.write_bytes(picture.read_bytes() + b"more")
+    assert fingerprint(one) != fingerprint(other)
+    one_line = (one / "a.jsonl").read_text()
+    before = fingerprint(one)
+    (one / "a.jsonl").write_text(one_line.replace('"answer": "', '"answer": "not ', 1))
+    assert fingerprint(one) != before
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import Any
 
 from vla_align_ros.errors import ConfigurationError
@@ -12,8 +13,9 @@ SUMMARY = "interpolate the weights of two checkpoints, such as before and after 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("before", help="run or OpenVLA folder: alpha 0, usually the pretrained one")
-    parser.add_argument("after", help="run or OpenVLA folder: alpha 1, usually the fine-tuned one")
+    either = "finished run or OpenVLA checkpoint: alpha"
+    parser.add_argument("before", help=f"{either} 0, usually the pretrained one")
+    parser.add_argument("after", help=f"{either} 1, usually the fine-tuned one")
     parser.add_argument("--out", required=True, help="folder of the blend; must not exist")
     parser.add_argument("--alpha", type=float, default=0.5, help="share of AFTER, 0 to 1 (0.5)")
     parser.add_argument(
@@ -36,6 +38,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         f"{result['out']}: {result['tensors']} tensors, {result['parameters']:,} values, "
         f"RMS distance of the two {result['distance']:.3g}"
     )
+    if result["differences"]:
+        told = ", ".join(result["differences"])
+        print(f"not the same in the two, and AFTER's in the blend: {told}", file=sys.stderr)
     return result
 
 

@@ -19,7 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="merged",
         help="fold the adapter into OpenVLA's weights, or write it apart for peft",
     )
-    parser.add_argument("--step", type=int, help="which checkpoint; default the newest")
+    parser.add_argument(
+        "--step", type=int, help="which checkpoint; default the newest, and an older needs --out"
+    )
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

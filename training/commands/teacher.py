@@ -132,7 +132,10 @@ def _plan(args: argparse.Namespace) -> Any:
     if args.camera is not None:
         data = dataclasses.replace(data, cameras=(args.camera,))
     if args.teacher is not None:
-        teacher = TeacherConfig(args.teacher, args.layer, args.revision, args.remote_code)
-    elif args.layer is not None:
-        teacher = dataclasses.replace(teacher, layer=args.layer)
+        teacher = TeacherConfig(args.teacher)  # what the recipe says of its own is not of this one
+    given = {"layer": args.layer, "revision": args.revision}
+    changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    if args.remote_code:
+        changes["remote_code"] = True
+    teacher = dataclasses.replace(teacher, **changes)
     return CachePlan(teacher, data, args.grid or plan.grid, args.precision or plan.precision)

@@ -100,6 +100,9 @@ class RunSource:
     def describe(self) -> dict[str, Any]:
         """Return what the run says of itself, without paths of this machine."""
         config = read_json(self.folder / CONFIG)
+        base = Path(str(config.get("base")))
+        if base.is_absolute():
+            config["base"] = "/".join(base.parts[-2:])
         summary: dict[str, Any] = {}
         if (self.folder / RUN_SUMMARY).is_file():
             summary = read_json(self.folder / RUN_SUMMARY)

@@ -9,15 +9,37 @@ from safetensors.torch import load_model, save_model
 from torch import nn
 
 from training.files import replace_atomically
-from vla_align_ros.errors import TrainingError
+from vla_align_ros.errors import ConfigurationError, TrainingError
 
 DESCRIPTION = "model.json"
 WEIGHTS = "model.safetensors"
+OPENVLA_FOLDER = "openvla"
+"""Of a run that started from an OpenVLA checkpoint: its weights, in the published layout."""
 
 
 def holds_model(folder: str | Path | None) -> bool:
     """Whether a folder is one that `PrismaticVLA.save` wrote, as a finished run's is."""
     return folder is not None and (Path(folder).expanduser() / DESCRIPTION).is_file()
+
+
+def find_weights(source: str) -> str:
+    """What holds the weights that `source` names: a folder by its absolute path, or a repository.
+
+    Of a finished run that started from an OpenVLA checkpoint it is the one that the run left.
+    """
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        return source
+    if not holds_model(folder) and (folder / OPENVLA_FOLDER).is_dir():
+        folder /= OPENVLA_FOLDER
+    elif not holds_model(folder) and (folder / "checkpoints").is_dir():
+        raise ConfigurationError(
+            "The run has no weights yet",
+            got=f"neither {DESCRIPTION} nor {OPENVLA_FOLDER}/ in {folder}",
+            expected="a finished run",
+            fix=f"let it finish, or `vla-align consolidate {folder}`",
+        )
+    return str(folder.resolve())
 
 
 def save_weights(model: nn.Module, path: Path) -> None:

@@ -35,10 +35,10 @@ def find_folder(source: str | Path, revision: str | None = None) -> Path:
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder
-    if str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
+    if looks_like_path(str(source)):
         raise ConfigurationError(
             "checkpoint is not found",
-            got=str(source),
+            got=f"no folder {source}",
             expected="a folder, or a repository such as openvla/openvla-7b",
             fix="correct the path",
         )
@@ -53,6 +53,12 @@ def find_folder(source: str | Path, revision: str | None = None) -> Path:
             expected="a public repository and a connection, or a local folder",
             fix=f"hf download {source}, and give the folder that it prints",
         ) from error
+
+
+def looks_like_path(text: str) -> bool:
+    """Whether `text`, which is no folder, was meant as one and not as a repository of a hub."""
+    first, _, _ = text.partition("/")
+    return text.count("/") != 1 or text.startswith((".", "/", "~")) or Path(first).is_dir()
 
 
 def read_document(folder: Path, name: str) -> dict[str, Any]:
