@@ -64,6 +64,7 @@ EXTRAS = {
         "torch>=2.13,<3",
     ],
     "ros": [
+        "ros-action-msgs>=2,<3",
         "ros-ament-index-python>=1.8,<2",
         "ros-builtin-interfaces>=2,<3",
         "ros-diagnostic-msgs>=5.3,<6",

@@ -48,6 +48,7 @@ EXTRA_OF_MODULE: dict[str, str] = {
     "tensorrt_bindings": "trt",
     "tensorrt_rtx": "trt-rtx",
     "tensorrt_rtx_bindings": "trt-rtx",
+    "action_msgs": "ros",
     "ament_index_python": "ros",
     "builtin_interfaces": "ros",
     "diagnostic_msgs": "ros",
