@@ -78,6 +78,16 @@ def test_the_bundle_says_where_it_comes_from_and_names_no_local_path(bundle):
     assert b"prismatic.py" not in graph and os.getcwd().encode() not in graph
 
 
+def test_a_bundle_of_mixed_weights_says_what_was_mixed_and_drops_folders(run_dir, tmp_path):
+    run = shutil.copytree(run_dir, tmp_path / "run")
+    (run / "blend.json").write_text(json.dumps({"alpha": 0.5, "before": "a1", "after": "b2"}))
+    (run / "config.json").write_text(json.dumps({"recipe": "debug", "base": "/home/a/runs/first"}))
+    described = RunSource.open(run).describe()
+    assert described["blend"] == {"alpha": 0.5, "before": "a1", "after": "b2"}
+    assert described["config"]["base"] == "first"
+    assert "blend" not in RunSource.open(run_dir).describe()
+
+
 def test_the_runtime_gives_the_actions_of_the_trained_model(bundle):
     _, opened = bundle
     model, processor = make_model(), make_processor()
@@ -163,7 +173,12 @@ def test_a_failed_proof_leaves_nothing(run_dir, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("missing", "message"),
-    [("config.json", "no finished run"), ("golden_inputs.npz", "golden inputs")],
+    [
+        ("config.json", "no finished run"),
+        ("golden_inputs.npz", "golden inputs"),
+        ("model.json", "no weights of a whole network.*consolidate"),
+        ("model.safetensors", "lacks a part of its network.*consolidate"),
+    ],
 )
 def test_an_unfinished_run_is_refused_and_leaves_nothing(run_dir, tmp_path, missing, message):
     folder = tmp_path / "run"

@@ -45,8 +45,9 @@ def export_run(
 ) -> dict[str, Any]:
     """Export a finished run to a bundle at `out`, and prove it through the runtime's own path.
 
-    Needs in `run_dir`: model.json, model.safetensors, config.json, processor/ and
-    golden_inputs.npz. An interrupted export goes on where it was.
+    Needs in `run_dir`: model.json and model.safetensors, or openvla/ where the run started from
+    OpenVLA; config.json, processor/ and golden_inputs.npz. An interrupted export goes on where it
+    was.
 
     Args:
         run_dir: of the run. out: the bundle, which must not exist. precision: of `CPU_PLANS`.
