@@ -38,7 +38,7 @@ class Stages:
     def __init__(self, root: Path, say: Callable[[str], None] = print) -> None:
         self.root = root
         self.reused: list[str] = []
-        self._say = say
+        self.say = say
         self._made: set[Path] = set()
 
     def run(self, name: str, facts: Mapping[str, Any], make: Callable[[Path], None]) -> Path:
@@ -56,11 +56,11 @@ class Stages:
         if target in self._made:
             return target
         if self._is_whole(target):
-            self._say(f"{name}: taken from an interrupted export")
+            self.say(f"{name}: taken from an interrupted export")
             self.reused.append(name)
             self._made.add(target)
             return target
-        self._say(f"{name} ...")
+        self.say(f"{name} ...")
         partial = self.root / f".{target.name}.{os.getpid()}"
         try:
             shutil.rmtree(target, ignore_errors=True)

@@ -30,6 +30,7 @@ _FIELDS = {
     "neutral": 0,
     "place": 0,
 }
+_WEIGHTS = "weights"  # not in files of before it was kept, nor in a bundle, which hashes its graphs
 
 Array = npt.NDArray[np.float64]
 
@@ -44,7 +45,7 @@ class SightStatistics:
 
     mean (D,). covariance (D, D), symmetric and positive definite. neutral: the instruction that
     asks for nothing. place: where in the network the tokens are read. fitted, calibrated: how many
-    scenes each of them saw.
+    scenes each of them saw. weights: names the network that saw them; empty where nobody said.
 
     Raises ContractError on values that are none of this.
     """
@@ -57,6 +58,7 @@ class SightStatistics:
     place: str
     fitted: int
     calibrated: int
+    weights: str = ""
     _factor: Array = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -105,9 +107,8 @@ class SightStatistics:
 def pack_sight(statistics: SightStatistics) -> bytes:
     """Return the bytes of sight.npz, the same for the same statistics; nothing is pickled."""
     buffer = io.BytesIO()
-    arrays: dict[str, Any] = {
-        name: np.asarray(getattr(statistics, name)) for name in sorted(_FIELDS)
-    }
+    names = sorted([*_FIELDS, _WEIGHTS]) if statistics.weights else sorted(_FIELDS)
+    arrays: dict[str, Any] = {name: np.asarray(getattr(statistics, name)) for name in names}
     np.savez_compressed(buffer, **arrays)
     return buffer.getvalue()
 
@@ -117,9 +118,9 @@ def read_sight(path: Path) -> SightStatistics:
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             arrays: Mapping[str, npt.NDArray[Any]] = {name: archive[name] for name in archive.files}
-        if set(arrays) != set(_FIELDS):
+        if set(arrays) - {_WEIGHTS} != set(_FIELDS):
             raise ValueError(f"arrays {sorted(arrays)}")
-        if any(arrays[name].ndim != ndim for name, ndim in _FIELDS.items()):
+        if any(arrays[name].ndim != _FIELDS.get(name, 0) for name in arrays):
             raise ValueError("arrays of other dimensions")
         return SightStatistics(
             mean=arrays["mean"],
@@ -130,6 +131,7 @@ def read_sight(path: Path) -> SightStatistics:
             place=str(arrays["place"]),
             fitted=int(arrays["fitted"]),
             calibrated=int(arrays["calibrated"]),
+            weights=str(arrays.get(_WEIGHTS, "")),
         )
     except Exception as cause:  # hostile bytes make these parsers raise nearly anything
         raise BundleError(
