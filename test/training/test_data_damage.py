@@ -86,6 +86,26 @@ def test_damage_inside_a_file_is_found_by_decoding(tmp_path: Path) -> None:
     assert list(skipping.broken) == [1]
 
 
+@pytest.mark.parametrize("decode", ["once", "online"])
+def test_a_damaged_packet_spoils_its_own_episode_alone(tmp_path: Path, decode: Any) -> None:
+    import av
+
+    root = write_v3(tmp_path, make_episodes(), video_borders=(0,), codec="libsvtav1")
+    whole = open_data([root], replace(TOP, decode="online"))
+    path = root / "videos/observation.images.top/chunk-000/file-000.mp4"
+    with av.open(str(path)) as container:
+        packets = [p for p in container.demux(container.streams.video[0]) if p.pts is not None]
+    content, bad = bytearray(path.read_bytes()), packets[LENGTHS[0] + 3]
+    assert bad.pos is not None
+    content[bad.pos : bad.pos + bad.size] = b"\xff" * bad.size
+    path.write_bytes(content)
+    assert list(check_videos(open_sources([root], TOP)[0], decode=True)) == [1]
+    data = open_data([root], replace(TOP, decode=decode, skip_broken=True))
+    assert list(data.broken) == [1]
+    used = np.concatenate([data.indices("train"), data.indices("val")])
+    np.testing.assert_array_equal(data.images(used), whole.images(used))
+
+
 def test_damaged_pictures_in_tables_are_named_too(tmp_path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq

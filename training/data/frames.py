@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -14,7 +15,7 @@ import numpy as np
 from training.data.pictures import TablePictures
 from training.data.reader import LeRobotReader, read_json
 from training.data.versions import Clip
-from training.data.video import decode_numbered
+from training.data.video import VideoReader, decode_numbered
 from training.files import hold_lock, replace_atomically
 from vla_align_ros.contract.images import ImageTransform
 from vla_align_ros.errors import DataError
@@ -125,32 +126,46 @@ def decode_clips(
     transform: ImageTransform | None,
     advance: object = None,
 ) -> dict[int, str]:
-    """Decode one file's episodes into their rows of `target`; return what is broken, and why."""
+    """Decode one file's episodes into their rows of `target`; return what is broken, and why.
+
+    A place that cannot be decoded spoils its own episode: the others of the file are sought.
+    """
     starts, seen = reader.episode_starts, {clip.episode: 0 for clip in clips}
-    reason = "frames are missing"
+    reasons = dict.fromkeys(seen, "frames are missing")
     row_of = {
         clip.first + k: (clip.episode, int(starts[clip.episode]) + k)
         for clip in clips
         for k in range(clip.length)
     }
+
+    def keep(number: int, image: np.ndarray) -> None:
+        episode, row = row_of.pop(number)
+        if target is not None and transform is not None:
+            target[row] = transform.resize(image)
+        seen[episode] += 1
+        if callable(advance):
+            advance()
+
     try:
         for number, image in _numbered(reader, camera, clips):
-            if number not in row_of:
-                continue
-            episode, row = row_of.pop(number)
-            if target is not None and transform is not None:
-                target[row] = transform.resize(image)
-            seen[episode] += 1
-            if callable(advance):
-                advance()
+            if number in row_of:
+                keep(number, image)
     except DataError as error:
-        reason = str(error.got or error)
+        reasons = dict.fromkeys(seen, str(error.got or error))
+        for clip in clips if camera in reader.schema.video_keys else ():
+            wanted = [n for n in range(clip.first, clip.first + clip.length) if n in row_of]
+            try:
+                with contextlib.closing(VideoReader(clip.path, reader.rate_hz)) as video:
+                    for number in wanted:
+                        keep(number, video.frame(number))
+            except DataError as own:
+                reasons[clip.episode] = str(own.got or own)
     broken = {}
     for clip in clips:
         if seen[clip.episode] != clip.length:
             where = clip.path.name if camera in reader.schema.video_keys else "the table"
             have = f"{seen[clip.episode]} of {clip.length} frames in {where}"
-            broken[clip.episode] = f"{have}: {reason}"
+            broken[clip.episode] = f"{have}: {reasons[clip.episode]}"
             if target is not None:
                 target[starts[clip.episode] : starts[clip.episode + 1]] = 0
     return broken
