@@ -38,6 +38,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     convert.add_argument("--image", nargs="+", default=[], help=f"pictures: {paths}")
     convert.add_argument("--action", nargs="+", default=[], dest="actions", help=f"joined: {paths}")
     convert.add_argument("--state", nargs="+", default=[], help=f"joined: {paths}")
+    convert.add_argument(
+        "--state-names",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="of its values, as the robot supplies them: x y z roll pitch yaw gripper",
+    )
     convert.add_argument("--instruction", help="path of the text")
     bench = parser.add_argument_group("bench")
     bench.add_argument("--workers", nargs="+", type=int, default=[0, 1, 2])
@@ -116,6 +123,7 @@ def convert(args: argparse.Namespace) -> dict[str, Any]:
         action=args.actions,
         state=args.state,
         instruction=args.instruction,
+        state_names=args.state_names,
     )
     for option, value in asdict(mapping).items():
         print(f"{option:12} {value if isinstance(value, str) else ', '.join(value)}")
