@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from lab_data import TASKS, make_episodes, write_v2, write_v3
+from lab_data import TASKS, correct_tasks, make_episodes, write_v2, write_v3
 from tiny_data import tokenizer_bytes
 
 from training.data.chunks import moves
@@ -160,6 +161,45 @@ def test_episodes_without_words_are_left_out_and_counted(tmp_path: Path) -> None
     assert data.left_out == {"broken_episodes": 0, "still_frames": 0, "unlabelled_frames": 16}
     (root / "meta/tasks.jsonl").write_text('{"task_index": 0, "task": "a"}\n')
     with pytest.raises(DataError, match=r"tasks of .* are incomplete: got 1 texts, task 1"):
+        open_data([root])
+
+
+def test_episodes_with_nothing_but_dots_for_words_are_left_out_like_those_without(
+    tmp_path: Path,
+) -> None:
+    root = write_v2(tmp_path, make_episodes())
+    correct_tasks(root, lambda text: " . " if text == TASKS[1] else text)
+    assert open_data([root]).left_out["unlabelled_frames"] == 16
+
+
+@pytest.mark.parametrize("odd", ["move the\u200b cup", " ".join(["and on"] * 90), "a <s> b"])
+def test_an_odd_instruction_is_named_with_its_episodes_and_can_be_left_out(
+    tmp_path: Path, odd: str
+) -> None:
+    root = write_v2(tmp_path, make_episodes())
+    correct_tasks(root, lambda text: odd if text == TASKS[1] else text)
+    expected = rf"{re.escape(str(root))} has an instruction.*in episode 1, 3 \(.*data\.instructions"
+    with pytest.raises(DataError, match=expected):
+        open_data([root])
+    assert not (root / "cache").exists()  # it is said before any picture is decoded
+    data = open_data([root], replace(TOP, instructions=(TASKS[0],)))
+    assert data.left_out["frames_of_other_instructions"] == 16
+
+
+@pytest.mark.parametrize("row", [None, [0.0, None, 0.0, 0.0, 0.0, 0.0, 0.0], [0.0] * 6])
+def test_a_row_without_its_values_is_one_clear_error(tmp_path: Path, row: Any) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    root = write_v2(tmp_path, make_episodes())
+    path = root / "data/chunk-000/episode_000001.parquet"
+    table = pq.read_table(path)
+    rows = table["action"].to_pylist()
+    rows[2] = row
+    place = table.column_names.index("action")
+    column = pa.array(rows, type=pa.list_(pa.float32()))
+    pq.write_table(table.set_column(place, "action", column), path)
+    with pytest.raises(DataError, match=r"action.*lacks values|not finite: got action"):
         open_data([root])
 
 
