@@ -13,10 +13,14 @@ from lab_data import LENGTHS, encode, make_episodes, write_v2, write_v3
 from test_data_lab import TOP, open_data
 
 from training.data.health import check_videos
-from training.data.sources import open_sources
+from training.data.reader import LeRobotReader
 from vla_align_ros.errors import DataError
 
 VIDEO = "videos/chunk-000/observation.images.top/episode_00000{}.mp4"
+
+
+def check_top(root: Path, **options: Any) -> dict[int, str]:
+    return check_videos(LeRobotReader(root), "observation.images.top", **options)
 
 
 def damage(root: Path, kind: str) -> None:
@@ -73,15 +77,14 @@ def test_a_file_that_is_cut_short_spoils_only_its_later_episodes(tmp_path: Path)
 def test_damage_inside_a_file_is_found_by_decoding(tmp_path: Path) -> None:
     root = write_v2(tmp_path, make_episodes(), gop=30)
     damage(root, "hole")
-    source = open_sources([root], TOP)[0]
-    assert check_videos(source) == {}  # by its packets the file is whole
+    assert check_top(root) == {}  # by its packets the file is whole
     data = open_data([root], replace(TOP, decode="online"))
     with pytest.raises(DataError, match=r"Episode 1 of .* cannot be decoded.*vla-align data check"):
         data.images(np.arange(5, 14))
     assert data.images(np.arange(5)).any()  # the others can still be read
-    found = check_videos(source, decode=True)
+    found = check_top(root, decode=True)
     assert list(found) == [1]
-    assert check_videos(source) == found  # and the quick check knows it from now on
+    assert check_top(root) == found  # and the quick check knows it from now on
     skipping = open_data([root], replace(TOP, decode="online", skip_broken=True))
     assert list(skipping.broken) == [1]
 
@@ -99,7 +102,7 @@ def test_a_damaged_packet_spoils_its_own_episode_alone(tmp_path: Path, decode: A
     assert bad.pos is not None
     content[bad.pos : bad.pos + bad.size] = b"\xff" * bad.size
     path.write_bytes(content)
-    assert list(check_videos(open_sources([root], TOP)[0], decode=True)) == [1]
+    assert list(check_top(root, decode=True)) == [1]
     data = open_data([root], replace(TOP, decode=decode, skip_broken=True))
     assert list(data.broken) == [1]
     used = np.concatenate([data.indices("train"), data.indices("val")])
@@ -124,7 +127,7 @@ def test_damaged_pictures_in_tables_are_named_too(tmp_path: Path) -> None:
         online.images(np.array([20]))
     data = open_data([root], replace(TOP, skip_broken=True))
     assert list(data.broken) == [3]
-    assert check_videos(open_sources([root], TOP)[0], decode=True) == {
+    assert check_top(root, decode=True) == {
         3: data.broken[3],
     }
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +24,8 @@ from vla_align_ros.errors import DataError
 
 CACHE_FOLDER = "cache"
 _MAX_THREADS = 4
+_SPARE_BYTES = 1 << 20  # headers, the note of what is broken
+_ELSEWHERE = "pass --cache DIR on another disk, or --set data.decode=online, which keeps no file"
 # Raise when decoding or resizing changes, so that old caches are not taken for new ones.
 _CACHE_VERSION = 2
 
@@ -51,7 +55,7 @@ class FrameStore:
         self.path = folder / f"frames-{cache_key(reader, video_key, transform)}.npy"
         self._broken_path = self.path.with_suffix(".broken.json")
         if not self.path.exists():
-            with hold_lock(self.path.with_name(f".{self.path.name}.lock")):
+            with self._explain_errors(), hold_lock(self.path.with_name(f".{self.path.name}.lock")):
                 if not self.path.exists():  # another process may have filled it meanwhile
                     self._fill(reader, video_key, transform, progress, skip_broken)
         self.frames: np.ndarray = np.load(self.path, mmap_mode="r", allow_pickle=False)
@@ -86,9 +90,11 @@ class FrameStore:
         shape = (len(reader), transform.size, transform.size, 3)
         broken: dict[int, str] = {}
         with replace_atomically(self.path) as temporary:
+            self._check_room(int(np.prod(shape)))
             target: np.memmap = np.lib.format.open_memmap(
                 temporary, mode="w+", dtype=np.uint8, shape=shape
             )
+            _allocate(temporary)
             bar = tqdm(total=shape[0], unit="frame", desc="decoding", disable=not progress)
 
             def decode(clips: list[Clip]) -> None:
@@ -105,6 +111,38 @@ class FrameStore:
                     note.write_text(json.dumps(broken, indent=2) + "\n", encoding="utf-8")
             else:
                 self._broken_path.unlink(missing_ok=True)
+
+    def _check_room(self, size: int) -> None:
+        needed, free = size + _SPARE_BYTES, shutil.disk_usage(self.path.parent).free
+        if free < needed:
+            raise DataError(
+                f"The frame cache {self.path.name} does not fit the disk",
+                got=f"{free / 1e9:.2f} GB free in {self.path.parent}",
+                expected=f"{needed / 1e9:.2f} GB",
+                fix=_ELSEWHERE,
+            )
+
+    @contextlib.contextmanager
+    def _explain_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise DataError(
+                f"The frame cache {self.path.name} cannot be written",
+                got=str(error),
+                expected=f"room and permission in {self.path.parent}",
+                fix=_ELSEWHERE,
+            ) from error
+
+
+def _allocate(path: Path) -> None:
+    """Claim a file's blocks on the disk: a memory map without them is killed when it is full."""
+    with path.open("r+b") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # not every file system can
+                raise
 
 
 def group_clips(reader: LeRobotReader, camera: str) -> list[list[Clip]]:

@@ -69,21 +69,31 @@ def open_sources(roots: Sequence[str | Path], config: DataConfig | None = None) 
         )
     sources = []
     for root in roots:
-        name, revision, weight = split_source(str(root))
-        folder = Path(name)
-        if not folder.exists() and is_repository(name):
-            folder = download_dataset(name, revision=revision, cameras=config.cameras)
-        reader = LeRobotReader(folder)
-        if not len(reader):
-            raise DataError(
-                f"{folder} is empty",
-                got="no frame",
-                expected="at least one episode",
-                fix=f"record episodes; {INFO_PATH} counts them",
-            )
-        sources.append(Source(reader, weight, select_features(reader.schema, config, str(folder))))
+        reader, weight = open_source(str(root), config.cameras)
+        selection = select_features(reader.schema, config, str(reader.root))
+        sources.append(Source(reader, weight, selection))
     _check_together(sources, config)
     return sources
+
+
+def open_source(text: str, cameras: Sequence[str] = ()) -> tuple[LeRobotReader, float]:
+    """Open what `split_source` reads, from the hub if it must be; return it with its weight.
+
+    DataError if it is empty. `cameras`: see DataConfig; of the hub's videos only one is fetched.
+    """
+    name, revision, weight = split_source(text)
+    folder = Path(name)
+    if not folder.exists() and is_repository(name):
+        folder = download_dataset(name, revision=revision, cameras=cameras)
+    reader = LeRobotReader(folder)
+    if not len(reader):
+        raise DataError(
+            f"{folder} is empty",
+            got="no frame",
+            expected="at least one episode",
+            fix=f"record episodes; {INFO_PATH} counts them",
+        )
+    return reader, weight
 
 
 def policy_spec(
