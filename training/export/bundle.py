@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from training.export.behaviour import prove_behaviour
+from training.export.behaviour import check_gate, prove_behaviour
 from training.export.graph_file import OPSET
 from training.export.precision import find_plan
 from training.export.products import DELICATE
@@ -60,7 +60,8 @@ def export_run(
 
     Raises:
         ExportError: if `out` exists, the run is unfinished, the graphs stray from the model, a gate
-            fails, or `episodes` are asked for in fp32; TrainingError: if the run lacks golden
+            fails, or `episodes` are asked for in fp32, of another camera than the table-top's or
+            so few that the gate cannot be passed; TrainingError: if the run lacks weights or golden
             inputs; `out` is then as it was.
     """
     run_dir, out = Path(run_dir), Path(out).absolute()
@@ -73,6 +74,8 @@ def export_run(
             fix="leave --episodes out",
         )
     source = RunSource.open(run_dir)
+    if episodes:
+        check_gate(source.processor.spec, episodes)
     with open_stages(out, say) as stages:
         if out.exists() or out.is_symlink():  # an export that was waited for may have made it
             raise ExportError(
@@ -83,9 +86,14 @@ def export_run(
             )
         bundle, facts, proof = _export(stages, source, precision, block, split_vision)
         if episodes:
+            stages.keep = True  # another number of episodes needs nothing of it anew
             exact = Bundle.open(stages.root / "bundle-fp32")
             proof["behaviour"] = prove_behaviour(exact, bundle, episodes)
-            require_proof(proof, FIX)
+            require_proof(
+                proof,
+                f"{FIX}; where it was undecided, give more --episodes. What was exported waits for"
+                f" the next call in {stages.root}; remove it if there will be none",
+            )
         with Policy.open(bundle) as policy:
             keep_proof(policy, proof)
         os.rename(bundle.path, out)
