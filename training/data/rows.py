@@ -27,8 +27,10 @@ class SourceRows:
     """
 
     def __init__(self, source: Source, config: DataConfig) -> None:
-        """Read the columns; DataError if an action or a state is not finite, or a gripper's value
-        lies outside of what `data.gripper` says.
+        """Read the columns.
+
+        DataError if an action or a state is not finite, or a gripper's value lies outside of what
+        `data.gripper` says.
         """
         self.source = source
         reader, chosen = source.reader, source.selection
