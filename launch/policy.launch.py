@@ -13,6 +13,8 @@ from launch_ros.descriptions import ComposableNode
 SHARE = Path(get_package_share_directory("vla_align_ros"))
 DEFAULT_ROBOT = "widowx_sim"
 TRUE = ("true", "1", "yes")
+FALSE = ("false", "0", "no")
+FLAGS = ("use_sim_time", "autostart", "use_respawn", "watchdog", "joystick")
 
 # Launch argument -> topic of the node that it replaces. An empty one keeps the node's own name.
 TOPICS = {
@@ -37,7 +39,7 @@ def arguments():
         ("use_respawn", "false", "start the node again if it dies"),
         ("log_level", "info", "least severity that is logged"),
         ("watchdog", "true", "start the process that stops the arm when the node cannot"),
-        ("joystick", "false", "start joystick_stop: a button of `joy` (sensor_msgs/Joy) stops"),
+        ("joystick", "false", "start joystick_stop: a button of the topic `joy` stops"),
         ("enclave", "", "SROS2 enclave of the nodes, as in config/sros2: each has its own below"),
         ("bundle", str(SHARE / "bundles" / "tabletop"), "folder of the policy bundle"),
         (
@@ -63,7 +65,8 @@ def arguments():
         ("camera_plugin", "", "the driver's component, for a container in a process of its own"),
         ("camera_name", "camera", "the driver's node name; its topics are often below it"),
         ("camera_params", "", "the driver's parameter file"),
-        ("image_transport", "raw", "raw or compressed"),
+        ("joy", "", "joystick topic (sensor_msgs/Joy); joy in the namespace where it is not given"),
+        ("image_transport", "", "raw or compressed; as in params_file where it is not given"),
         ("instruction", "", "instruction topic (std_msgs/String)"),
         ("ee_pose", "", "end-effector pose topic (geometry_msgs/PoseStamped)"),
         ("joint_states", "", "joint state topic (sensor_msgs/JointState)"),
@@ -76,6 +79,26 @@ def arguments():
         DeclareLaunchArgument(name, default_value=default, description=text)
         for name, default, text in declared
     ]
+
+
+def read_flag(name, word):
+    """Return what a word of yes or no says; a misspelt one must not switch a stop off."""
+    if word.strip().lower() not in TRUE + FALSE:
+        raise RuntimeError(
+            f"{name}: got {word!r}; expected {', '.join(TRUE)} or {', '.join(FALSE)}; "
+            f"fix: {name}:=true or {name}:=false"
+        )
+    return word.strip().lower() in TRUE
+
+
+def find_file(name, path):
+    """Return the path of a parameter file; ROS itself only warns of one that is not there."""
+    found = Path(os.path.expanduser(path))
+    if not found.is_file():
+        raise RuntimeError(
+            f"{name}: got {path!r}; expected a parameter file; fix: correct the path"
+        )
+    return str(found)
 
 
 def find_robot(name):
@@ -94,7 +117,10 @@ def find_robot(name):
 def parameter_files(value):
     """Return the node's file, the robot's, and the arm's over it."""
     names = [name for name in (value["robot"], value["arm"]) if name] or [DEFAULT_ROBOT]
-    return [value["params_file"], *(find_robot(name) for name in names)]
+    return [
+        find_file("params_file", value["params_file"]),
+        *(find_robot(name) for name in names),
+    ]
 
 
 def ros_arguments(value, node):
@@ -125,7 +151,7 @@ def camera_remappings(camera):
     return remappings
 
 
-def camera_node(value, use_sim_time):
+def camera_node(value, flag):
     """Return the camera driver, with the profile that lets its large pictures through."""
     package, plugin = value["camera_package"], value["camera_plugin"]
     if not (package or plugin or value["camera_executable"]):
@@ -137,12 +163,13 @@ def camera_node(value, use_sim_time):
             "of the others; fix: camera_package:=usb_cam camera_executable:=usb_cam_node_exe"
         )
     profile = str(SHARE / "config" / "fastdds_shm.xml")
-    files = [os.path.expanduser(value["camera_params"])] if value["camera_params"] else []
+    params = value["camera_params"]
+    files = [find_file("camera_params", params)] if params else []
     driver = {
         "package": package,
         "name": value["camera_name"],
         "namespace": value["namespace"],
-        "parameters": [*files, {"use_sim_time": use_sim_time}],
+        "parameters": [*files, {"use_sim_time": flag["use_sim_time"]}],
     }
     process = {
         # The first name until Jazzy, the second from Kilted (Fast DDS 3) on.
@@ -150,7 +177,7 @@ def camera_node(value, use_sim_time):
             "FASTRTPS_DEFAULT_PROFILES_FILE": profile,
             "FASTDDS_DEFAULT_PROFILES_FILE": profile,
         },
-        "respawn": value["use_respawn"].lower() in TRUE,
+        "respawn": flag["use_respawn"],
         "output": "screen",
     }
     if plugin:
@@ -190,6 +217,7 @@ def watchdog_node(value, flag):
 def policy_node(value, flag):
     """Return the lifecycle node; it starts itself, so that it also does after a respawn."""
     remappings = [(inner, value[name]) for name, inner in TOPICS.items() if value[name]]
+    transport = value["image_transport"]
     return LifecycleNode(
         package="vla_align_ros",
         executable="policy_node",
@@ -199,10 +227,10 @@ def policy_node(value, flag):
             *parameter_files(value),
             {
                 "bundle": os.path.expanduser(value["bundle"]),
-                "image_transport": value["image_transport"],
                 "autostart": flag["autostart"],
                 "use_sim_time": flag["use_sim_time"],
             },
+            *([{"image_transport": transport}] if transport else []),
             *([] if flag["watchdog"] else [{"watchdog_timeout_s": 0.0}]),
         ],
         remappings=[*remappings, *camera_remappings(value["camera"])],
@@ -220,7 +248,11 @@ def joystick_node(value, flag):
         executable="joystick_stop",
         name="joystick_stop",
         namespace=value["namespace"],
-        parameters=[value["params_file"], {"use_sim_time": flag["use_sim_time"]}],
+        parameters=[
+            find_file("params_file", value["params_file"]),
+            {"use_sim_time": flag["use_sim_time"]},
+        ],
+        remappings=[("joy", value["joy"])] if value["joy"] else [],
         ros_arguments=ros_arguments(value, "joystick_stop"),
         respawn=flag["use_respawn"],
         output="screen",
@@ -233,12 +265,9 @@ def start(context):
         argument.name: LaunchConfiguration(argument.name).perform(context)
         for argument in arguments()
     }
-    flag = {
-        name: value[name].lower() in TRUE
-        for name in ("use_sim_time", "autostart", "use_respawn", "watchdog", "joystick")
-    }
+    flag = {name: read_flag(name, value[name]) for name in FLAGS}
     return [
-        *camera_node(value, flag["use_sim_time"]),
+        *camera_node(value, flag),
         *([watchdog_node(value, flag)] if flag["watchdog"] else []),
         *([joystick_node(value, flag)] if flag["joystick"] else []),
         policy_node(value, flag),

@@ -19,6 +19,8 @@ from launch_ros.actions import Node
 from vla_align_ros.demo.wiring import demo_nodes
 
 SHARE = Path(get_package_share_directory("vla_align_ros"))
+TRUE = ("true", "1", "yes")
+FALSE = ("false", "0", "no")
 
 ARGUMENTS = {
     "bundle": (str(SHARE / "bundles" / "tabletop"), "folder of the policy bundle"),
@@ -34,6 +36,9 @@ ARGUMENTS = {
 def start(context):
     """Start the nodes with what the arguments say."""
     value = {name: LaunchConfiguration(name).perform(context) for name in ARGUMENTS}
+    swap = value["swap"].strip().lower()
+    if swap not in TRUE + FALSE:
+        raise RuntimeError(f"swap: got {value['swap']!r}; expected true or false; fix: swap:=true")
     out = Path(os.path.expanduser(value["out"])).resolve()
     out.mkdir(parents=True, exist_ok=True)
     nodes = [
@@ -54,7 +59,7 @@ def start(context):
             episodes=int(value["episodes"]),
             first_seed=int(value["first_seed"]),
             shift=value["shift"],
-            swap=value["swap"].lower() in ("true", "1", "yes"),
+            swap=swap in TRUE,
         )
     ]
     ends = [

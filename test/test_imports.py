@@ -69,7 +69,7 @@ EAGER = {"vla_align_ros.sim", "vla_align_ros.inference.tensorrt"}
 EAGER |= {f"vla_align_ros.inference.{name}" for name in ("onnx", "openvino", "torch")}
 ROS = {"launch", "launch_ros", "lifecycle_msgs", "rcl_interfaces", "rclpy", "sensor_msgs"}
 ROS |= {"builtin_interfaces", "diagnostic_msgs", "geometry_msgs", "std_msgs", "std_srvs"}
-ROS |= {"ament_index_python", "control_msgs", "rosgraph_msgs", "trajectory_msgs"}
+ROS |= {"action_msgs", "ament_index_python", "control_msgs", "rosgraph_msgs", "trajectory_msgs"}
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,14 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = [
     {"backend": "onnx", "precision": "int8", "p50_ms": 96.04, "p90_ms": 99.0, "proved": True},
-    {"backend": "tensorrt", "precision": "bf16", "p50_ms": 3.217, "p99_ms": None, "load_s": 1.5},
+    {
+        "backend": "tensorrt",
+        "precision": "bf16",
+        "p50_ms": 3.217,
+        "p99_ms": None,
+        "load_s": 1.5,
+        "memory_mb": 912.4,
+    },
     {
         "backend": "torch",
         "label": "torch again",
@@ -56,7 +63,7 @@ def test_a_machine_is_added_and_a_second_run_replaces_it(bundle, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
         "| Some Board | onnx | int8 | 96 | 99 | - | - | - | - | - | passed |",
-        "| Some Board | tensorrt | bf16 | 3.22 | - | - | - | 1.5 | - | - | - |",
+        "| Some Board | tensorrt | bf16 | 3.22 | - | - | - | 1.5 | 912 | - | - |",
         "| Some Board | torch again | fp32 | 284 | - | - | - | - | - | 635 | FAILED |",
     ]
     record(bundle, make_bench(tmp_path, ROWS[:1]), "--name", "Another")

@@ -10,7 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from vla_align_ros.contract.observation import Observation
-from vla_align_ros.contract.spec import EXECUTED_ACTIONS
+from vla_align_ros.contract.spec import EXECUTED_ACTIONS, PolicySpec
 from vla_align_ros.errors import ConfigurationError
 from vla_align_ros.runtime.policy import Policy
 from vla_align_ros.runtime.statistics import wilson_interval
@@ -50,7 +50,7 @@ def run_episode(
         chunk = policy.infer(
             Observation({CAMERA: seen.image}, state, told.instruction, seen.time_s)
         )
-        for action in chunk.actions[:executed]:
+        for action in chunk.actions[: min(executed, MAX_STEPS - steps)]:
             env.advance(action)
             steps += 1
             if env.succeeded(task):
@@ -77,6 +77,7 @@ def evaluate(
             fix="correct --episodes or --execute",
         )
     policy = Policy.open(bundle, threads=threads)
+    check_executed(policy.spec, executed)
     env = TabletopEnv()
     policy.warm_up()
     done: list[Episode] = []
@@ -104,6 +105,17 @@ def evaluate(
         "seconds": time.monotonic() - started_s,
         "failed_seeds": [episode.seed for episode in done if not episode.success],
     }
+
+
+def check_executed(spec: PolicySpec, executed: int) -> None:
+    """ConfigurationError if a chunk of this policy has fewer than `executed` actions."""
+    if executed > spec.action.horizon:
+        raise ConfigurationError(
+            "A chunk is shorter than what is to be executed of it",
+            got=f"{executed} actions a chunk",
+            expected=f"at most {spec.action.horizon}, the policy's horizon",
+            fix=f"--execute {spec.action.horizon}",
+        )
 
 
 def _other_object(env: TabletopEnv, task: Task) -> Task:

@@ -10,9 +10,11 @@ import pickle
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -235,6 +237,20 @@ def test_opening_runs_nothing_that_a_hostile_bundle_brings(folder, tmp_path):
     assert touched.exists(), "the trap itself must work, or this test proves nothing"
 
 
+@pytest.mark.parametrize("place", ["../../outside.bin", "../report.json", "policy.onnx.data"])
+def test_a_graph_with_weights_that_no_hash_covers_is_refused(folder, place):
+    (folder.parent / "outside.bin").write_bytes(bytes(4))
+    (folder / "report.json").write_text("{}")
+    graph = onnx.load(folder / "model/policy.onnx")
+    weights = graph.graph.initializer[0]
+    weights.ClearField("raw_data")
+    weights.data_location = onnx.TensorProto.EXTERNAL
+    weights.external_data.add(key="location", value=place)
+    replace_file(folder, "model/policy.onnx", graph.SerializeToString())
+    with pytest.raises(BundleError, match="does not vouch for"):
+        Bundle.open(folder)
+
+
 def test_opening_imports_no_engine_no_torch_and_no_ros(folder):
     code = (
         "import sys; from vla_align_ros.contract.bundle import Bundle; Bundle.open(sys.argv[1]);"
@@ -285,6 +301,63 @@ def test_a_manifest_that_contradicts_the_files_is_refused_though_its_hash_fits(f
     edit_manifest(folder, change)
     with pytest.raises(BundleError):
         Bundle.open(folder)
+
+
+def find_places(value: object, path: tuple = ()) -> list[tuple]:
+    """The paths of all values in a JSON document."""
+    found = [path] if path else []
+    if isinstance(value, (dict, list)):
+        inner = value.items() if isinstance(value, dict) else enumerate(value)
+        found += [place for key, one in inner for place in find_places(one, (*path, key))]
+    return found
+
+
+HOSTILE = st.sampled_from(
+    [
+        None,
+        True,
+        -1,
+        0,
+        10**400,
+        1e308,
+        -1e308,
+        5e-324,
+        "",
+        "x",
+        "\0",
+        "../x",
+        [],
+        [[]],
+        {},
+        {"": []},
+    ]
+)
+
+
+@settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data(), odd=HOSTILE)
+@pytest.mark.parametrize("name", ["manifest.json", "processor.json", "stats.json"])
+def test_whatever_stands_anywhere_in_its_json_only_bundle_errors_come_out(folder, name, data, odd):
+    before = {file: (folder / file).read_bytes() for file in ("manifest.json", name)}
+    document = json.loads(before[name])
+    *way, last = data.draw(st.sampled_from(find_places(document)))
+    target = document
+    for key in way:
+        target = target[key]
+    target[last] = odd
+    if name == "manifest.json":
+        edit_manifest(folder, lambda manifest: (manifest.clear(), manifest.update(document)))
+    else:
+        replace_file(folder, name, json.dumps(document).encode())
+    try:
+        Bundle.open(folder)
+    except BundleError:
+        pass
+    finally:
+        for file, content in before.items():
+            (folder / file).write_bytes(content)
 
 
 def test_a_processor_of_another_policy_is_refused_though_its_hash_fits(folder):
@@ -408,6 +481,17 @@ def test_weights_beside_a_graph_are_taken_along(tmp_path):
     assert "model/policy.onnx.data" in bundle.manifest["files"]
 
 
+def test_a_report_that_two_change_at_once_keeps_what_both_put_there(folder):
+    def add(number):
+        Bundle.open(folder).change_report(
+            lambda report: {"proofs": {**report.get("proofs", {}), str(number): 1}}
+        )
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(add, range(24)))
+    assert len(Bundle.open(folder).report()["proofs"]) == 24
+
+
 # -- limits that a policy asks for --------------------------------------------------------------
 LIMITS = {"max_linear_m_s": 0.1, "max_linear_m_s2": 0.5, "max_linear_m_s3": 5.0}
 
@@ -431,6 +515,7 @@ def test_limits_are_kept_in_the_manifest_and_most_bundles_have_none(original, tm
         ({"max_speed": 1.0}, "max_linear_m_s"),
         ({"max_linear_m_s": 0.0}, "above 0"),
         ({"max_linear_m_s": True}, "above 0"),
+        ({"max_linear_m_s": 10**400}, "a finite number"),
         ({"max_linear_m_s": "fast"}, "above 0"),
         ({"max_angular_rad_s3": 1.0}, "max_angular_rad_s2 beside it"),
         ([0.1], "an object"),

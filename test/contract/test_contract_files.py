@@ -1,4 +1,4 @@
-"""Caches that may be damaged or reached by others, and files that are replaced in one step."""
+"""Caches that others may damage or reach, files that are replaced in one step, strict JSON."""
 
 from __future__ import annotations
 
@@ -8,7 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vla_align_ros.contract.files import claim_folder, read_sealed, replace_durably, seal
+from vla_align_ros.contract.files import (
+    claim_folder,
+    read_json_object,
+    read_sealed,
+    replace_durably,
+    seal,
+)
+from vla_align_ros.errors import BundleError
 
 
 @given(content=st.binary(max_size=200))
@@ -62,3 +69,11 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(IsADirectoryError):
         replace_durably(path, b"third", workplace)
     assert path.is_dir() and not list(workplace.iterdir())
+
+
+@pytest.mark.parametrize("number", ["1e999", "-1e999", "NaN", "Infinity"])
+def test_a_number_that_is_not_finite_is_no_json(tmp_path: Path, number: str) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(f'{{"a": [{{"b": {number}}}]}}')
+    with pytest.raises(BundleError, match=r"cannot read x\.json"):
+        read_json_object(path, BundleError)

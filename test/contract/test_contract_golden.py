@@ -145,6 +145,18 @@ def test_an_array_too_large_for_memory_is_refused_by_its_header(processor):
         golden.check_golden_layout(layout, processor.spec)
 
 
+def test_a_negative_extent_does_not_hide_a_large_array(tmp_path):
+    path = tmp_path / "golden.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, shape in (("state", (10**9, 7)), ("image_front", (-(10**9), 7))):
+            header = io.BytesIO()
+            facts = {"descr": "<f4", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(header, facts)
+            archive.writestr(f"{name}.npy", header.getvalue())
+    with pytest.raises(BundleError, match=r"image_front.npy has the shape \(-1000000000, 7\)"):
+        golden.read_golden_layout(path)
+
+
 @settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.floats(0, 1, exclude_max=True), st.binary(min_size=1, max_size=4), st.booleans())
 def test_whatever_stands_in_the_file_only_bundle_errors_come_out(

@@ -73,6 +73,16 @@ def test_any_changed_tensor_is_refused(data):
         check_graphs(graphs, processor)
 
 
+def test_a_cache_without_extents_is_refused():
+    processor, specs = layouts()["tokens"]
+    graphs = copy.deepcopy(to_json(specs))
+    for tensor in (t for graph in graphs.values() for t in graph["inputs"] + graph["outputs"]):
+        if tensor["name"] == "keys":
+            tensor["shape"] = []
+    with pytest.raises(BundleError):
+        check_graphs(graphs, processor)
+
+
 def test_a_shape_that_is_not_fixed_is_refused():
     graphs = to_json(chunk_graphs(CHUNK, (1, 9, 32)))
     for entry, side in (("vision", "outputs"), ("policy", "inputs")):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import unicodedata
 
 import numpy as np
@@ -145,6 +146,24 @@ def test_byte_level_tokenizers_cover_every_instruction(tmp_path):
     ids, mask = tokenizer.encode("schieb die Möhre 🥕 weg")
     text = inner.decode(ids[: mask.sum()].tolist())
     assert text == "In: What action should the robot take to schieb die möhre 🥕 weg?\nOut:"
+
+
+def break_tokenizer(**changes: object) -> bytes:
+    return json.dumps({**json.loads(make_tokenizer()), **changes}).encode()
+
+
+def test_a_file_that_makes_the_library_panic_is_refused_when_it_is_opened():
+    charsmap = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
+    with pytest.raises(ContractError, match="no tokenizer"):
+        PromptTokenizer(break_tokenizer(normalizer=charsmap))
+
+
+def test_a_file_that_makes_the_library_panic_over_words_refuses_them():
+    tokenizer = PromptTokenizer(
+        break_tokenizer(pre_tokenizer={"type": "FixedLength", "length": 0}), max_length=LENGTH
+    )
+    with pytest.raises(ContractError, match="cannot be encoded"):
+        tokenizer.encode(INSTRUCTIONS[0])
 
 
 def test_tokenizer_comes_back_from_its_parts():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sample_policy import make_golden, make_graph, make_processor
 
+from vla_align_ros.contract import manifest as manifest_module
 from vla_align_ros.contract.bundle import Bundle, write_bundle
-from vla_align_ros.contract.sight import SIGHT_NAME, SightStatistics, pack_sight, read_sight
+from vla_align_ros.contract.files import hash_file
+from vla_align_ros.contract.sight import (
+    SIGHT_NAME,
+    SightStatistics,
+    check_sight_file,
+    pack_sight,
+    read_sight,
+)
 from vla_align_ros.errors import BundleError, ContractError
 
 
@@ -96,6 +107,51 @@ def test_a_hostile_file_is_refused_and_nothing_is_unpickled(content: Any, tmp_pa
         np.savez(path, **arrays)
     with pytest.raises(BundleError, match="statistics of sight"):
         read_sight(path)
+
+
+def write_headers(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
+    """A small file whose headers tell of more than it holds."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in ("mean", "covariance", "threshold", "quantile", "fitted", "calibrated"):
+            facts = {"descr": "<f8", "fortran_order": False, "shape": shapes.get(name, ())}
+            header = io.BytesIO()
+            np.lib.format.write_array_header_1_0(header, facts)
+            archive.writestr(f"{name}.npy", header.getvalue() + bytes(8))
+        for name in ("neutral", "place"):
+            header = io.BytesIO()
+            np.save(header, np.asarray("grey"))
+            archive.writestr(f"{name}.npy", header.getvalue())
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        ({"mean": (60_000,), "covariance": (60_000, 60_000)}, "at most"),
+        ({"mean": (3,), "covariance": (60_000, 60_000)}, "a mean of"),
+        ({"mean": (-3,), "covariance": (-3, -3)}, "has the shape"),
+    ],
+)
+def test_statistics_that_would_fill_the_memory_are_refused_by_their_headers(
+    shapes: dict[str, tuple[int, ...]], message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / SIGHT_NAME
+    write_headers(path, shapes)
+    for read in (check_sight_file, read_sight):
+        with pytest.raises(BundleError, match=message):
+            read(path)
+
+
+def test_a_bundle_with_such_statistics_does_not_open(tmp_path: Path) -> None:
+    bundle = write(tmp_path, graph=True, statistics=True)
+    write_headers(bundle.path / SIGHT_NAME, {"mean": (3,), "covariance": (60_000, 60_000)})
+    manifest = json.loads((bundle.path / "manifest.json").read_text())
+    sha256, size = hash_file(bundle.path / SIGHT_NAME)
+    manifest["files"][SIGHT_NAME] = {"sha256": sha256, "bytes": size}
+    manifest["id"] = manifest_module._compute_id(manifest["files"])
+    manifest["manifest_sha256"] = manifest_module._hash_manifest(manifest)
+    (bundle.path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match="statistics of sight"):
+        Bundle.open(bundle.path)
 
 
 def write(folder: Path, *, graph: bool, statistics: bool) -> Bundle:

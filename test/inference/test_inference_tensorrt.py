@@ -308,6 +308,32 @@ def test_what_was_recorded_goes_first_then_contexts_then_engines_then_memory(
         backend.infer(make_inputs())
 
 
+def test_closing_waits_for_an_inference_under_way(tmp_path, monkeypatch):
+    machine = Machine(tmp_path, monkeypatch)
+    backend = machine.open()
+    begun, go = threading.Event(), threading.Event()
+
+    def synchronize(driver, stream):
+        if threading.current_thread() is inference:
+            begun.set()
+            assert go.wait(5.0)
+
+    monkeypatch.setattr(FakeDriver, "cuStreamSynchronize", synchronize)
+    found = []
+    inference = threading.Thread(target=lambda: found.append(backend.infer(make_inputs())))
+    closing = threading.Thread(target=backend.close)
+    inference.start()
+    assert begun.wait(5.0)
+    closing.start()
+    closing.join(0.05)
+    assert closing.is_alive() and machine.driver.memory, "its memory was freed under it"
+    go.set()
+    for thread in (inference, closing):
+        thread.join(5.0)
+    np.testing.assert_allclose(found[0]["actions"], run_reference(ONE, make_inputs())["actions"])
+    assert not machine.driver.memory
+
+
 # -- what cannot be recorded --------------------------------------------------------------------
 def test_an_engine_that_cannot_be_recorded_is_run_step_by_step_and_said(
     tmp_path, monkeypatch, caplog

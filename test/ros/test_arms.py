@@ -5,18 +5,28 @@ from __future__ import annotations
 import importlib.util
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import count
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import rclpy
+import yaml
+from action_msgs.msg import GoalStatus
+from builtin_interfaces.msg import Time
 from rclpy.lifecycle import LifecycleNode
-from ros_graph import Probe, values_of
+from rclpy.task import Future
+from ros_graph import WIDOWX, Probe, values_of
 from sensor_msgs.msg import JointState
+from std_msgs.msg import Float64MultiArray
 
 from vla_align_ros.contract.actions import GripperConvention
 from vla_align_ros.errors import ConfigurationError
-from vla_align_ros.ros.arms import ArmConfig, make_arm
+from vla_align_ros.ros.arms import Arm, ArmConfig, gripper, make_arm
+from vla_align_ros.ros.arms.base import check_alone
 from vla_align_ros.ros.arms.gripper import (
     GoalFilter,
     fill_gripper_command,
@@ -108,6 +118,12 @@ def test_the_end_of_the_range_is_always_worth_a_goal() -> None:
     assert goals.wants(0.0, 2.0), "nearly closed is not closed"
 
 
+@pytest.mark.parametrize("path", sorted(WIDOWX.parent.glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_robots_gripper_lies_in_the_namespace_of_its_arm(path: Path) -> None:
+    arm = yaml.safe_load(path.read_text())["/**"]["ros__parameters"]["arm"]
+    assert not arm["gripper"].get("action", "").startswith("/")
+
+
 def test_after_a_stop_an_opening_is_a_goal_again_and_still_not_in_a_stream() -> None:
     goals = GoalFilter(step=0.05, period_s=0.2)
     assert goals.wants(0.0, 0.0)
@@ -117,6 +133,95 @@ def test_after_a_stop_an_opening_is_a_goal_again_and_still_not_in_a_stream() -> 
     goals.rest()
     assert not goals.wants(0.0, 2.1)
     assert goals.wants(0.0, 2.3)
+
+
+class FakeServer:
+    """Stands where an action's client does; answers goals with what it is told to."""
+
+    def __init__(self) -> None:
+        self.there, self.accepts = True, True
+        self.status, self.stalled = GoalStatus.STATUS_SUCCEEDED, False
+        self.goals: list[float] = []
+
+    def server_is_ready(self) -> bool:
+        return self.there
+
+    def send_goal_async(self, goal: SimpleNamespace) -> Future:
+        self.goals.append(goal.command.position)
+        result = done(SimpleNamespace(status=self.status, result=self))
+        return done(SimpleNamespace(accepted=self.accepts, get_result_async=lambda: result))
+
+    def destroy(self) -> None:
+        pass
+
+
+def done(result: object) -> Future:
+    future = Future()
+    future.set_result(result)
+    return future
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> FakeServer:
+    server = FakeServer()
+    goal = SimpleNamespace(Goal=lambda: SimpleNamespace(command=SimpleNamespace()))
+    monkeypatch.setattr(gripper, "import_action", lambda name: goal)
+    monkeypatch.setattr(gripper, "ActionClient", lambda node, kind, name: server)
+    monkeypatch.setattr(gripper, "time", SimpleNamespace(monotonic=count().__next__))
+    return server
+
+
+@pytest.fixture
+def action_arm(ros: None, server: FakeServer) -> Iterator[Arm]:
+    node = LifecycleNode("policy_node")
+    config = replace(ARM, gripper_interface="gripper_command", gripper_action="gripper/command")
+    yield make_arm(node, config, LIMITS, lambda: None)
+    node.destroy_node()
+
+
+CLOSE = Command(np.zeros(6), 0.0, ScheduledAction(np.zeros(7), 0.2, "go", 0.0, 0, 1))
+
+
+def test_a_goal_that_came_to_nothing_is_told_and_sent_again(
+    action_arm: Arm, server: FakeServer
+) -> None:
+    def send(times: int) -> int:
+        before = len(server.goals)
+        for _ in range(times):
+            action_arm.send(CLOSE, Time())
+        return len(server.goals) - before
+
+    server.there = False
+    assert send(3) == 0
+    assert "no action server at gripper/command" in action_arm.troubles()["gripper"]
+    server.there, server.accepts = True, False
+    assert send(3) == 3
+    assert "refuses the goal" in action_arm.troubles()["gripper"]
+    server.accepts, server.status = True, GoalStatus.STATUS_ABORTED
+    assert send(3) == 3
+    assert "aborted the goal" in action_arm.troubles()["gripper"]
+    server.stalled = True
+    assert send(3) == 1, "it holds something"
+    assert action_arm.troubles() == {}
+    server.stalled, server.status = False, GoalStatus.STATUS_SUCCEEDED
+    action_arm.stop(Time())
+    assert send(3) == 1 and action_arm.troubles() == {}
+
+
+def test_beside_another_publisher_on_the_gripper_alone_a_pose_arm_is_commanded(ros: None) -> None:
+    node, rival = LifecycleNode("policy_node"), rclpy.create_node("rival")
+    arm = make_arm(node, replace(ARM, interface="crisp_pose"), LIMITS, lambda: None)
+    rival.create_publisher(Float64MultiArray, "/policy_node/gripper_commands", 1)
+    try:
+        end_s = time.monotonic() + 10.0
+        while arm.rivals() != ["/policy_node/gripper_commands"]:
+            assert time.monotonic() < end_s
+            time.sleep(0.05)
+        assert arm.contested() == []
+        check_alone(arm)
+    finally:
+        rival.destroy_node()
+        node.destroy_node()
 
 
 def test_goals_of_both_actions_carry_position_joint_and_effort() -> None:

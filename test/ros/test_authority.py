@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from ros_graph import (
     ACTIVATE,
+    BEST_EFFORT,
     CLEANUP,
     CONFIGURE,
     DEACTIVATE,
@@ -153,6 +155,19 @@ def test_a_stop_is_latched_until_reset_and_then_disarmed(
     operator.probe.wait_for_motion()
 
 
+def test_an_emergency_stop_of_a_best_effort_publisher_is_heard(
+    operator: Operator, start_policy: Start
+) -> None:
+    start_policy(autostart=False)
+    operator.probe.wait_for_state("unconfigured")
+    button = operator.probe.node.create_publisher(Empty, "/policy_node/emergency_stop", BEST_EFFORT)
+    for _ in range(50):
+        button.publish(Empty())
+        if operator.probe.wait_for(lambda: operator.probe.latest("latched_stop") is not None, 0.1):
+            break
+    assert operator.probe.latest("latched_stop") == "by ~/emergency_stop"
+
+
 def test_an_emergency_stop_does_not_wait_for_the_command_timer(
     operator: Operator, start_policy: Start
 ) -> None:
@@ -211,6 +226,21 @@ def test_the_dead_man_switch_must_be_held_and_held_again(
     hold.cancel()
     let_go_s = operator.seconds_to_zero(lambda: operator.tell(operator.dead_man, False))
     assert let_go_s < DEAD_MAN_S, "letting go must not wait for the timeout"
+
+
+def test_a_switch_that_is_let_go_stops_an_arm_that_asks_for_none(
+    operator: Operator, start_policy: Start
+) -> None:
+    process = start_policy("-p", "start_armed:=true")
+    drive(operator)
+    operator.probe.wait_for_motion()
+    operator.seconds_to_zero(lambda: operator.tell(operator.dead_man, False))
+    operator.probe.wait_for_hold("dead_man")
+    operator.tell(operator.dead_man, True)
+    operator.probe.wait_for_motion()
+    process.send_signal(signal.SIGINT)
+    assert operator.probe.wait_for(lambda: process.poll() is not None, 30.0)
+    assert "there is a dead-man switch, and dead_man_s is 0" in process.communicate()[0]
 
 
 @pytest.mark.parametrize("steps", [(), (CONFIGURE,), (CONFIGURE, ACTIVATE)])

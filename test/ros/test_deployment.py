@@ -35,7 +35,7 @@ def probe(ros: None, start_node: Start, tiny_state_bundle: Path) -> Iterator[Pro
         *("watchdog_node", *arm, "-r", f"~/delta_twist_cmds:={policy}/delta_twist_cmds"),
         *("-r", f"~/heartbeat:={policy}/heartbeat"),
         *("-r", f"~/emergency_stop:={policy}/emergency_stop"),
-        *("-r", f"~/watched:={policy}/watched"),
+        *("-r", f"~/watched:={policy}/watched", "-p", "stop_policy:=true"),
     )
     start_node("operating.joystick_stop")
     probe = Probe()

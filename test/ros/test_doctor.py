@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import rclpy
+from geometry_msgs.msg import TwistStamped
 from ros_graph import ROOT, WIDOWX, Probe
 
 from vla_align_ros.commands.robot_checks import (
@@ -21,6 +23,7 @@ from vla_align_ros.commands.robot_checks import (
     check_robot,
 )
 from vla_align_ros.commands.shared_memory import check_left_overs, find_left_overs
+from vla_align_ros.ros.graph_check import GraphCheck
 
 Start = Callable[..., subprocess.Popen[str]]
 DOCTOR = [sys.executable, "-c", "import sys; from vla_align_ros.cli import main; sys.exit(main())"]
@@ -61,7 +64,7 @@ def test_a_running_policy_is_found_with_its_camera_and_its_controller(
     assert camera["ok"] and "64x48 rgb8" in camera["found"], camera
     assert 10 < float(camera["found"].split(" Hz")[0]) < 40
     twists = found["/policy_node/delta_twist_cmds"]
-    assert twists["ok"] and twists["found"] == "probe listens"
+    assert twists["ok"] and twists["found"] == "/probe listens"
 
     probe.grey = None
     found = look(probe, "--policy", "policy_node")
@@ -79,6 +82,29 @@ def test_what_was_asked_for_and_is_not_there_fails_with_its_fix(probe: Probe) ->
     assert not found["/nobody"]["ok"] and "nothing heard" in found["/nobody"]["found"]
     assert "/policy_node/image" in found["/front/image"]["fix"], "what there is instead"
     assert "controller" in found["/servo/twist"]["fix"]
+
+
+def test_two_policies_on_one_controller_are_told_by_their_full_names(ros: None) -> None:
+    topic = "/servo_node/delta_twist_cmds"
+    arms = [rclpy.create_node("policy_node", namespace=side) for side in ("left", "right")]
+    others = [rclpy.create_node(name) for name in ("servo_node", "watchdog_node", "doctor")]
+    others[0].create_subscription(TwistStamped, topic, lambda _: None, 1)
+    others[1].create_publisher(TwistStamped, topic, 1)
+    arms[0].create_publisher(TwistStamped, topic, 1)
+    check = GraphCheck(others[-1], 1.0)
+
+    def find(publishers: int) -> dict[str, Any]:
+        assert check._patience.wait(lambda: others[-1].count_publishers(topic) == publishers, 10.0)
+        return check._check_controller(topic)
+
+    alone = find(2)
+    assert alone["ok"] and alone["found"] == "/servo_node listens"
+    arms[1].create_publisher(TwistStamped, topic, 1)
+    both = find(3)
+    assert not both["ok"]
+    assert "/right/policy_node publishes beside /left/policy_node" in both["found"]
+    for node in (*arms, *others):
+        node.destroy_node()
 
 
 def test_the_profile_of_this_shell_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

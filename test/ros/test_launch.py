@@ -179,6 +179,8 @@ def test_a_camera_driver_starts_with_the_profile(
         (("robot:=no_such_robot",), "expected one of franka_crisp"),
         (("camera_package:=usb_cam",), "expected a package and one of the others"),
         (("camera:=a,b",), "name=topic,name=topic"),
+        (("watchdog:=ture",), "expected true, 1, yes or false"),
+        (("params_file:=/no/such.yaml",), "expected a parameter file"),
     ],
 )
 def test_a_wrong_argument_is_told(

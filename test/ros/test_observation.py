@@ -144,14 +144,14 @@ def test_pictures_of_two_instants_are_not_used_together(
 
 
 # -- cameras that do not get through -----------------------------------------------------------
-def trouble_within(probe: Probe, start_s: float, seconds: float) -> str:
+def trouble_within(probe: Probe, start_s: float, seconds: float, source: str = "front") -> str:
     """The first text of `troubles` that diagnostics bring by then; empty if none does."""
 
     def text() -> str:
         troubles: dict[str, str] = {}
         for values in probe.diagnostics:
             troubles.update(json.loads(values.get("troubles", "{}")))
-        return troubles.get("front", "")
+        return troubles.get(source, "")
 
     probe.wait_for(lambda: bool(text()), seconds - (time.monotonic() - start_s))
     return text()
@@ -199,6 +199,20 @@ def test_pictures_of_the_wrong_type_are_named(probe: Probe, start_policy: Start)
     assert "expected sensor_msgs/msg/Image" in text
     probe.say(CARROT)
     probe.wait_for_hold("stale_image")
+
+
+def test_joints_and_a_pose_that_tell_nothing_are_named_with_what_to_mend(
+    probe: Probe, start_policy: Start, tiny_state_bundle: Path
+) -> None:
+    start_policy("-p", "arm.gripper.joint:=left_finger", bundle=tiny_state_bundle)
+    probe.finger_m, probe.pose_frame = 0.02, "world"
+    probe.wait_for_state("active")
+    probe.grey = 128
+    text = trouble_within(probe, time.monotonic(), 5.0, "joints")
+    assert "joint_states names left_carriage_joint and not left_finger" in text
+    text = trouble_within(probe, time.monotonic(), 2.0, "pose")
+    assert "wrong frame" in text and "world" in text
+    assert sources_of(probe)["joints"]["lost"] == 0
 
 
 def test_a_camera_that_was_switched_off_is_no_trouble_but_a_hold(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import pty
 import select
@@ -14,14 +15,21 @@ import termios
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import rclpy
-from ros_graph import RELIABLE, ROOT, WIDOWX, Probe
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.task import Future
+from ros_graph import LATCHED, RELIABLE, ROOT, WIDOWX, Probe
 from sensor_msgs.msg import Joy
+from std_msgs.msg import Empty, String
 from tiny_policy import CARROT, PLATE
 
+from vla_align_ros.errors import OperatorError
+from vla_align_ros.ros.operating import console as console_module
+from vla_align_ros.ros.operating import say as say_module
 from vla_align_ros.ros.operating.client import PolicyClient
 from vla_align_ros.ros.operating.console import Console
 from vla_align_ros.ros.policy_node import PolicyNode
@@ -150,6 +158,200 @@ def test_stop_arm_waits_for_a_key_or_for_its_terminal_to_go(probe: Probe, cause:
         terminal.expect("/policy_node: stopped")
 
 
+@pytest.fixture
+def make_deaf_policy(ros: None) -> Iterator[Callable[[], Callable[[], int]]]:
+    """Makes a policy that misses the first two stops; the result counts what came, and spins."""
+    node = rclpy.create_node("policy_node")
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+    came: list[Empty] = []
+
+    def make() -> Callable[[], int]:
+        status = node.create_publisher(String, "~/status", LATCHED)
+
+        def tell(latched: str | None) -> None:
+            status.publish(String(data=json.dumps({"state": "active", "latched_stop": latched})))
+
+        def take(message: Empty) -> None:
+            came.append(message)
+            tell("by ~/emergency_stop" if len(came) > 2 else None)
+
+        def count() -> int:
+            executor.spin_once(timeout_sec=0.02)
+            return len(came)
+
+        node.create_subscription(Empty, "~/emergency_stop", take, RELIABLE)
+        tell(None)
+        return count
+
+    yield make
+    executor.shutdown()
+    node.destroy_node()
+
+
+def test_stop_arm_repeats_a_lost_stop_however_long_it_waited_for_its_key(
+    make_deaf_policy: Callable[[], Callable[[], int]],
+) -> None:
+    count, wait_s = make_deaf_policy(), 3.0
+    tool = subprocess.Popen(
+        command("stop_arm", "--on-key", "--wait", str(wait_s), "--policy", "/policy_node"),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=ROOT,
+    )
+    assert tool.stdout is not None and tool.stdin is not None
+    while not select.select([tool.stdout], [], [], 0)[0]:
+        assert count() == 0 and tool.poll() is None
+    end_s = time.monotonic() + wait_s + 0.5  # the policy appeared longer ago than the patience
+    while time.monotonic() < end_s:
+        assert count() == 0
+    tool.stdin.close()
+    while tool.poll() is None:
+        count()
+    with tool.stdout:
+        assert tool.returncode == 0, tool.stdout.read()
+    assert count() > 2
+
+
+class FakeClient:
+    """A policy as the console sees it; `answer` says whether a request's answer finds its way."""
+
+    def __init__(self) -> None:
+        self.policy, self.full_name = "policy_node", "/left/policy_node"
+        self.node = SimpleNamespace(create_subscription=lambda *_: None)
+        self.status: dict[str, Any] = {"state": "active"}
+        self.asked: list[str] = []
+        self.answer = True
+        self.there = True
+
+    def answers(self) -> bool:
+        return self.there
+
+    def hears_stop(self) -> bool:
+        return True
+
+    def describe(self) -> str:
+        return "policy_node: active"
+
+    def stop(self) -> None:
+        self.asked.append("stop")
+
+    def arm(self, armed: bool) -> Future:
+        return self._take("arm" if armed else "disarm")
+
+    def reset(self) -> Future:
+        return self._take("reset")
+
+    def take_over(self, taken: bool) -> None:
+        self.asked.append("take" if taken else "give")
+
+    def _take(self, what: str) -> Future:
+        self.asked.append(what)
+        future = Future()
+        if self.answer:
+            future.set_result(SimpleNamespace(message=f"{what}ed"))
+        return future
+
+
+@pytest.fixture
+def client(monkeypatch: pytest.MonkeyPatch) -> FakeClient:
+    for name, seconds in (("ANSWER_S", 0.1), ("PATIENCE_S", 0.5), ("REFRESH_S", 0.02)):
+        monkeypatch.setattr(console_module, name, seconds)
+    return FakeClient()
+
+
+def wait_until(happened: Callable[[], bool]) -> None:
+    end_s = time.monotonic() + 5.0
+    while not happened():
+        assert time.monotonic() < end_s
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("later", "ends_with"),
+    [
+        ("/disarm", ["disarm"]),
+        ("/stop", ["stop", "disarm"]),
+        ("/takeover", ["take"]),
+        ("/reset", ["reset"]),
+    ],
+)
+def test_the_console_arms_no_more_once_the_operator_decided_something_else(
+    client: FakeClient, later: str, ends_with: list[str]
+) -> None:
+    told: list[str] = []
+    console = Console(client, told.append)  # type: ignore[arg-type]
+    client.answer = False
+    console.take("/arm")
+    wait_until(lambda: client.asked.count("arm") == 2)
+    client.answer = True
+    console.take(later)
+    wait_until(lambda: "/arm was not answered; it is asked no more" in told)
+    time.sleep(0.3)  # three times as long as a request waits for its answer
+    at = len(client.asked) - len(ends_with)
+    assert client.asked[at:] == ends_with and set(client.asked[:at]) == {"arm"}
+
+
+def test_the_console_asks_to_arm_only_what_is_loaded(client: FakeClient) -> None:
+    told: list[str] = []
+    console = Console(client, told.append)  # type: ignore[arg-type]
+    client.status = {"state": "unconfigured"}
+    console.take("/arm")
+    assert told == ["policy_node is unconfigured: nothing can be armed; configure it first"]
+    client.status = {}
+    console.take("/arm")
+    time.sleep(0.1)
+    assert not client.asked, "nothing is known of it yet"
+    client.status = {"state": "inactive"}
+    wait_until(lambda: "armed" in told)
+    assert client.asked == ["arm"]
+
+
+def test_the_console_takes_back_an_arming_that_nobody_answers(client: FakeClient) -> None:
+    told: list[str] = []
+    console = Console(client, told.append)  # type: ignore[arg-type]
+    client.answer = False
+    console.take("/arm")
+    wait_until(lambda: bool(told))
+    assert "/arm may still take effect, so /disarm was sent" in told[0]
+    assert client.asked[-1] == "disarm" and client.asked.count("disarm") == 1
+    client.there = False
+    client.asked.clear()
+    console.take("/arm")
+    wait_until(lambda: len(told) == 2)
+    assert told[1] == "policy_node does not answer" and not client.asked
+
+
+def test_say_takes_back_an_arming_that_nobody_answers(client: FakeClient) -> None:
+    client.node.get_topic_names_and_types = list
+    client.answer = False
+
+    def ask(call: Callable[[], Future], ready: object, timeout_s: float) -> None:
+        call()
+
+    with pytest.raises(OperatorError, match="cannot be armed"):
+        say_module._arm(client, SimpleNamespace(ask=ask), 1.0)  # type: ignore[arg-type]
+    assert client.asked == ["arm", "disarm"]
+
+
+def test_the_console_sends_what_was_typed_in_its_order(client: FakeClient) -> None:
+    console = Console(client, lambda _: None)  # type: ignore[arg-type]
+    for line in ("/reset", "/arm", "/disarm", "/reset", "/arm"):
+        console.take(line)
+    assert client.asked == ["reset", "arm", "disarm", "reset", "arm"]
+
+
+def test_the_console_shows_the_figures_of_its_own_policy_alone(client: FakeClient) -> None:
+    console = Console(client, lambda _: None)  # type: ignore[arg-type]
+    for side, age_ms in (("left", "11"), ("right", "900")):
+        figures = [SimpleNamespace(key="image_age_ms", value=age_ms)]
+        status = SimpleNamespace(name=f"{side}/policy_node: policy", values=figures)
+        console._on_diagnostics(SimpleNamespace(status=[status]))  # type: ignore[arg-type]
+    assert console.figures == {"image_age_ms": "11"}
+
+
 def test_the_console_arms_says_and_stops_on_a_key(probe: Probe, tmp_path: Path) -> None:
     with Terminal(probe, "console", XDG_STATE_HOME=str(tmp_path)) as terminal:
         terminal.expect("an instruction; an empty line")
@@ -209,21 +411,49 @@ def test_a_joystick_stops_by_its_button_and_by_falling_silent(
     probe.wait_for_hold("stopped", 5.0)
     client = PolicyClient(probe.node)
 
-    def ask(call: Callable[[], Any]) -> None:
-        """Ask until an answer comes, while the joystick goes on with the button up."""
+    def ask(call: Callable[[], Any], button: int = 0) -> None:
+        """Ask until an answer comes, while the joystick goes on."""
         for _ in range(20):
             future = call()
-            press_for(1.0, 0, 0)
+            press_for(1.0, 0, button)
             if future.done():
                 return
         raise AssertionError("no answer")
 
+    ask(client.reset, button=1)
+    ask(lambda: client.arm(True), button=1)
+    assert probe.latest("latched_stop") is not None, "the button is pressed all the time"
     ask(client.reset)
     ask(lambda: client.arm(True))
     probe.wait_for_motion()
     silent_s = time.monotonic()
     probe.wait_for_hold("stopped", 5.0)
     assert time.monotonic() - silent_s < 2.0
+
+
+def test_a_joystick_says_that_nothing_is_heard_and_that_nobody_hears_it(
+    ros: None, start_node: Start
+) -> None:
+    node = rclpy.create_node("joy_node")
+    process = start_node("operating.joystick_stop", "-r", "__ns:=/left")
+    assert process.stdout is not None
+    told, stream = "", process.stdout.fileno()
+
+    def expect(text: str, act: Callable[[], None] = lambda: None) -> None:
+        nonlocal told
+        end_s = time.monotonic() + TOOL_S
+        while text not in told:
+            assert time.monotonic() < end_s, told
+            act()
+            if select.select([stream], [], [], 0.05)[0]:
+                told += os.read(stream, 65536).decode()
+
+    expect("nothing publishes /left/joy")
+    expect("nobody hears /left/policy_node/emergency_stop")
+    joy = node.create_publisher(Joy, "/left/joy", RELIABLE)
+    expect("use the hardware's stop", lambda: joy.publish(Joy(buttons=[0, 1])))
+    assert told.count("stop: button 1") == 1
+    node.destroy_node()
 
 
 class Terminal:

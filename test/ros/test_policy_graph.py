@@ -214,15 +214,16 @@ def test_reads_compressed_images(probe: Probe, start_policy: StartPolicy) -> Non
     assert is_for(probe.moving()[-1], CARROT)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_an_interrupted_process_leaves_a_zero_behind(
-    probe: Probe, start_policy: StartPolicy
+    probe: Probe, start_policy: StartPolicy, number: signal.Signals
 ) -> None:
     process = start_policy()
     probe.wait_for_state("active")
     probe.grey = 128
     probe.say(CARROT)
     probe.wait_for_motion()
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     assert probe.wait_for(lambda: process.poll() is not None, 30.0)
     probe.spin(0.1)
     assert process.returncode == 0, process.communicate()[0]

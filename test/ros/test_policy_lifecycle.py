@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import gc
 import random
+import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+import rclpy
 import tiny_policy
 from rclpy.exceptions import ParameterUninitializedException
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.parameter import Parameter
+from rclpy.qos import QoSProfile, ReliabilityPolicy
 from ros_graph import WIDOWX
+from sensor_msgs.msg import JointState
 from std_msgs.msg import String
 
 from vla_align_ros.ros.policy_node import PolicyNode
 
 OK, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
+BURST = QoSProfile(depth=100, reliability=ReliabilityPolicy.BEST_EFFORT)
 MakeNode = Callable[..., PolicyNode]
 
 
@@ -52,6 +60,33 @@ def topics_of(node: PolicyNode) -> set[str]:
     return publishers | {entity.topic_name for entity in node.subscriptions}
 
 
+def test_the_gripper_is_read_although_an_arm_tells_its_joints_much_more_often(
+    make_node: MakeNode, tiny_state_bundle: Path
+) -> None:
+    node = make_node(tiny_state_bundle)
+    assert node.trigger_configure() == OK
+    assert node._inputs is not None and node._runner is not None
+    drivers = rclpy.create_node("drivers")
+    joints = drivers.create_publisher(JointState, "/policy_node/joint_states", BURST)
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+    try:
+        end_s = time.monotonic() + 10.0
+        while joints.get_subscription_count() == 0:
+            assert time.monotonic() < end_s
+            time.sleep(0.02)
+        joints.publish(JointState(name=["left_carriage_joint"], position=[0.02]))
+        for _ in range(60):
+            joints.publish(JointState(name=["elbow"], position=[0.0]))
+        time.sleep(0.2)
+        while node._runner.observer.ages_by_source()["joints"] is None:
+            assert time.monotonic() < end_s, "pushed out of the queue"
+            executor.spin_once(timeout_sec=0.02)
+    finally:
+        executor.shutdown()
+        drivers.destroy_node()
+
+
 def test_walks_its_whole_life_and_can_do_it_again(make_node: MakeNode) -> None:
     node = make_node()
     for _ in range(2):
@@ -66,6 +101,51 @@ def test_walks_its_whole_life_and_can_do_it_again(make_node: MakeNode) -> None:
     assert node.trigger_shutdown() == OK
     assert state_of(node) == "finalized"
     assert node.reporter.state == "finalized"
+
+
+def test_an_engine_is_not_closed_beneath_an_inference_that_hangs(
+    make_node: MakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = make_node()
+    assert node.trigger_configure() == OK
+    assert node._policy is not None and node._runner is not None
+    backend, runner = node._policy.backend, node._runner
+    inside, go, closed = threading.Event(), threading.Event(), []
+    infer = backend.infer
+
+    def hang(inputs: dict[str, np.ndarray]) -> object:
+        inside.set()
+        go.wait(30.0)
+        return infer(inputs)
+
+    monkeypatch.setattr(backend, "infer", hang)
+    monkeypatch.setattr(backend, "close", lambda: closed.append(inside.is_set()))
+    assert node.trigger_activate() == OK
+    runner.set_instruction("take the carrot")
+    runner.take_pose(np.array([0.3, 0.0, 0.2, 0.0, 0.0, 0.0]), node._now_s())
+    runner.take_image(lambda: np.full((16, 16, 3), 128, np.uint8), node._now_s())
+    assert inside.wait(10.0)
+    assert node.trigger_deactivate() == OK
+    assert node.trigger_cleanup() == OK
+    assert not closed
+    go.set()
+    assert node.trigger_configure() == OK, "the next policy is another"
+    assert node._policy is not None
+    monkeypatch.setattr(node._policy.backend, "close", lambda: closed.append(True))
+    assert node.trigger_cleanup() == OK
+    assert closed == [True]
+
+
+def test_a_node_that_somebody_configured_first_does_not_start_itself(make_node: MakeNode) -> None:
+    node = make_node(autostart=True)
+    assert node.trigger_configure() == OK
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+    end_s = time.monotonic() + 0.5
+    while time.monotonic() < end_s:
+        executor.spin_once(timeout_sec=0.02)
+    executor.shutdown()
+    assert state_of(node) == "inactive"
 
 
 @pytest.mark.parametrize("steps", [(), ("configure",), ("configure", "activate")])
@@ -193,6 +273,23 @@ def test_unexpected_error_in_a_transition_is_logged_and_recovered_from(
     assert node.trigger_configure() == TransitionCallbackReturn.ERROR
     assert state_of(node) == "unconfigured"
     assert "TypeError" in str(node.reporter.error)
+    monkeypatch.undo()
+    assert node.trigger_configure() == OK
+
+
+def test_a_panic_in_a_transition_is_answered_like_any_error(
+    make_node: MakeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Panic(BaseException):
+        """As libraries written in Rust raise it: no Exception."""
+
+    def panic(*_: object) -> None:
+        raise Panic("index out of bounds")
+
+    node = make_node()
+    monkeypatch.setattr("vla_align_ros.ros.policy_node.make_arm", panic)
+    assert node.trigger_configure() == TransitionCallbackReturn.ERROR
+    assert "Panic: index out of bounds" in str(node.reporter.error)
     monkeypatch.undo()
     assert node.trigger_configure() == OK
 

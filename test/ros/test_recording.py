@@ -42,6 +42,15 @@ def test_a_film_plays_back_what_was_put_in(tmp_path: Path) -> None:
     assert difference.mean() < 4.0
 
 
+def test_a_film_of_odd_pictures_leaves_their_last_row_and_column_out(tmp_path: Path) -> None:
+    path = tmp_path / "film.mp4"
+    with Film(path, rate_hz=5.0) as film:
+        film.add(gradient(0)[:63, :61])
+    with av.open(str(path)) as container:
+        (frame,) = container.decode(container.streams.video[0])
+    assert (frame.height, frame.width) == (62, 60)
+
+
 def test_pictures_count_by_stamp_between_the_episodes_first_and_last_score(tmp_path: Path) -> None:
     begin = {"image_stamp": [10, 0], "frames_sent": 1}
     record = EpisodeRecord(tmp_path / "episodes" / "000.mp4", rate_hz=5.0, begin=begin)

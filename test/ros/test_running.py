@@ -57,3 +57,19 @@ def test_the_commanding_thread_is_first_and_threads_it_starts_are_not() -> None:
     else:
         assert first == "True"
     assert started_as_others == "True"
+
+
+NOHUP = """
+import signal
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+from rclpy.node import Node
+from vla_align_ros.ros.running import run_node
+run_node(lambda: Node("lasting"), finished=lambda node: True)
+ending = [signal.Signals(n).name for n in (1, 2, 3, 15) if callable(signal.getsignal(n))]
+print(signal.getsignal(signal.SIGHUP) == signal.SIG_IGN, *ending)
+"""
+
+
+def test_a_node_that_was_told_to_outlive_its_terminal_does() -> None:
+    out = subprocess.check_output([sys.executable, "-c", NOHUP], text=True)
+    assert out.split() == ["True", "SIGINT", "SIGQUIT", "SIGTERM"]

@@ -34,6 +34,13 @@ def test_a_command_moves_until_it_is_too_old_and_the_end_is_counted_once() -> No
     assert servo.statistics()["expired"] == 1
 
 
+def test_a_clock_that_goes_back_ends_a_motion() -> None:
+    servo = make_servo()
+    send(servo, 100.0)
+    assert not servo.twist_at(95.0).any()
+    assert servo.statistics()["expired"] == 1
+
+
 def test_falling_silent_after_a_zero_is_no_expiry() -> None:
     servo = make_servo()
     send(servo, 1.0)

@@ -14,9 +14,12 @@ import pytest
 import rclpy
 from geometry_msgs.msg import TwistStamped
 from rclpy.executors import SingleThreadedExecutor
-from ros_graph import LATCHED, RELIABLE, WIDOWX, Probe, values_of
+from ros_graph import BEST_EFFORT, LATCHED, RELIABLE, WIDOWX, Probe, values_of
 from std_msgs.msg import Bool, Empty, String
+from std_srvs.srv import Trigger
 from tiny_policy import CARROT
+
+from vla_align_ros.ros.operating.client import find_policies
 
 Start = Callable[..., subprocess.Popen[str]]
 PERIOD_S = 0.05
@@ -142,6 +145,47 @@ def test_sends_the_zero_that_a_living_node_forgot_and_can_latch_its_stop(
     assert sender.status[-1]["reason"] == "commands_ceased"
 
 
+def test_latches_the_stop_of_a_policy_that_comes_back(
+    sender: Sender, start_watchdog: Start
+) -> None:
+    start_watchdog("-p", "stop_policy:=true")
+    sender.drive(5)
+    assert sender.wait_for(lambda: bool(sender.stops), 2.0)
+    sender.spin(0.3)
+    sender.stops.clear()
+    sender.drive(4, speed=0.0, beat=False)
+    assert sender.wait_for(lambda: len(sender.stops) > 1), "one may come before it is heard"
+    sender.drive(30, speed=0.0, beat=False)
+    sender.stops.clear()
+    sender.drive(4, speed=0.0, beat=False)
+    assert not sender.stops, "reset and armed, it may move again"
+
+
+def test_does_not_stop_what_comes_back_after_a_reset(sender: Sender, start_watchdog: Start) -> None:
+    start_watchdog("-p", "stop_policy:=true")
+    sender.drive(5)
+    assert sender.wait_for(lambda: bool(sender.stops), 2.0)
+    reset = sender.node.create_client(Trigger, "/watchdog_node/reset")
+    assert sender.wait_for(reset.service_is_ready)
+    futures = []
+    for _ in range(5):  # a server is seen before its answers find the way
+        futures.append(reset.call_async(Trigger.Request()))
+        if sender.wait_for(lambda: any(future.done() for future in futures), 2.0):
+            break
+    sender.stops.clear()
+    sender.drive(4, speed=0.0, beat=False)
+    assert not sender.stops
+
+
+def test_without_stop_policy_it_is_no_policy_to_the_operators_tools(
+    sender: Sender, start_node: Start
+) -> None:
+    """Nobody remapped its topics: `~/emergency_stop` beside `~/status` is what a policy has."""
+    start_node("watchdog_node", "--params-file", str(WIDOWX))
+    assert sender.wait_for(lambda: bool(sender.status), 60.0)
+    assert find_policies(sender.node) == []
+
+
 def test_leaves_a_person_alone_who_drives_while_the_policy_stands(
     sender: Sender, start_watchdog: Start
 ) -> None:
@@ -168,14 +212,22 @@ def test_refuses_to_watch_without_the_robots_file(start_node: Start) -> None:
 
 
 @pytest.fixture
-def policy(start_node: Start, probe: Probe, tiny_bundle: Path) -> Iterator[subprocess.Popen[str]]:
+def start_policy(start_node: Start, tiny_bundle: Path) -> Start:
+    def start() -> subprocess.Popen[str]:
+        return start_node(
+            "policy_node",
+            *("--params-file", str(WIDOWX), "-p", f"bundle:={tiny_bundle}"),
+            *("-p", "start_armed:=true", "-p", "autostart:=true"),
+            *("-p", f"watchdog_timeout_s:={WATCHED_S}"),
+        )
+
+    return start
+
+
+@pytest.fixture
+def policy(start_policy: Start, probe: Probe) -> Iterator[subprocess.Popen[str]]:
     """A policy that was told what to do and would move, were it watched."""
-    policy = start_node(
-        "policy_node",
-        *("--params-file", str(WIDOWX), "-p", f"bundle:={tiny_bundle}"),
-        *("-p", "start_armed:=true", "-p", "autostart:=true"),
-        *("-p", f"watchdog_timeout_s:={WATCHED_S}"),
-    )
+    policy = start_policy()
     probe.wait_for_state("active")
     probe.grey = 128
     probe.say(CARROT)
@@ -199,6 +251,24 @@ def test_stops_the_arm_of_a_policy_that_dies_or_hangs(
     assert len(probe.twists) == count, "one zero, then silence"
 
 
+def test_a_policy_that_died_and_starts_armed_stands_until_a_person_resets_it(
+    probe: Probe, policy: subprocess.Popen[str], start_node: Start, start_policy: Start
+) -> None:
+    start_node(*("watchdog_node", "--params-file", str(WIDOWX), *REMAPS, "-p", "stop_policy:=true"))
+    probe.wait_for_motion()
+    policy.send_signal(signal.SIGKILL)
+    policy.wait()
+    probe.spin(1.0)
+    probe.status.clear()
+    start_policy()
+    probe.wait_for_state("active")
+    assert probe.wait_for(lambda: probe.latest("latched_stop") == "by ~/emergency_stop", 5.0)
+    probe.twists.clear()
+    probe.say(CARROT)
+    probe.spin(1.5)
+    assert not probe.twists and probe.latest("hold_reason") == "stopped"
+
+
 def test_a_policy_moves_nothing_before_it_is_watched_nor_after(
     probe: Probe, policy: subprocess.Popen[str], start_node: Start
 ) -> None:
@@ -215,6 +285,29 @@ def test_a_policy_moves_nothing_before_it_is_watched_nor_after(
     watchdog.send_signal(signal.SIGCONT)
     count = len(probe.twists)
     assert probe.wait_for(lambda: len(probe.twists) > count + 5), "moves on when it is watched"
+
+
+def test_does_not_watch_a_policy_whose_commands_it_cannot_hear(
+    sender: Sender, start_watchdog: Start
+) -> None:
+    watched: list[Empty] = []
+    sender.node.create_subscription(Empty, "/policy_node/watched", watched.append, RELIABLE)
+    person = rclpy.create_node("person")
+    deaf = [
+        node.create_publisher(TwistStamped, "/policy_node/delta_twist_cmds", BEST_EFFORT)
+        for node in (sender.node, person)
+    ]
+    start_watchdog()
+    sender.spin(1.0)
+    sender.drive(20, beat=False)
+    assert not watched
+    sender.node.destroy_publisher(deaf[0])
+    for _ in range(10):
+        sender.drive(20, beat=False)
+        if watched:
+            break
+    assert watched, "a person's commands may be as they like"
+    person.destroy_node()
 
 
 def test_does_not_watch_while_nobody_would_hear_its_zero(sender: Sender, start_node: Start) -> None:

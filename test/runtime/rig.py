@@ -81,6 +81,10 @@ class Rig:
         return step.command
 
 
+class Panic(BaseException):
+    """As libraries written in Rust raise it: no Exception."""
+
+
 class Waiting:
     """An engine that answers once `go` is set; `begun` tells that it was asked."""
 

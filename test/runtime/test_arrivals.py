@@ -81,3 +81,22 @@ def test_the_rate_is_that_of_the_last_two_seconds() -> None:
     assert arrivals.rate_hz(3.0) == pytest.approx(30.0, abs=1.0)
     assert arrivals.rate_hz(6.0) == 0.0
     assert arrivals.largest_bytes == 100
+
+
+def test_messages_of_which_none_is_of_use_are_noticed_with_the_reason() -> None:
+    arrivals = Arrivals()
+    arrivals.note_publishers(1, 0.0)
+    for k in range(40):  # every second one is another driver's
+        arrivals.note(0.1 * k)
+        arrivals.note_use(0.1 * k, "of the arm" if k % 2 else None)
+    assert arrivals.find_trouble(4.0) is None
+    for k in range(40, 60):
+        arrivals.note(0.1 * k)
+        arrivals.note_use(0.1 * k, "of the arm")
+        assert (arrivals.find_trouble(0.1 * k) is Trouble.USELESS) == (0.1 * k - 3.9 >= 2.0)
+    arrivals.note(6.0)
+    arrivals.note_use(6.0, "of the arm")
+    assert arrivals.find_trouble(6.0) is Trouble.USELESS and arrivals.useless == "of the arm"
+    arrivals.note_use(6.1, None)
+    assert arrivals.find_trouble(6.1) is None
+    assert arrivals.received == 61

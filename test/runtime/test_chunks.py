@@ -101,6 +101,19 @@ def test_a_new_instruction_drops_what_was_planned_and_what_is_still_on_its_way()
     assert buffer.add(make_chunk(0.1, instruction="lift the cup"))
 
 
+def test_what_was_refused_is_told_until_a_plan_is_taken_or_the_turn_ends() -> None:
+    buffer = make_buffer()
+    for begin_anew in (
+        lambda: buffer.add(make_chunk(0.1), 0.1),
+        buffer.clear,
+        lambda: buffer.set_instruction(None),
+    ):
+        buffer.add(make_chunk(9.0), 0.0)
+        assert buffer.ahead_s == 9.0
+        begin_anew()
+        assert buffer.ahead_s is None
+
+
 def test_repeating_an_instruction_keeps_the_plan() -> None:
     buffer = make_buffer()
     buffer.add(make_chunk())
@@ -133,6 +146,7 @@ def test_no_stamp_from_ahead_of_the_clock_keeps_out_the_plans_of_now(
     buffer, stamp_s = make_buffer(), 100.0 + ahead_s
     early = buffer.add(make_chunk(stamp_s), 100.0)
     assert early == (stamp_s <= 100.0 + PERIOD_S), "further ahead than a period is no plan for now"
+    assert buffer.ahead_s == (None if early else pytest.approx(ahead_s))
     now_s = 100.0 - back_s  # the clock is set back, and somebody plans on a picture of now
     rules = early and now_s < stamp_s <= now_s + PERIOD_S
     assert buffer.add(make_chunk(now_s), now_s) == (not rules)

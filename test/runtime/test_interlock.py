@@ -97,6 +97,17 @@ def test_nobody_need_watch_or_hold_where_nobody_is_asked_for() -> None:
     assert Interlock(InterlockConfig(start_armed=True)).check(100.0) is None
 
 
+def test_a_switch_that_is_let_go_holds_although_nobody_asked_for_one() -> None:
+    lock = Interlock(InterlockConfig(start_armed=True))
+    assert not lock.press_dead_man(True, 10.0)
+    assert lock.check(1e6) is None, "its silence is nothing where no time is set"
+    assert lock.press_dead_man(False, 20.0)
+    hold = lock.check(1e6)
+    assert hold is not None and hold.reason is Reason.DEAD_MAN and "let go" in hold.detail
+    lock.press_dead_man(True, 30.0)
+    assert lock.check(1e6) is None
+
+
 @pytest.mark.parametrize("name", ["dead_man_s", "watchdog_timeout_s"])
 @pytest.mark.parametrize("wrong", [-1.0, math.nan, math.inf])
 def test_a_useless_time_is_refused(name: str, wrong: float) -> None:

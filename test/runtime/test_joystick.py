@@ -1,4 +1,4 @@
-"""A joystick's buttons: one stop for each press and each loss, and the safe reading of the rest."""
+"""A joystick's buttons: a stop while pressed and at each loss, and the safe reading of the rest."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ LOSS_S = 0.5
 
 
 @given(st.lists(st.booleans(), max_size=40))
-def test_each_press_is_one_stop_however_long_it_lasts(presses: list[bool]) -> None:
+def test_a_press_stops_for_as_long_as_it_lasts_and_is_new_once(presses: list[bool]) -> None:
     joystick = Joystick(stop_button=0)
-    stops = [joystick.take([int(p)], 0.1 * k).stop is not None for k, p in enumerate(presses)]
+    hands = [joystick.take([int(p)], 0.1 * k) for k, p in enumerate(presses)]
+    assert [hand.stop is not None for hand in hands] == presses
     rises = [p and not before for before, p in zip([False, *presses], presses, strict=False)]
-    assert stops == rises
+    assert [hand.stop is not None and not hand.again for hand in hands] == rises
 
 
 @given(st.lists(st.floats(0.01, 2.0), min_size=1, max_size=30))

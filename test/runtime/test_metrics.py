@@ -40,7 +40,21 @@ def test_every_stage_of_the_path_has_a_name() -> None:
         f"latency_{stage}_{p}_ms"
         for stage in ("transport", "wait", "prepare", "infer", "decode", "total")
         for p in ("p50", "p99")
-    }
+    } | {"total_latency_sum_ms", "total_latency_count"}
+
+
+def test_the_mean_between_two_looks_is_known_whatever_the_window_holds() -> None:
+    metrics = Metrics()
+    for _ in range(WINDOW):
+        metrics.observe_ms("total", 60.0)
+    before = metrics.snapshot()
+    for _ in range(10):
+        metrics.observe_ms("total", 120.0)
+    after = metrics.snapshot()
+    assert after["latency_total_p50_ms"] == 60.0, "minutes of plans hide the last ten"
+    plans = after["total_latency_count"] - before["total_latency_count"]
+    assert plans == 10
+    assert (after["total_latency_sum_ms"] - before["total_latency_sum_ms"]) / plans == 120.0
 
 
 def test_old_samples_leave_the_window() -> None:

@@ -135,8 +135,7 @@ def test_tightening_never_loosens(a: float, b: float) -> None:
 @given(distance=st.floats(0.0, 1.0), deceleration=st.floats(0.1, 5.0), period=periods)
 def test_braking_ends_before_the_wall(distance: float, deceleration: float, period: float) -> None:
     speed = braking_speed(distance, deceleration, period)
-    assert speed * period <= distance + ROUNDING
-    assert speed**2 / (2 * deceleration) <= distance + ROUNDING
+    assert speed * period + speed**2 / (2 * deceleration) == pytest.approx(distance, abs=ROUNDING)
     assert braking_speed(-distance, None, period) == 0.0
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from rig import OTHER, PICTURE, SAY, STILL, MakeRig, Waiting, wait_for
+from rig import OTHER, PICTURE, SAY, STILL, MakeRig, Panic, Waiting, wait_for
 from sample_policy import HORIZON
 
 from vla_align_ros.errors import BackendError, ConfigurationError, ContractError
@@ -37,6 +37,29 @@ def test_stops_once_and_then_is_silent(make_rig: MakeRig) -> None:
     rig.pass_time(10.0)
     rig.runner.tick()
     assert [stop.reason for stop in rig.runner.stops.stops] == [Reason.STALE_IMAGE]
+
+
+def test_plans_from_a_clock_that_runs_ahead_are_counted_and_told(make_rig: MakeRig) -> None:
+    rig = make_rig()
+    rig.runner.set_instruction(SAY)
+    overdue = []
+    for _ in range(3):
+        rig.pass_time(0.3)
+        stamp_s = rig.now_s + 0.3  # an action is 0.2 s long
+        rig.runner.take_pose(np.array([0.3, 0, 0.2, 0, 0, 0]), stamp_s)
+        rig.runner.take_gripper(1.0, stamp_s)
+        refused = rig.runner.metrics.counted("plans_refused")
+        rig.runner.take_image(lambda: PICTURE, stamp_s)
+        wait_for(lambda n=refused + 1: rig.runner.metrics.counted("plans_refused") == n)
+        step = rig.runner.tick()
+        assert step.hold is not None and step.hold.reason is Reason.PLANNING
+        assert "refused: stamped 0.30 s ahead of this node's clock" in step.hold.detail
+        overdue.append(rig.runner.plan_overdue)
+    assert overdue == [False, False, True]
+    rig.pass_time(0.3)
+    rig.feed()
+    assert rig.runner.tick().command is not None
+    assert not rig.runner.plan_overdue
 
 
 def test_the_action_follows_the_time_since_the_picture(make_rig: MakeRig) -> None:
@@ -115,18 +138,22 @@ def test_a_picture_that_had_to_wait_is_left_for_a_newer_one(
 
 @pytest.mark.parametrize(
     ("bad", "reason"),
-    [(np.full((HORIZON, 7), np.nan), Reason.NON_FINITE), (None, Reason.INFERENCE_ERROR)],
-    ids=["nan", "error"],
+    [
+        (np.full((HORIZON, 7), np.nan), Reason.NON_FINITE),
+        (BackendError("the engine is gone"), Reason.INFERENCE_ERROR),
+        (Panic("index out of bounds"), Reason.INFERENCE_ERROR),
+    ],
+    ids=["nan", "error", "panic"],
 )
 def test_a_failing_inference_holds_at_once_until_the_next_good_one(
-    make_rig: MakeRig, bad: np.ndarray | None, reason: Reason
+    make_rig: MakeRig, bad: np.ndarray | BaseException, reason: Reason
 ) -> None:
     answers: list[np.ndarray | None] = [STILL, bad, STILL]
 
     def answer(_: object) -> np.ndarray:
         value = answers.pop(0)
-        if value is None:
-            raise BackendError("the engine is gone")
+        if isinstance(value, BaseException):
+            raise value
         return value
 
     rig = make_rig(answer)

@@ -83,3 +83,25 @@ def test_the_arm_speeds_up_no_faster_than_its_limits(make_rig: MakeRig) -> None:
         assert command.clamped
         speeds.append(command.twist[0])
     assert np.allclose(np.diff([0.0, *speeds]), 0.01, rtol=1e-3)
+
+
+def test_after_a_deactivation_the_arm_starts_from_rest_and_its_gripper_from_where_it_is(
+    make_rig: MakeRig,
+) -> None:
+    motion = MotionLimits(linear_m_s2=0.5, gripper_per_s=0.5)
+    go = np.zeros((HORIZON, 7))
+    go[:, 0], go[:, 6] = 3.0, 0.0
+    rig = make_rig(go, limits=Limits(10.0, 50.0, hold_factor=100.0, motion=motion))
+    for _ in range(2):
+        rig.runner.set_instruction(SAY)
+        rig.pass_time(0.02)
+        rig.feed()  # with an open gripper
+        command = rig.command()
+        assert command.twist[0] == pytest.approx(0.5 * 0.02, rel=1e-3)
+        assert command.gripper == pytest.approx(1.0 - 0.5 * 0.02)
+        for _ in range(10):
+            rig.pass_time(0.02)
+            rig.command()
+        rig.runner.deactivate()
+        rig.pass_time(60.0)
+        rig.runner.activate()

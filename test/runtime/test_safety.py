@@ -65,6 +65,7 @@ def test_a_good_situation_gives_the_velocity_of_the_delta() -> None:
         ({"fault": Hold(Reason.INFERENCE_ERROR, "boom")}, Reason.INFERENCE_ERROR),
         ({"action": None, "plans": 0}, Reason.PLANNING),
         ({"action": None}, Reason.CHUNK_EXHAUSTED),
+        ({"action": None, "ahead_s": 0.25}, Reason.CHUNK_EXHAUSTED),
         ({"action": plan([math.nan] * 7)}, Reason.NON_FINITE),
         ({"action": plan([0, 0, 0, 0, 0, 0, math.inf])}, Reason.NON_FINITE),
         ({"action": plan([0.17, 0, 0, 0, 0, 0, 0])}, Reason.OUT_OF_LIMITS),
@@ -193,6 +194,22 @@ def test_however_old_the_pose_the_arm_stays_within_its_space(
             assert not ((place > low + 1e-9) & (place < high - 1e-9)).all()
         arm, now_s = arm + step, now_s + command_s
         path.append((now_s, arm))
+
+
+@pytest.mark.parametrize("side", ["workspace_m", "keep_out_m"])
+def test_a_command_slows_down_for_a_side_within_the_limit_of_acceleration(side: str) -> None:
+    wall = ((0.4, -1.0, 0.0), (0.6, 1.0, 0.4))
+    box = ((-1.0, -1.0, 0.0), (0.4, 1.0, 0.4)) if side == "workspace_m" else (wall,)
+    motion = MotionLimits(linear_m_s2=1.0)
+    gate = SafetyGate(replace(LIMITS, motion=motion, **{side: box}), GATE.timeouts)
+    place, speeds = np.array([-0.1, 0.0, 0.2]), [0.0]
+    for _ in range(60):
+        command = gate.check(replace(GOOD, action=plan([0.08, 0, 0, 0, 0, 0, 1]), position_m=place))
+        assert isinstance(command, Command)
+        speeds.append(command.twist[0])
+        place = place + command.twist[:3] * 0.05
+    assert np.abs(np.diff(speeds)).max() <= 1.0 * 0.05 + 1e-9
+    assert max(speeds) == pytest.approx(0.4) and 0.39 < place[0] <= 0.4
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rig import Panic
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "ros"))
 
@@ -91,7 +92,7 @@ class FakeGraph:
         self.looks: list[bool] = []
         self.closed = False
         self.distance = 1.0
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
         self.go_on = threading.Event()
         self.go_on.set()
         self.statistics = tiny_policy.make_sight_statistics()
@@ -116,7 +117,7 @@ class Desk:
         self.graph = FakeGraph()
         self.opened = 0
         self.readings: list[SightReading] = []
-        self.errors: list[Exception] = []
+        self.errors: list[BaseException] = []
         self.loop = SightLoop(
             self._open,
             lambda: self.wants,
@@ -182,10 +183,11 @@ def test_attention_is_computed_only_for_who_wants_it_and_only_with_words() -> No
     desk.loop.close()
 
 
-def test_an_error_is_told_and_the_next_look_is_made() -> None:
+@pytest.mark.parametrize("error", [RuntimeError("no"), Panic("no")])
+def test_an_error_is_told_and_the_next_look_is_made(error: BaseException) -> None:
     desk = Desk()
     desk.wants = Wants(familiarity=True)
-    desk.graph.error = RuntimeError("no")
+    desk.graph.error = error
     desk.offer()
     desk.wait(lambda: desk.loop.errors == 1)
     assert str(desk.errors[0]) == "no" and desk.loop.newest is None

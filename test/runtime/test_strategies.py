@@ -293,6 +293,15 @@ def test_a_policy_that_takes_no_committed_actions_cannot_be_run_by_rtc() -> None
         check_strategy(find_strategy("rtc"), ActionSpec("base_link", 5.0, HORIZON))
 
 
+@pytest.mark.parametrize("replan_s", [0.0, 0.2])
+def test_a_blend_that_outlasts_the_older_plan_is_refused(replan_s: float) -> None:
+    action = ActionSpec("base_link", 5.0, HORIZON)
+    longest_s = HORIZON / 5.0 - replan_s
+    check_strategy(find_strategy("blend", blend_s=longest_s), action, replan_s)
+    with pytest.raises(ConfigurationError, match=f"at most {longest_s:g} s.*smaller blend_s"):
+        check_strategy(find_strategy("blend", blend_s=longest_s + 0.01), action, replan_s)
+
+
 @pytest.mark.parametrize("name", ["fastest", ""])
 def test_an_unknown_strategy_lists_the_valid_ones(name: str) -> None:
     with pytest.raises(ConfigurationError, match="newest, queue, ensemble, blend, rtc"):

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from vla_align_ros.contract.actions import Pose, matrix_from_rotvec, rotvec_from_matrix
 from vla_align_ros.errors import SafetyError
-from vla_align_ros.runtime.boxes import Box
+from vla_align_ros.runtime.boxes import SLIDE_M, Box
 from vla_align_ros.runtime.targets import TargetIntegrator
 
 DT_S = 0.05
@@ -116,6 +116,14 @@ def test_however_the_arm_lags_its_target_stays_within_the_limits(
                 on_the_way = arm.position + share * (target - arm.position)
                 assert not is_inside(on_the_way, SHELF)
         arm = pose(arm.position + DT_S / lag_s * (target - arm.position))
+
+
+def test_an_arm_that_is_a_little_in_a_box_is_led_along_its_side_and_no_deeper() -> None:
+    (low_x, _, _), (_, high_y, _) = SHELF
+    arm = pose((low_x + 0.5 * SLIDE_M, high_y - 0.1, 0.1))
+    integrator = TargetIntegrator(LEASH_M, LEASH_RAD, keep_out_m=[SHELF])
+    target = integrator.advance(arm, np.array([0.1, -0.1, 0, 0, 0, 0]), DT_S)
+    assert np.allclose(target.position, arm.position - [0, 0.1 * DT_S, 0])
 
 
 def test_an_arm_that_lags_is_led_to_the_side_of_its_workspace_and_no_further() -> None:

@@ -7,6 +7,7 @@ import sys
 import threading
 
 import pytest
+from rig import Panic
 
 from vla_align_ros.runtime.worker import LatestWorker
 
@@ -54,3 +55,25 @@ def test_only_its_own_thread_gives_way() -> None:
     assert worker.stop(WAIT_S)
     assert found == [min(19, own + 5)]
     assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == own
+
+
+def test_work_that_raises_all_the_same_is_told_and_the_next_item_has_its_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[threading.ExceptHookArgs] = []
+    monkeypatch.setattr(threading, "excepthook", told.append)
+    done = [threading.Event(), threading.Event()]
+
+    def work(item: int) -> None:
+        done[item].set()
+        if item == 0:
+            raise Panic("no")
+
+    worker = LatestWorker(work)
+    worker.start()
+    for item in range(2):
+        worker.put(item)
+        assert done[item].wait(WAIT_S)
+    assert worker.stop(WAIT_S)
+    assert not worker.busy
+    assert [found.exc_type for found in told] == [Panic]

@@ -7,6 +7,10 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +25,7 @@ from sample_policy import make_bundle
 from training.benchmark import evaluate as front
 from training.benchmark import run as runner
 from training.benchmark.evaluate import Request, evaluate_suite
-from training.benchmark.policies import open_policy
+from training.benchmark.policies import identify_run, open_policy
 from training.benchmark.run import Actor, Task, run_tasks
 from training.benchmark.stages import Rules
 from training.benchmark.store import EpisodeStore
@@ -35,6 +39,7 @@ from vla_align_ros.errors import BundleError, ConfigurationError, SimulationErro
 
 RULES = Rules("tabletop", max_steps=40)
 EXPERT = Actor("expert", None)
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +106,38 @@ def test_a_worker_that_dies_is_one_clear_error(
 
 def _die(task: Task) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_simulators_end_with_the_evaluation_however_it_ends(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "from vla_align_ros.cli import main; main()", "evaluate"]
+    words = ["--policy", "expert", "--suite", "tabletop", "--jobs", "2", "--episodes", "500"]
+    process = subprocess.Popen([*command, *words, "--out", str(tmp_path)], cwd=ROOT)
+    episodes = tmp_path / "episodes.jsonl"
+    try:
+        wait_until(lambda: episodes.exists() and episodes.stat().st_size > 0, 90.0)
+        workers = children_of(process.pid)
+        assert len(workers) >= 2
+    finally:
+        process.kill()
+        process.wait()
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), 20.0)
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(text) for text in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def wait_until(happened: Callable[[], bool], limit_s: float) -> None:
+    end_s = time.monotonic() + limit_s
+    while not happened():
+        assert time.monotonic() < end_s, f"not within {limit_s:.0f} s"
+        time.sleep(0.1)
+
+
+def test_an_environment_named_twice_is_run_once() -> None:
+    report = evaluate_suite(request(envs=["none", "none"], episodes=1))
+    assert report["variants"][0]["envs"]["none"]["episodes"] == 1
+    assert report["envs"]["none"]["episodes"] == 1
 
 
 def test_policies_are_compared_on_the_same_seeds(bundle: Bundle, tmp_path: Path) -> None:
@@ -178,6 +215,16 @@ def test_a_run_answers_as_training_does(short: Path) -> None:
     policy.close()
 
 
+def test_a_run_in_openvlas_layout_is_known_by_its_files(tmp_path: Path) -> None:
+    (tmp_path / "openvla").mkdir()
+    (tmp_path / "config.json").write_text("{}")
+    for name in ("config.json", "model-00001-of-00002.safetensors"):
+        (tmp_path / "openvla" / name).write_bytes(b"weights")
+    first = identify_run(tmp_path)
+    (tmp_path / "openvla" / "model-00001-of-00002.safetensors").write_bytes(b"others")
+    assert len(first) == len(identify_run(tmp_path)) == 64 and first != identify_run(tmp_path)
+
+
 def test_a_run_without_weights_cannot_act(short: Path, tmp_path: Path) -> None:
     shutil.copy(short / "config.json", tmp_path)
     with pytest.raises(ConfigurationError, match="consolidate"):
@@ -220,6 +267,28 @@ def test_what_the_command_refuses(
         evaluate_suite(request(bundles=[str(tmp_path / "nowhere")]))
     with pytest.raises(SystemExit):
         main(["evaluate", "--policy", "expert", "--suite", "tabletop", "--size", "big"])
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--suite", "tabletop", "--shift", "dim_light"], "--shift with --suite tabletop"),
+        (["--suite", "vl_think", "--swap"], "--swap with --suite vl_think"),
+        (["--suite", "tabletop", "--size", "320x240"], "--size with --suite tabletop"),
+        (["--out", "somewhere", "--jobs", "8"], "--jobs --out without --suite"),
+        (["--envs", "nonsense"], "--envs without --suite"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(
+    capsys: pytest.CaptureFixture[str], words: list[str], told: str
+) -> None:
+    assert main(["evaluate", "--policy", "expert", *words]) == 1
+    assert told in capsys.readouterr().err
+
+
+def test_more_actions_than_a_chunk_has_are_refused(bundle: Bundle) -> None:
+    with pytest.raises(ConfigurationError, match="at most 4, the policy's horizon"):
+        evaluate_suite(request(bundles=[str(bundle.path)], rules=Rules("tabletop", executed=9)))
 
 
 def test_without_assets_the_plate_suites_say_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,10 +8,18 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binomtest
 
-from training.benchmark.figures import average_axes, compare, pool, signed_rank_p, summarise
+from training.benchmark.figures import (
+    average_axes,
+    compare,
+    pool,
+    sign_p,
+    signed_rank_p,
+    summarise,
+    tell_p,
+)
 from training.benchmark.paper import ROWS
+from training.benchmark.tables import write_comparison
 from vla_align_ros.runtime.statistics import wilson_interval
 from vla_align_ros.sim.put_on_plate.environments import SUITES
 
@@ -84,11 +92,24 @@ def test_a_single_policy_is_compared_with_every_training_seed() -> None:
     result = compare(start, ends)
     assert (result["pairs"], result["wins"]) == (12, 8)
     assert result["differences"] == {0: 0.0, 1: 1.0, 2: 1.0}
+    assert result["p_repeats"] is None, "one training is no three trials"
     assert compare(ends, start)["difference"] == pytest.approx(-2 / 3)
+    assert compare(ends, start)["p_repeats"] is None
+
+
+def test_two_single_policies_are_compared_whatever_their_training_seeds() -> None:
+    result = compare(variant([True] * 4, first=3), variant([False] * 4, first=7))
+    assert (result["pairs"], result["wins"], result["p_repeats"]) == (4, 4, 0.5)
+
+
+def test_a_comparison_of_one_training_is_printed_without_its_p() -> None:
+    row = compare(lines([True] * 4), variant([True] * 4, [False] * 4))
+    assert "| - |" in write_comparison({"better": "start", "worse": "ends", **row})
+    assert tell_p(None) == "-" and tell_p(0.03125) == "0.031"
 
 
 def test_five_trainings_that_agree_are_worth_one_in_thirty_two() -> None:
-    better, worse = variant(*[[True] * 9 + [False]] * 5), variant(*[[True] * 8 + [False] * 2] * 5)
+    better, worse = variant(*[[True] * 10] * 5), variant(*[[True] * 8 + [False] * 2] * 5)
     result = compare(better, worse)
     assert result["p_repeats"] == pytest.approx(1 / 32)
     assert result["p_value"] < result["p_repeats"], "episodes of one training are not independent"
@@ -107,10 +128,25 @@ def test_only_the_same_environment_and_seed_are_a_pair() -> None:
 
 
 @pytest.mark.parametrize(("wins", "losses"), [(30, 10), (60, 40), (25, 25), (100, 60)])
-def test_for_yes_and_no_the_test_is_close_to_the_sign_test(wins: int, losses: int) -> None:
+def test_for_yes_and_no_the_test_is_the_sign_test(wins: int, losses: int) -> None:
     differences = np.array([1.0] * wins + [-1.0] * losses + [0.0] * 50)
-    exact = binomtest(wins, wins + losses, alternative="greater").pvalue
-    assert signed_rank_p(differences) == pytest.approx(exact, abs=0.06)
+    assert signed_rank_p(differences) == pytest.approx(sign_p(wins, losses), abs=0.06)
+
+
+def test_pairs_that_do_not_differ_say_nothing() -> None:
+    """Three of three is one in eight, however many pairs were alike."""
+    won, lost = [True] * 3 + [False] * 72, [False] * 75
+    assert compare(lines(won), lines(lost))["p_value"] == pytest.approx(1 / 8)
+    assert sign_p(0, 0) == 1.0
+
+
+@given(st.lists(st.integers(-60, 60), min_size=1, max_size=8), st.integers(1, 5000))
+@settings(max_examples=50, deadline=None)
+def test_the_test_of_trainings_is_of_counts_whatever_rounding_does(
+    counts: list[int], episodes: int
+) -> None:
+    rates = [(100 + count) / episodes - 100 / episodes for count in counts]
+    assert signed_rank_p(rates) == pytest.approx(signed_rank_p(counts))
 
 
 def test_axes_are_means_over_environments_as_in_the_paper() -> None:

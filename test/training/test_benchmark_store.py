@@ -9,7 +9,7 @@ import pytest
 
 from training.benchmark.episode import Record
 from training.benchmark.stages import Rules
-from training.benchmark.store import EpisodeStore
+from training.benchmark.store import EpisodeStore, describe_code
 from vla_align_ros.errors import ConfigurationError
 
 RULES = Rules("tabletop")
@@ -59,6 +59,13 @@ def test_other_rules_are_refused(tmp_path: Path, change: dict[str, object]) -> N
         EpisodeStore(tmp_path, replace(RULES, **change), {})  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="assets"):
         EpisodeStore(tmp_path, RULES, {"stand_ins": ["a bear"]})
+
+
+def test_every_episode_says_by_which_code_it_was_run(tmp_path: Path) -> None:
+    EpisodeStore(tmp_path, RULES, {}).add(record(1))
+    (line,) = EpisodeStore(tmp_path, RULES, {}).select([("expert", "none", 1)])
+    assert line["made_by"] == describe_code("tabletop")
+    assert "mujoco" in line["made_by"] and "vla_align_ros" in line["made_by"]
 
 
 def test_without_a_folder_it_keeps_them_in_memory() -> None:

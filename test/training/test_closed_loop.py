@@ -133,8 +133,8 @@ def test_as_many_actions_of_a_chunk_are_executed_as_asked(
         policy.infer = count  # type: ignore[method-assign]
         for executed, calls in ((1, 10), (2, 5), (4, 3)):
             seen.clear()
-            run_episode(policy, env, 0, "none", executed=executed, swap=False)
-            assert len(seen) == calls
+            episode = run_episode(policy, env, 0, "none", executed=executed, swap=False)
+            assert len(seen) == calls and episode.steps == 10
             np.testing.assert_allclose(np.diff(seen), 0.2 * executed, atol=1e-6)
 
 

@@ -23,6 +23,7 @@ from training.data.reader import LeRobotReader
 from training.data.rollout import MAX_STEPS, EpisodeMaker, open_maker
 from training.data.schema import (
     ACTION_KEY,
+    ATTEMPT_NOTE,
     CHUNK_KEY,
     ENVIRONMENT_KEY,
     SEED_NOTE,
@@ -32,7 +33,7 @@ from training.data.schema import (
 )
 from training.data.tabletop_rollout import TabletopMaker
 from vla_align_ros.cli import main
-from vla_align_ros.errors import DataError, VlaAlignError
+from vla_align_ros.errors import DataError, SimulationError, VlaAlignError
 
 CLIPS = CollectSettings(seed=3, record_frames=(1, 3))
 
@@ -57,6 +58,28 @@ def test_chunks_are_the_actions_that_follow(episodes: list[EpisodeRecord]) -> No
             steps = max(len(episode) - ahead, 0)
             np.testing.assert_array_equal(chunk[:steps, ahead], action[ahead : ahead + steps])
         assert np.isfinite(chunk).all()
+
+
+class AtALoss(TabletopMaker):
+    """Its expert cannot go on in the first scene that it meets."""
+
+    gives_up = (SimulationError,)
+    met = 0
+
+    def _expert_action(self) -> np.ndarray:
+        self.met += 1
+        if self.met == 1:
+            raise SimulationError("Nothing to grasp", got="a can on its side")
+        return super()._expert_action()
+
+
+def test_a_scene_in_which_the_expert_is_at_a_loss_is_replaced_by_the_next_draw() -> None:
+    made = AtALoss(CLIPS)
+    try:
+        record = made.make(0)
+    finally:
+        made.close()
+    assert record.notes[ATTEMPT_NOTE] == 1 and len(record) >= 1
 
 
 def test_episodes_end_with_the_object_let_go_on_its_receptacle(

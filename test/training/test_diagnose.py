@@ -117,6 +117,20 @@ def test_labels_that_cannot_be_compared_are_refused(
         choose_labels(pictures, labels, 4)
 
 
+@pytest.mark.parametrize(
+    ("labels", "count", "things"),
+    [((), 1, 6), ((), 0, 6), (("disc", "disc"), 4, 6), ((), 4, 1)],
+    ids=["one label", "none", "the same twice", "one picture each"],
+)
+def test_what_has_no_silhouette_is_refused_before_any_network_runs(
+    tmp_path: Path, labels: tuple[str, ...], count: int, things: int
+) -> None:
+    pictures = load_pictures(str(write_pictures(tmp_path)), things, 1)
+    assert pictures is not None
+    with pytest.raises(ConfigurationError, match="Labels cannot be compared"):
+        choose_labels(pictures, labels, count)
+
+
 def test_runs_are_named_as_shortly_as_they_differ(tmp_path: Path) -> None:
     folders = [tmp_path / "a/run", tmp_path / "b/run"]
     assert name_folders(folders[:1]) == ["run"]

@@ -103,7 +103,7 @@ def _choose(asked: Sequence[str], there: tuple[str, ...], option: str) -> tuple[
             expected="all, or some of " + ", ".join(there),
             fix=f"name them one by one: {option} " + " ".join(there[:2]),
         )
-    return tuple(asked)
+    return tuple(dict.fromkeys(asked))
 
 
 def _describe_assets(request: Request) -> dict[str, Any]:
@@ -149,6 +149,7 @@ def _report(
         )
         policies.append(own[-1])
     first = policies[0]
+    run = [line for own in lines.values() for line in own]
     pairs = {name: [line for line in own if line["env"] in compared] for name, own in lines.items()}
     return {
         "suite": suite,
@@ -158,6 +159,7 @@ def _report(
         "size_px": list(request.rules.size_px),
         "max_steps": request.rules.max_steps,
         "assets": assets,
+        "made_by": sorted({line.get("made_by", "unknown code") for line in run}),
         "axes_of_envs": axes,
         "policies": policies,
         "envs": first["envs"],

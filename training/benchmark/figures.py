@@ -73,18 +73,20 @@ def compare(better: Iterable[Line], worse: Iterable[Line]) -> dict[str, Any]:
     """Is the first policy, or variant, better on the same environments and seeds?
 
     Where several policies of a variant were run, "repeat" of a line tells them apart, and those of
-    the same repeat (training seed) are paired; a single policy is paired with each of the other's.
+    the same repeat (training seed) are paired; a single policy is paired with each of the other's,
+    whatever its own seed.
 
-    Paired one-sided Wilcoxon signed-rank test of the successes (ties at zero are dropped, as
-    scipy does by default), the difference of the rates, and two effect sizes: the matched-pairs
-    rank-biserial correlation (-1..1) and the odds of winning a pair that differs. That test takes
-    episodes of one training as independent; `differences` by repeat and `p_repeats`, the same test
-    of those, take the training as the unit.
+    Paired one-sided Wilcoxon signed-rank test of the successes, the difference of the rates, and
+    two effect sizes: the matched-pairs rank-biserial correlation (-1..1) and the odds of winning a
+    pair that differs. That test takes episodes of one training as independent; `differences` by
+    repeat and `p_repeats`, the same test of those, take the training as the unit. One policy
+    beside several is one training, however often it is paired: its `p_repeats` is None.
     """
     first, second = _by_repeat(better), _by_repeat(worse)
-    if len(first) == 1 and len(second) > 1:
+    alone = 1 in (len(first), len(second)) and len(first) != len(second)
+    if len(first) == 1:
         first = dict.fromkeys(second, next(iter(first.values())))
-    elif len(second) == 1 and len(first) > 1:
+    elif len(second) == 1:
         second = dict.fromkeys(first, next(iter(second.values())))
     by_repeat = {
         repeat: [first[repeat][key] - second[repeat][key] for key in sorted(keys)]
@@ -99,11 +101,11 @@ def compare(better: Iterable[Line], worse: Iterable[Line]) -> dict[str, Any]:
         "wins": wins,
         "losses": losses,
         "difference": float(differences.mean()) if by_repeat else None,
-        "p_value": signed_rank_p(differences),
+        "p_value": sign_p(wins, losses),
         "rank_biserial": (wins - losses) / (wins + losses) if wins + losses else 0.0,
         "odds": wins / losses if losses else None,
         "differences": means,
-        "p_repeats": signed_rank_p(list(means.values())),
+        "p_repeats": None if alone else signed_rank_p(list(means.values())),
     }
 
 
@@ -116,14 +118,34 @@ def _by_repeat(lines: Iterable[Line]) -> dict[int, dict[tuple[str, int], float]]
     return found
 
 
+def sign_p(wins: int, losses: int) -> float:
+    """One-sided p value that wins are more than losses; 1 without either.
+
+    The Wilcoxon signed-rank test of differences that are all -1, 0 or 1: zeros are dropped, all
+    ranks are equal, and what is left is the sign test, computed exactly.
+    """
+    from scipy.stats import binomtest
+
+    if not wins + losses:
+        return 1.0
+    return float(binomtest(wins, wins + losses, alternative="greater").pvalue)
+
+
 def signed_rank_p(differences: Any) -> float:
     """One-sided p value of the Wilcoxon signed-rank test that differences are above zero.
 
-    1 when nothing differs: then nothing speaks for the first.
+    Zeros are dropped; 1 when nothing differs: then nothing speaks for the first. Differences are
+    of rates: what lies closer together than 1e-9 is the same, not a rank of its own.
     """
     from scipy.stats import wilcoxon
 
-    values = np.asarray(differences, float)
-    if not np.any(values):
+    values = np.round(np.asarray(differences, float), 9)
+    values = values[values != 0.0]
+    if not len(values):
         return 1.0
     return float(wilcoxon(values, alternative="greater").pvalue)
+
+
+def tell_p(value: float | None) -> str:
+    """A p value as it is printed; a dash where there is none."""
+    return "-" if value is None else f"{value:.2g}"

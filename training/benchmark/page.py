@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from training.benchmark.episode import EXPERT, Record
+from training.benchmark.figures import tell_p
 from training.benchmark.paper import ROWS
 from training.benchmark.plot import draw_rates
 from training.data.video import encode_video
@@ -81,6 +82,7 @@ def draw_page(folder: Path, report: Mapping[str, Any]) -> str:
         "<p><small>Not the originals: " + html.escape("; ".join(stand_ins)) + "</small></p>"
         if stand_ins
         else "",
+        "<p><small>Run by " + html.escape("; ".join(report["made_by"])) + "</small></p>",
         "<h2>Sample episodes</h2><p>Click one to see its film.</p>",
         *_sheets(folder, report),
     ]
@@ -153,10 +155,10 @@ def _comparisons(rows: Sequence[Mapping[str, Any]], compared: Sequence[str]) -> 
     body = "".join(
         f"<tr><td>{html.escape(row['better'])} over {html.escape(row['worse'])}</td>"
         f"<td>{row['pairs']}</td><td>{row['wins']}</td><td>{row['losses']}</td>"
-        f"<td>{row['difference']:+.3f}</td><td>{row['p_value']:.2g}</td>"
+        f"<td>{row['difference']:+.3f}</td><td>{tell_p(row['p_value'])}</td>"
         f"<td>{row['rank_biserial']:+.2f}</td><td>"
         + ", ".join(f"{value:+.3f}" for value in row["differences"].values())
-        + f"</td><td>{row['p_repeats']:.2g}</td></tr>"
+        + f"</td><td>{tell_p(row['p_repeats'])}</td></tr>"
         for row in rows
         if row["pairs"]
     )
@@ -164,7 +166,8 @@ def _comparisons(rows: Sequence[Mapping[str, Any]], compared: Sequence[str]) -> 
         "<h2>Paired comparisons</h2><p>Same environments ("
         + html.escape(", ".join(compared))
         + ") and seeds; one-sided Wilcoxon signed-rank test that the first is better: of all "
-        "episodes, and of the mean differences of the training seeds.</p><table><tr>"
+        "episodes, and of the mean differences of the training seeds, where both have several.</p>"
+        "<table><tr>"
         "<th>policies</th><th>pairs</th><th>won</th><th>lost</th><th>difference</th><th>p</th>"
         "<th>rank-biserial</th><th>by training seed</th><th>p of these</th></tr>"
         + body

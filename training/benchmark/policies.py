@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Protocol
 
 import torch
 
+from training.consolidate import OPENVLA_FOLDER
 from training.export.torch_policy import prepare_policy
 from training.model.checkpoint import WEIGHTS
 from training.run_folder import Run
@@ -102,11 +105,15 @@ def is_run(folder: Path) -> bool:
 
 
 def identify_run(folder: Path) -> str:
-    """Hash of a finished run's weights, 64 hex digits."""
+    """Hash of a finished run's weights, in OpenVLA's layout of all its files: 64 hex digits."""
     if not (folder / WEIGHTS).is_file():
+        files = sorted(path for path in (folder / OPENVLA_FOLDER).glob("*") if path.is_file())
+        if files:
+            hashes = {path.name: hash_file(path)[0] for path in files}
+            return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
         raise ConfigurationError(
             "The run cannot act",
-            got=f"no {WEIGHTS} in {folder}",
+            got=f"neither {WEIGHTS} nor {OPENVLA_FOLDER}/ in {folder}",
             expected="a finished run, or its bundle",
             fix="let it end, or `vla-align consolidate` it",
         )

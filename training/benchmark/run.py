@@ -15,6 +15,7 @@ from training.benchmark.policies import Acting, find_training_seed, identify, op
 from training.benchmark.stages import Rules, Stage, open_stage
 from training.benchmark.store import EpisodeStore
 from training.run_folder import name_folders
+from training.workers import follow_parent
 from vla_align_ros.errors import ConfigurationError, SimulationError
 
 DRAWING_THREADS = "LP_NUM_THREADS"  # of Mesa's software renderer
@@ -132,6 +133,7 @@ _worker: Worker | None = None
 
 def _open_worker(rules: Rules, assets: str | None, threads: int) -> None:
     global _worker
+    follow_parent()
     _worker = Worker(rules, assets, threads)
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from training.benchmark.episode import Notes, Record, Sim, make_record
 from training.benchmark.policies import Acting
+from training.closed_loop import check_executed
 from vla_align_ros.contract.observation import Observation
 from vla_align_ros.contract.spec import EXECUTED_ACTIONS, PolicySpec
 from vla_align_ros.errors import ConfigurationError
@@ -97,6 +98,7 @@ def policy_actions(
 ) -> Iterator[Action]:
     """The actions of a policy that looks after every `executed` of them."""
     camera = camera_of(policy.spec)
+    check_executed(policy.spec, executed)
     while True:
         seen = notes.look(sim)
         assert seen.image is not None
@@ -149,14 +151,22 @@ class PlateStage:
         return make_record(policy, env, seed, words, outcome, sim.steps, notes)
 
     def _expert_actions(self, notes: Notes) -> Iterator[Action]:
-        """The expert's actions; it needs no pictures, so only some are drawn, until it is done."""
+        """The expert's actions; it needs no pictures, so only some are drawn, until it is done.
+
+        They end where it finds no grasp any more: the episode is judged as it is then.
+        """
         from vla_align_ros.sim.put_on_plate.expert import PlateExpert
+        from vla_align_ros.sim.put_on_plate.grasps import GraspError
 
         expert = PlateExpert(self._env)
         while True:
             if self._env.steps % LOOK_EVERY == 0 and not expert.finished:
                 notes.look(self._env)
-            yield expert.act()
+            try:
+                action = expert.act()
+            except GraspError:
+                return
+            yield action
 
     def close(self) -> None:
         """Free the simulator."""

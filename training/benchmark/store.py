@@ -6,26 +6,45 @@ import json
 import os
 from collections.abc import Iterable
 from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from training.benchmark.episode import Record
-from training.benchmark.stages import Rules
+from training.benchmark.stages import TABLETOP, Rules
+from training.files import replace_atomically
+from training.provenance import find_commit
 from vla_align_ros.errors import ConfigurationError
 
 Key = tuple[str, str, int]
 
 
+def describe_code(suite: str) -> str:
+    """What an episode depends on beside its rules: this code and the simulator."""
+    simulator = "mujoco" if suite == TABLETOP else "mani_skill"
+    names = {"vla_align_ros": find_commit() or _find_version("vla_align_ros")}
+    names[simulator] = _find_version(simulator)
+    return ", ".join(f"{name} {told}" for name, told in names.items())
+
+
+def _find_version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"
+
+
 class EpisodeStore:
     """The episodes of one folder: `episodes.jsonl`, under the rules in `rules.json`.
 
-    Without a folder it keeps them in memory. ConfigurationError if the folder holds episodes that
-    were run by other rules.
+    Without a folder it keeps them in memory. Each says in "made_by" by which code it was run.
+    ConfigurationError if the folder holds episodes that were run by other rules.
     """
 
     def __init__(self, folder: Path | None, rules: Rules, assets: dict[str, Any]) -> None:
         self._folder = folder
         self._lines: dict[Key, dict[str, Any]] = {}
+        self._made_by = describe_code(rules.suite)
         if folder is None:
             return
         folder.mkdir(parents=True, exist_ok=True)
@@ -44,7 +63,7 @@ class EpisodeStore:
 
     def add(self, record: Record) -> None:
         """Keep an episode; on disk before this returns."""
-        line = record.to_line()
+        line = {**record.to_line(), "made_by": self._made_by}
         self._lines[record.policy, record.env, record.seed] = line
         if self._folder is None:
             return
@@ -62,7 +81,8 @@ class EpisodeStore:
         path = self._folder / "rules.json"
         wanted = json.loads(json.dumps(rules))
         if not path.exists():
-            path.write_text(json.dumps(wanted, indent=1) + "\n", encoding="utf-8")
+            with replace_atomically(path) as temporary:
+                temporary.write_text(json.dumps(wanted, indent=1) + "\n", encoding="utf-8")
             return
         there = json.loads(path.read_text(encoding="utf-8"))
         differing = {key for key in there.keys() | wanted if there.get(key) != wanted.get(key)}

@@ -31,7 +31,7 @@ def write_comparison(figures: Mapping[str, Any]) -> str:
         f"{figures['better']} over {figures['worse']}",
         f"{figures['difference']:+.3f}",
         by_seed,
-        f"{figures['p_repeats']:.3f}",
+        "-" if figures["p_repeats"] is None else f"{figures['p_repeats']:.3f}",
         f"{figures['wins']} / {figures['losses']} of {figures['pairs']}",
         f"{figures['p_value']:.2g}",
     )

@@ -10,6 +10,8 @@ from typing import Any
 from vla_align_ros.contract.spec import EXECUTED_ACTIONS
 from vla_align_ros.errors import ConfigurationError
 
+OF_SUITES = ("envs", "compare", "jobs", "out", "assets", "size", "render")
+OF_SHIFTS = ("shift", "swap")
 SUMMARY = "run policies in closed loop in a simulator and report success with its interval"
 
 
@@ -34,29 +36,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, default=1, help="of the policy's inference")
     suite = parser.add_argument_group("a suite of environments")
     suite.add_argument("--suite", help="put_on_plate, vl_think or tabletop")
-    suite.add_argument(
-        "--envs", nargs="+", default=["all"], metavar="ENV", help="'all', or some, with blanks"
-    )
+    suite.add_argument("--envs", nargs="+", metavar="ENV", help="some, with blanks, or 'all' (all)")
     suite.add_argument(
         "--compare",
         nargs="+",
-        default=["all"],
         metavar="ENV",
         help="the environments that policies are compared in, paired; all of --envs by default",
     )
-    suite.add_argument("--jobs", type=int, default=1, help="simulators side by side")
+    suite.add_argument("--jobs", type=int, help="simulators side by side (1)")
     suite.add_argument(
         "--out",
         type=Path,
         help="keep episodes, report.json and report.html; continues what is there",
     )
     suite.add_argument("--assets", help="folder that `vla-align assets` describes")
-    suite.add_argument(
-        "--size", type=parse_size, default=(640, 480), metavar="WxH", help="picture (640x480)"
-    )
-    suite.add_argument("--render", choices=["cpu", "gpu"], default="cpu", help="who draws")
+    suite.add_argument("--size", type=parse_size, metavar="WxH", help="picture (640x480)")
+    suite.add_argument("--render", choices=["cpu", "gpu"], help="who draws (cpu)")
     shifts = parser.add_argument_group("without --suite: the table-top's shifts, one bundle")
-    shifts.add_argument("--shift", nargs="+", default=["none"], help="named shifts, or 'all'")
+    shifts.add_argument("--shift", nargs="+", help="named shifts, or 'all' (none)")
     shifts.add_argument(
         "--swap",
         action="store_true",
@@ -79,6 +76,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise ConfigurationError(
             "Nothing to evaluate", got="no policy", expected="bundles, or --policy expert"
         )
+    _refuse_idle(args)
     if args.suite is not None:
         return run_suite(args)
     if len(args.bundle) != 1 or args.policy is not None:
@@ -91,23 +89,42 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     return run_shifts(args)
 
 
+def _refuse_idle(args: argparse.Namespace) -> None:
+    """Refuse options that this way of evaluating does not look at."""
+    suite = args.suite is not None
+    idle = list(OF_SHIFTS if suite else OF_SUITES)
+    if args.suite == "tabletop":
+        idle += ["size", "render", "assets"]
+    given = [f"--{name}" for name in idle if getattr(args, name) not in (None, False)]
+    if given:
+        raise ConfigurationError(
+            "Options that would do nothing",
+            got=" ".join(
+                [*given, *(["with --suite", args.suite] if suite else ["without --suite"])]
+            ),
+            expected="options of one way to evaluate",
+            fix="leave them out" if suite else "add --suite NAME, or leave them out",
+        )
+
+
 def run_suite(args: argparse.Namespace) -> dict[str, Any]:
     """Evaluate policies, and the expert if asked, over a suite."""
     from training.benchmark.evaluate import Request, evaluate_suite
     from training.benchmark.stages import Rules
+    from vla_align_ros.sim.put_on_plate.environments import FULL_SIZE_PX
 
     report = evaluate_suite(
         Request(
-            Rules(args.suite, args.execute, args.size, args.render),
+            Rules(args.suite, args.execute, args.size or FULL_SIZE_PX, args.render or "cpu"),
             [*args.bundle, *([None] if args.policy else [])],
-            args.envs,
+            args.envs or ["all"],
             args.episodes,
             args.seed,
-            args.jobs,
+            1 if args.jobs is None else args.jobs,
             args.threads,
             args.assets,
             args.out,
-            args.compare,
+            args.compare or ["all"],
         )
     )
     for policy in report["policies"]:
@@ -121,6 +138,9 @@ def run_suite(args: argparse.Namespace) -> dict[str, Any]:
                 f"{row['step_ms']:.1f} ms/step"
             )
     for row in report["comparisons"]:
+        if not row["pairs"]:
+            print(f"{row['better']} over {row['worse']}: nothing in common to compare")
+            continue
         print(
             f"{row['better']} over {row['worse']}: {row['difference']:+.3f}, "
             f"p {row['p_value']:.2g} ({row['pairs']} pairs)"
@@ -129,12 +149,14 @@ def run_suite(args: argparse.Namespace) -> dict[str, Any]:
     return report
 
 
-def _tell_repeats(differences: Mapping[int, float], p_value: float) -> str:
+def _tell_repeats(differences: Mapping[int, float], p_value: float | None) -> str:
     """What the training seeds say one by one, where there are several."""
+    from training.benchmark.figures import tell_p
+
     if len(differences) < 2:
         return ""
     told = ", ".join(f"{value:+.3f}" for value in differences.values())
-    return f"; by training seed {told}, p {p_value:.2g}"
+    return f"; by training seed {told}, p {tell_p(p_value)}"
 
 
 def run_shifts(args: argparse.Namespace) -> dict[str, Any]:
@@ -142,11 +164,12 @@ def run_shifts(args: argparse.Namespace) -> dict[str, Any]:
     from training.closed_loop import evaluate
     from vla_align_ros.sim.shifts import SHIFTS, find_shift
 
-    names = list(SHIFTS) if args.shift == ["all"] else args.shift
+    asked = args.shift or ["none"]
+    names = [find_shift(name).name for name in (SHIFTS if asked == ["all"] else asked)]
     rows = [
         evaluate(
             args.bundle[0],
-            shift=find_shift(name).name,
+            shift=name,
             episodes=args.episodes,
             seed=args.seed,
             executed=args.execute,

@@ -7,7 +7,6 @@ import concurrent.futures
 import contextlib
 import json
 import multiprocessing
-import multiprocessing.connection
 import os
 import signal
 import threading
@@ -29,6 +28,7 @@ from training.data.schema import (
 )
 from training.data.writer import LeRobotWriter
 from training.files import replace_atomically
+from training.workers import follow_parent
 from vla_align_ros.errors import DataError
 
 _AHEAD_PER_JOB = 4  # so that the simulators go on while a shard is being encoded
@@ -141,17 +141,8 @@ def summarise(root: str | Path) -> dict[str, Any]:
 def _start_worker(settings: CollectSettings) -> None:
     """Build this process's simulator; the parent alone handles Ctrl-C."""
     global _maker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    follow_parent()
     _maker = open_maker(settings)
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)
 
 
 def _make_in_worker(number: int) -> EpisodeRecord:

@@ -266,14 +266,15 @@ class ActionChunkDataset:
         encode = self.processor.tokenizer.encode
         used = np.zeros(len(self.tasks), dtype=bool)
         used[self.task_id] = True
-        encoded, refused = [], {}
+        encoded: list[tuple[np.ndarray, np.ndarray]] = []
+        refused: dict[int, ContractError] = {}
         for number, task in enumerate(self.tasks):
             try:
                 encoded.append(encode(task))
-            except ContractError as error:
+            except ContractError as cause:
                 encoded.append(encode("unlabelled"))
                 if self._asked[number] and used[number]:
-                    refused[number] = error
+                    refused[number] = cause
         if refused:
             number, error = next(iter(refused.items()))
             frames = self.task_id == number

@@ -17,6 +17,7 @@ from training.data.rollout import EpisodeMaker
 from vla_align_ros.sim.put_on_plate.environment import PutOnPlateEnv
 from vla_align_ros.sim.put_on_plate.environments import FULL_SIZE_PX, TRAINING
 from vla_align_ros.sim.put_on_plate.expert import PlateExpert
+from vla_align_ros.sim.put_on_plate.grasps import GraspError
 from vla_align_ros.sim.put_on_plate.labels import environment_state
 from vla_align_ros.sim.put_on_plate.layout import build_scene, draw_pair
 
@@ -25,6 +26,7 @@ class PlateMaker(EpisodeMaker):
     """The expert has phases: after a push or a policy it begins anew, by what the scene needs."""
 
     start_shares: ClassVar = {"home": 0.4, "midway": 0.3, "kicked": 0.3}
+    gives_up: ClassVar = (GraspError,)
 
     def __init__(self, settings: CollectSettings) -> None:
         self._env = PutOnPlateEnv(

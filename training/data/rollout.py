@@ -66,6 +66,8 @@ class EpisodeMaker(ABC):
     """Makes episode number n of a collection; the same settings and n give the same episode."""
 
     start_shares: ClassVar[Mapping[str, float]]
+    gives_up: ClassVar[tuple[type[Exception], ...]] = ()
+    """What the expert raises where it cannot go on: the next draw takes the scene's place."""
 
     def __init__(self, settings: CollectSettings, simulator: Simulator) -> None:
         """A subclass builds its simulator and expert; here the policy is opened, for DAgger."""
@@ -87,15 +89,10 @@ class EpisodeMaker(ABC):
         """Episode `number`; scenes where the expert fails are replaced by the next draw."""
         for attempt in range(MAX_ATTEMPTS):
             rng = np.random.default_rng([self.settings.seed, number, attempt])
-            scene = self._begin(rng, number)
-            start = self._draw_start(rng)
-            self._run_ups[start](rng)
-            notes: dict[str, int | float | str] = {
-                SEED_NOTE: scene,
-                START_NOTE: start,
-                ATTEMPT_NOTE: attempt,
-            }
-            record = self._record(rng, notes)
+            try:
+                record = self._attempt(rng, number, attempt)
+            except self.gives_up:
+                continue
             if record is not None:
                 return record
         raise DataError(
@@ -104,6 +101,17 @@ class EpisodeMaker(ABC):
             expected="success in nearly every scene",
             fix="run the simulator's tests: the expert or the scene is broken",
         )
+
+    def _attempt(self, rng: np.random.Generator, number: int, attempt: int) -> EpisodeRecord | None:
+        scene = self._begin(rng, number)
+        start = self._draw_start(rng)
+        self._run_ups[start](rng)
+        notes: dict[str, int | float | str] = {
+            SEED_NOTE: scene,
+            START_NOTE: start,
+            ATTEMPT_NOTE: attempt,
+        }
+        return self._record(rng, notes)
 
     @abstractmethod
     def close(self) -> None:

@@ -65,11 +65,13 @@ def diagnose(request: DiagnoseRequest) -> dict[str, Any]:
         ConfigurationError: on a request that makes no sense, or runs that cannot be compared.
         TrainingError: on a folder that is no run, or one without weights.
     """
-    if not request.runs or request.scenes < 4 or request.drawn < 1:
+    counts = {"drawn": request.drawn, "a kind": request.per_label, "views": request.views}
+    if not request.runs or request.scenes < 4 or min(counts.values()) < 1:
+        told = ", ".join(f"{count} {name}" for name, count in counts.items())
         raise ConfigurationError(
             "Nothing to diagnose",
-            got=f"{len(request.runs)} runs, {request.scenes} scenes, {request.drawn} drawn",
-            expected="a run or more, 4 scenes or more, one drawn or more",
+            got=f"{len(request.runs)} runs, {request.scenes} scenes, {told}",
+            expected="a run or more, 4 scenes or more, one or more of the others",
             fix="correct the arguments",
         )
     runs = open_runs(request.runs)

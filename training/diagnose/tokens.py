@@ -78,19 +78,28 @@ def choose_labels(
     """The pictures of `wanted` labels, or of `count` of them, spread evenly over their names.
 
     Raises:
-        ConfigurationError: if a label is unknown, or fewer than two are left.
+        ConfigurationError: if a label is unknown, or there are not two of them with two pictures.
     """
-    unknown = [name for name in wanted if name not in pictures.names]
-    if unknown or len(wanted) == 1:
+    every = torch.linspace(0, len(pictures.names) - 1, min(max(count, 0), len(pictures.names)))
+    chosen = wanted or [pictures.names[round(float(k))] for k in every]
+    names = list(dict.fromkeys(chosen))
+    unknown = [name for name in names if name not in pictures.names]
+    if unknown or len(names) < 2:
         raise ConfigurationError(
             "Labels cannot be compared",
-            got=", ".join(unknown or wanted),
+            got=", ".join(unknown or names) or "none",
             expected="two or more of " + ", ".join(pictures.names),
-            fix="correct --labels",
+            fix="correct --labels or --label-count",
         )
-    every = torch.linspace(0, len(pictures.names) - 1, min(count, len(pictures.names)))
-    names = list(wanted) or [pictures.names[round(float(k))] for k in every]
-    return pictures.only(names)
+    few = pictures.only(names)
+    if min(np.bincount(few.labels, minlength=len(names))) < 2:
+        raise ConfigurationError(
+            "Labels cannot be compared",
+            got=f"{len(few.images)} pictures of {len(names)} labels",
+            expected="two pictures or more of each",
+            fix="raise --per-label or --views, or leave labels out with --labels",
+        )
+    return few
 
 
 def count_known(processor: Processor, names: Sequence[str]) -> int:

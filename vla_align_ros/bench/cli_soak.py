@@ -33,11 +33,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     report["machine"] = {**describe_machine(), "processors_used": neighbours.describe()}
     (out / "soak.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     minutes = [sample["time_s"] / 60.0 for sample in report["samples"]]
-    for key, title, unit in (
-        ("rss_mib", "Resident memory of policy_node", "MiB"),
-        ("total_ms_p99", "Camera stamp to command, p99", "ms"),
-    ):
-        known = [(m, s[key]) for m, s in zip(minutes, report["samples"], strict=True) if s[key]]
-        svg = draw_course(title, unit, [m for m, _ in known], [value for _, value in known])
-        (out / f"{key}.svg").write_text(svg, encoding="utf-8")
+    latency = report["total_ms"]  # of the warm samples but their first, which has none before it
+    courses = {
+        "rss_mib": (
+            *("Resident memory of policy_node", "MiB", minutes),
+            [sample["rss_mib"] for sample in report["samples"]],
+        ),
+        "total_ms": ("Camera stamp to command", "ms", minutes[-len(latency) :], latency),
+    }
+    for name, course in courses.items():
+        (out / f"{name}.svg").write_text(draw_course(*course), encoding="utf-8")
     return report

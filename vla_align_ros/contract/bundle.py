@@ -1,6 +1,7 @@
 """The policy bundle: written at once or not at all, opened only if every byte is what was written.
 
-A bundle is data. Opening one parses JSON, array headers and a tokenizer file, and executes nothing.
+A bundle is data. Opening one parses JSON, array headers, a tokenizer file and where its graphs'
+weights lie, and executes nothing.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ import numpy.typing as npt
 
 from vla_align_ros.contract import golden as golden_samples
 from vla_align_ros.contract.engines import EngineSet, engine_folder, list_targets
+from vla_align_ros.contract.external_data import check_external_data
 from vla_align_ros.contract.files import (
+    lock_folder,
     read_json_object,
     readable_json,
     replace_in_bundle,
@@ -36,7 +39,14 @@ from vla_align_ros.contract.manifest import (
     write_manifest,
 )
 from vla_align_ros.contract.processor import Processor
-from vla_align_ros.contract.sight import GRAPH, SIGHT_NAME, SightStatistics, pack_sight, read_sight
+from vla_align_ros.contract.sight import (
+    GRAPH,
+    SIGHT_NAME,
+    SightStatistics,
+    check_sight_file,
+    pack_sight,
+    read_sight,
+)
 from vla_align_ros.contract.spec import PolicySpec
 from vla_align_ros.errors import BundleError, ContractError
 
@@ -64,8 +74,8 @@ class Bundle:
         """Open a bundle after checking schema, paths, sizes and the sha256 of every file.
 
         Raises:
-            BundleError: if it is no bundle of this schema, or a file is missing, extra, altered,
-                truncated, a link, or would need pickle.
+            BundleError: if it is no bundle of this schema, a file is missing, extra, altered,
+                truncated, a link, or would need pickle, or a graph reads a file that has no hash.
         """
         try:
             root = Path(path).resolve()
@@ -88,10 +98,14 @@ class Bundle:
                 "bundle's processor cannot be used", got=cause, fix=REFETCH
             ) from cause
         check_consistency(manifest, processor)
+        for graph in manifest["graphs"].values():
+            check_external_data(root, graph["path"], manifest["files"])
         golden_samples.check_golden_layout(
             golden_samples.read_golden_layout(root / GOLDEN_NAME), processor.spec
         )
         _check_sight(GRAPH in manifest["graphs"], SIGHT_NAME in manifest["files"])
+        if SIGHT_NAME in manifest["files"]:
+            check_sight_file(root / SIGHT_NAME)
         return cls(root, manifest, processor)
 
     @property
@@ -165,8 +179,17 @@ class Bundle:
         Raises:
             BundleError: if it cannot be written there, or the report is another bundle's.
         """
-        content = readable_json({**self.report(), **report, "bundle_id": self.id})
-        replace_in_bundle(self.path, REPORT_NAME, content)
+        self.change_report(lambda kept: report)
+
+    def change_report(self, change: Callable[[dict[str, Any]], Mapping[str, Any]]) -> None:
+        """Put the sections that ``change`` makes of the present report into it, likewise.
+
+        What others put there at the same time is kept: they wait.
+        """
+        with lock_folder(self.path):
+            kept = self.report()
+            content = readable_json({**kept, **change(kept), "bundle_id": self.id})
+            replace_in_bundle(self.path, REPORT_NAME, content)
 
 
 def write_bundle(

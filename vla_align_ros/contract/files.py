@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
+import math
 import os
 import stat
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +77,7 @@ def read_sealed(path: Path) -> bytes:
 
 
 def read_json_object(path: Path, error: type[VlaAlignError] = ContractError) -> dict[str, Any]:
-    """Read a JSON object, refusing duplicate keys, NaN, other top-level types and huge files.
+    """Read a JSON object; refuse duplicate keys, NaN, infinity, other types and huge files.
 
     Raises:
         VlaAlignError: of the class ``error``, for every way in which the file can be unreadable.
@@ -86,6 +89,7 @@ def read_json_object(path: Path, error: type[VlaAlignError] = ContractError) -> 
             path.read_text(encoding="utf-8"),
             object_pairs_hook=_unique_keys,
             parse_constant=_refuse_constant,
+            parse_float=_read_finite,
         )
     except (OSError, ValueError, RecursionError) as cause:
         raise error(
@@ -185,6 +189,20 @@ def replace_in_bundle(bundle: Path, name: str, content: bytes) -> None:
         ) from cause
 
 
+@contextlib.contextmanager
+def lock_folder(path: Path) -> Iterator[None]:
+    """Keep out whoever else locks the folder, in this process or another, until the end.
+
+    Leaves nothing behind. A file system that locks no folders goes without.
+    """
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            descriptor = os.open(path, os.O_RDONLY)
+            stack.callback(os.close, descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+
+
 def sync_path(path: Path) -> None:
     """Wait until the disk has a file's content, or a directory's entries."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -199,6 +217,13 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(result) != len(pairs):
         raise ValueError("a key occurs twice")
     return result
+
+
+def _read_finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is no finite number")
+    return value
 
 
 def _refuse_constant(name: str) -> float:

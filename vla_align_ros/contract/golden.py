@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
-import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,18 +10,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from vla_align_ros.contract.npz import Layout, count_bytes, read_arrays, read_layout
 from vla_align_ros.contract.observation import Observation
 from vla_align_ros.contract.spec import PolicySpec
 from vla_align_ros.errors import BundleError
 
-Layout = Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]
-
 MAX_GOLDEN_BYTES = 1 << 30
-
-_HEADER_READERS = {
-    (1, 0): np.lib.format.read_array_header_1_0,
-    (2, 0): np.lib.format.read_array_header_2_0,
-}
 
 
 def check_golden_layout(layout: Layout, spec: PolicySpec) -> int:
@@ -49,7 +41,7 @@ def check_golden_layout(layout: Layout, spec: PolicySpec) -> int:
         raise BundleError(
             "golden samples have the wrong arrays", got=sorted(layout), expected=sorted(wanted)
         )
-    total = sum(math.prod(shape) * dtype.itemsize for shape, dtype in layout.values())
+    total = count_bytes(layout)
     if total > MAX_GOLDEN_BYTES:
         raise BundleError(
             "golden samples are too large",
@@ -93,38 +85,18 @@ def read_golden_layout(path: Path) -> Layout:
     Raises:
         BundleError: if it is no .npz file, or an array would need pickle.
     """
-    layout = {}
     try:
-        with zipfile.ZipFile(path) as archive:
-            for member in archive.namelist():
-                with archive.open(member) as stream:
-                    version = np.lib.format.read_magic(stream)
-                    if version not in _HEADER_READERS or not member.endswith(".npy"):
-                        raise ValueError(f"{member} is no array of a known format")
-                    shape, _, dtype = _HEADER_READERS[version](stream)
-                if dtype.hasobject:
-                    raise ValueError(f"{member} holds pickled objects")
-                layout[member.removesuffix(".npy")] = (shape, dtype)
-    except Exception as cause:  # hostile bytes make these parsers raise nearly anything
-        raise BundleError(
-            "golden samples cannot be read",
-            got=cause,
-            expected="an .npz file of plain arrays, without pickle",
-        ) from cause
-    return layout
+        return read_layout(path)
+    except Exception as cause:
+        raise _refuse(cause) from cause
 
 
 def read_golden(path: Path) -> dict[str, npt.NDArray[Any]]:
     """Read all golden arrays, with pickle disabled; BundleError if that cannot be done."""
     try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except Exception as cause:  # hostile bytes make these parsers raise nearly anything
-        raise BundleError(
-            "golden samples cannot be read",
-            got=cause,
-            expected="an .npz file of plain arrays, without pickle",
-        ) from cause
+        return read_arrays(path)
+    except Exception as cause:
+        raise _refuse(cause) from cause
 
 
 def pack_golden(arrays: Mapping[str, npt.ArrayLike], spec: PolicySpec) -> bytes:
@@ -153,3 +125,11 @@ def iterate_observations(
             stamp_s=0.0,
             committed=committed,
         )
+
+
+def _refuse(cause: Exception) -> BundleError:
+    return BundleError(
+        "golden samples cannot be read",
+        got=cause,
+        expected="an .npz file of plain arrays, without pickle",
+    )

@@ -131,7 +131,7 @@ def check_graphs(graphs: Mapping[str, Any], processor: Processor) -> tuple[Graph
     known: dict[str, tuple[Any, ...]] = shapes
     expected: tuple[GraphSpec, ...]
     if "prefill" in layout:
-        rows, *block = known.get("keys", (0,))
+        rows, *block = known.get("keys") or (0,)
         visual = known.get("visual", ())
         expected = token_graphs(processor, visual, rows=rows, block=tuple(block))
     else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping
 
 from vla_align_ros.errors import ContractError
@@ -33,7 +33,7 @@ def check_motion_limits(limits: object) -> dict[str, float]:
         )
     for name, value in limits.items():
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not (number and math.isfinite(value) and value > 0):
+        if not (number and 0 < value <= sys.float_info.max):
             raise ContractError(
                 f"policy's limit {name} is none",
                 got=repr(value),

@@ -6,6 +6,8 @@ The ``tokenizers`` library reads the tokenizer file on first use; such a file ru
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -136,14 +138,16 @@ class PromptTokenizer:
 
         Raises:
             ContractError: if the instruction is refused, spells a special token (which would not
-                be read as words), or makes a prompt of more tokens than fit.
+                be read as words), makes a prompt of more tokens than fit, or the tokenizer fails.
         """
         words = clean_instruction(instruction)
         spelt = [token for token in self._special_tokens if token in words]
         if spelt:
             raise ContractError("instruction spells a special token", got=spelt, expected="words")
         prompt = self.template.render(words)
-        tokens = [self.bos_id, *self._tokenizer.encode(prompt, add_special_tokens=False).ids]
+        with _refuse_panics("instruction cannot be encoded by this tokenizer"):
+            encoding = self._tokenizer.encode(prompt, add_special_tokens=False)
+        tokens = [self.bos_id, *encoding.ids]
         if len(tokens) > self.max_length:
             raise ContractError(
                 "prompt is too long",
@@ -213,12 +217,23 @@ def _read_content(tokenizer: bytes | str | Path) -> bytes:
 def _load_tokenizer(content: bytes) -> Tokenizer:
     from tokenizers import Tokenizer
 
-    try:
+    with _refuse_panics("tokenizer file is no tokenizer"):
         tokenizer = Tokenizer.from_buffer(content)
-    except Exception as cause:  # the library raises bare Exception for everything
-        raise ContractError(
-            "tokenizer file is no tokenizer", got=cause, expected="a tokenizer.json"
-        ) from cause
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
+
+
+@contextmanager
+def _refuse_panics(summary: str) -> Iterator[None]:
+    """Raise a ContractError for all that the library raises.
+
+    That is a bare Exception for everything, and where a file leads its Rust code astray a
+    PanicException, which is none.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as cause:
+        raise ContractError(summary, got=cause, expected="a sound tokenizer.json") from cause

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from vla_align_ros.contract.npz import Layout, count_bytes, read_arrays, read_layout
 from vla_align_ros.contract.prompt import clean_instruction
 from vla_align_ros.errors import BundleError, ContractError
 
@@ -19,6 +20,7 @@ SIGHT_NAME = "sight.npz"
 GRAPH = "sight"
 TOKENS = "visual_tokens"
 ATTENTION = "attention"
+MAX_SIGHT_BYTES = 1 << 28  # a covariance of 5792 visual features; a language model of 7B has 4096
 
 _FIELDS = {
     "mean": 1,
@@ -113,15 +115,19 @@ def pack_sight(statistics: SightStatistics) -> bytes:
     return buffer.getvalue()
 
 
-def read_sight(path: Path) -> SightStatistics:
-    """Read sight.npz; BundleError if it needs pickle or is no such file."""
+def check_sight_file(path: Path) -> None:
+    """Check the headers of sight.npz, before anything is unpacked; BundleError as `read_sight`."""
     try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
-            arrays: Mapping[str, npt.NDArray[Any]] = {name: archive[name] for name in archive.files}
-        if set(arrays) - {_WEIGHTS} != set(_FIELDS):
-            raise ValueError(f"arrays {sorted(arrays)}")
-        if any(arrays[name].ndim != _FIELDS.get(name, 0) for name in arrays):
-            raise ValueError("arrays of other dimensions")
+        _check_layout(read_layout(path))
+    except Exception as cause:  # hostile bytes make these parsers raise nearly anything
+        raise _refuse(cause) from cause
+
+
+def read_sight(path: Path) -> SightStatistics:
+    """Read sight.npz; BundleError if it needs pickle, is too large or is no such file."""
+    try:
+        _check_layout(read_layout(path))
+        arrays: Mapping[str, npt.NDArray[Any]] = read_arrays(path)
         return SightStatistics(
             mean=arrays["mean"],
             covariance=arrays["covariance"],
@@ -133,13 +139,30 @@ def read_sight(path: Path) -> SightStatistics:
             calibrated=int(arrays["calibrated"]),
             weights=str(arrays.get(_WEIGHTS, "")),
         )
-    except Exception as cause:  # hostile bytes make these parsers raise nearly anything
-        raise BundleError(
-            "statistics of sight cannot be read",
-            got=cause,
-            expected=f"an .npz file of plain arrays: {', '.join(sorted(_FIELDS))}",
-            fix="fit and export them again: vla-align sight fit, vla-align export",
-        ) from cause
+    except Exception as cause:  # as above
+        raise _refuse(cause) from cause
+
+
+def _check_layout(layout: Layout) -> None:
+    if set(layout) - {_WEIGHTS} != set(_FIELDS):
+        raise ValueError(f"arrays {sorted(layout)}")
+    if any(len(layout[name][0]) != _FIELDS.get(name, 0) for name in layout):
+        raise ValueError("arrays of other dimensions")
+    if layout["covariance"][0] != layout["mean"][0] * 2:
+        raise ValueError(
+            f"a covariance of {layout['covariance'][0]}, a mean of {layout['mean'][0]}"
+        )
+    if count_bytes(layout) > MAX_SIGHT_BYTES:
+        raise ValueError(f"{count_bytes(layout)} bytes, {MAX_SIGHT_BYTES} at most")
+
+
+def _refuse(cause: Exception) -> BundleError:
+    return BundleError(
+        "statistics of sight cannot be read",
+        got=cause,
+        expected=f"an .npz file of plain arrays: {', '.join(sorted(_FIELDS))}",
+        fix="fit and export them again: vla-align sight fit, vla-align export",
+    )
 
 
 def _wrong(what: str, got: object, expected: str) -> ContractError:

@@ -24,7 +24,7 @@ from vla_align_ros.ros.recording import read_json_lines
 from vla_align_ros.share import find_share
 from vla_align_ros.sim.shifts import find_shift
 
-FRESH_SEEDS_FROM = 1_000_000_000  # no data set is collected from this seed on
+FRESH_SEEDS_FROM = 1_000_000_000  # beyond evaluations; data sets draw from 2**31 on
 SEEDS_A_RUN = 10_000
 POLL_S = 0.2
 START_LIMIT_S = 120.0

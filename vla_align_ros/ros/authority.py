@@ -16,6 +16,8 @@ from vla_align_ros.runtime.interlock import Interlock
 from vla_align_ros.runtime.stops import Hold, Reason
 
 RELIABLE = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
+BEST_EFFORT = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
+THROTTLE_S = 10.0
 NOT_CONFIGURED = "the node is not configured; nothing moves, and nothing can be armed"
 
 
@@ -23,12 +25,13 @@ class Authority:
     """What outranks the policy, over services and topics that are there in every state.
 
     Services: `~/arm` (SetBool: arm or disarm), `~/stop` (Trigger: latch a stop), `~/reset_stop`
-    (Trigger: release it; the arm stays disarmed). Topics: `~/emergency_stop` (Empty: the same as
-    `~/stop`), `~/takeover` (Bool: true suspends the policy, false gives back), `~/dead_man` (Bool,
-    to be repeated while it is held), `~/watched` (Empty, which a watchdog repeats while it hears
-    the policy's heartbeats). All are kept in `interlock`, in every state but for arming,
-    which needs a configured node and ends with it. A decision takes effect on the next tick of
-    the command timer; `now` is called after each one that stops the arm, so that it need not wait.
+    (Trigger: release it; the arm stays disarmed). Topics: `~/emergency_stop` (Empty, reliable or
+    best effort: the same as `~/stop`), `~/takeover` (Bool: true suspends the policy, false gives
+    back), `~/dead_man` (Bool, to be repeated while it is held), `~/watched` (Empty, which a
+    watchdog repeats while it hears the policy's heartbeats). All are kept in `interlock`, in every
+    state but for arming, which needs a configured node and ends with it. A decision takes effect on
+    the next tick of the command timer; `now` is called after each one that stops the arm, so that
+    it need not wait.
     """
 
     def __init__(self, node: Node, interlock: Interlock, now: Callable[[], None]) -> None:
@@ -39,7 +42,10 @@ class Authority:
         node.create_service(SetBool, "~/arm", self._on_arm)
         node.create_service(Trigger, "~/stop", self._on_stop)
         node.create_service(Trigger, "~/reset_stop", self._on_reset)
-        node.create_subscription(Empty, "~/emergency_stop", self._on_emergency_stop, RELIABLE)
+        # Twice: a reliable subscription hears no best-effort publisher (micro-ROS), a best-effort
+        # one is sent nothing again. What both hear is one stop: the second finds it latched.
+        for qos in (RELIABLE, BEST_EFFORT):
+            node.create_subscription(Empty, "~/emergency_stop", self._on_emergency_stop, qos)
         node.create_subscription(Bool, "~/takeover", self._on_takeover, RELIABLE)
         node.create_subscription(Bool, "~/dead_man", self._on_dead_man, RELIABLE)
         node.create_subscription(Empty, "~/watched", self._on_watched, RELIABLE)
@@ -93,6 +99,12 @@ class Authority:
             )
 
     def _on_dead_man(self, message: Bool) -> None:
+        if self._interlock.config.dead_man_s == 0:
+            self._node.get_logger().error(
+                "there is a dead-man switch, and dead_man_s is 0: let go it holds the arm, but "
+                "one that falls silent does not; set dead_man_s",
+                throttle_duration_sec=THROTTLE_S,
+            )
         if self._interlock.press_dead_man(message.data, time.monotonic()):
             self._now()
 

@@ -103,7 +103,13 @@ DECLARATIONS = (
         "what is executed where plans overlap",
         constraints="newest, queue, ensemble, blend or rtc (a policy that takes committed actions)",
     ),
-    Declaration("blend_s", 0.2, "hand-over time of the strategy blend", 0.01, 5.0),
+    Declaration(
+        "blend_s",
+        0.2,
+        "hand-over time of the strategy blend, less than what a plan outlasts replan_period_s by",
+        0.01,
+        5.0,
+    ),
     Declaration("ensemble_decay", 0.01, "weight decay of the strategy ensemble", 0.0, 10.0),
     Declaration(
         "unfamiliar_scene",

@@ -23,7 +23,7 @@ SETTLE_S = 1.0
 LATEST = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
 PICTURES = {"sensor_msgs/msg/Image": Image, "sensor_msgs/msg/CompressedImage": CompressedImage}
 COMMANDS = ("geometry_msgs/msg/TwistStamped", "geometry_msgs/msg/PoseStamped")
-WATCHDOG = "watchdog_node"
+WATCHDOG, POLICY = "watchdog_node", "policy_node"
 JOINED = ("inactive", "active")  # states in which a policy is on its topics
 
 Row = dict[str, Any]
@@ -74,8 +74,7 @@ class GraphCheck:
         )
 
     def _takers(self, topic: str) -> set[str]:
-        infos = self._node.get_subscriptions_info_by_topic(topic)
-        return {info.node_name for info in infos} - {WATCHDOG}
+        return _name_ends(self._node.get_subscriptions_info_by_topic(topic))
 
     def _check_policy(self, name: str, rows: list[Row]) -> str:
         """Add what it says of itself to `rows`; returns its lifecycle state, "" if unheard."""
@@ -174,18 +173,32 @@ class GraphCheck:
         return stamp_to_s(message.header.stamp)
 
     def _check_controller(self, topic: str) -> Row:
-        node = self._node
         takers = self._takers(topic)
-        givers = {info.node_name for info in node.get_publishers_info_by_topic(topic)}
-        rivals = sorted(givers - {WATCHDOG, "policy_node"})
+        givers = _name_ends(self._node.get_publishers_info_by_topic(topic))
+        policies = sorted(givers & {*find_policies(self._node)} or _named_as_policies(givers))
+        rivals = sorted(givers - {*policies[:1]})
         if not takers:
             fix = f"start the controller, or remap the node's command topic to it (now {topic})"
             return row(topic, False, "no controller listens", fix)
         found = f"{', '.join(sorted(takers))} listens"
         if rivals:
             fix = "one publisher a command topic: stop the others"
-            return row(topic, False, f"{found}; {', '.join(rivals)} publishes too", fix)
+            beside = f" beside {policies[0]}" if policies else ""
+            return row(topic, False, f"{found}; {', '.join(rivals)} publishes{beside}", fix)
         return row(topic, True, found)
+
+
+def _name_ends(infos: list[Any]) -> set[str]:
+    """Full names of the nodes at these ends of a topic, without watchdogs."""
+    return {
+        f"{info.node_namespace.rstrip('/')}/{info.node_name}"
+        for info in infos
+        if info.node_name != WATCHDOG
+    }
+
+
+def _named_as_policies(names: set[str]) -> set[str]:
+    return {name for name in names if name.rpartition("/")[2] == POLICY}
 
 
 def main() -> None:

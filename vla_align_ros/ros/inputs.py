@@ -28,6 +28,8 @@ from vla_align_ros.runtime.arrivals import Arrivals
 from vla_align_ros.runtime.runner import PolicyRunner
 
 LATEST = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
+# Drivers share the topic: at 500 Hz an arm's would push the gripper's out of a queue of one.
+JOINTS = QoSProfile(depth=100, reliability=ReliabilityPolicy.BEST_EFFORT)
 RELIABLE = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
 THROTTLE_S = 2.0
 
@@ -36,9 +38,10 @@ class Inputs:
     """The subscriptions of one configuration; `destroy` takes them off the graph.
 
     A policy with one camera looks at `~/image`, one with several at `~/<camera>/image` each.
-    Depth 1, because an image that waited in a queue is an image of the past. What a topic carries
-    is checked here: a message that is refused is counted, logged (throttled), and not an arrival,
-    so that it ends in a stale_image or stale_state hold.
+    Depth 1, because an image that waited in a queue is an image of the past; but for the joints, of
+    which one message need not name the gripper's. What a topic carries is checked here: a message
+    that is refused is counted, logged (throttled) and not looked at, so that it ends in a
+    stale_image or stale_state hold; where no other comes, `troubles` says why.
 
     Raises ConfigurationError where the policy needs an input whose source has no name.
     """
@@ -63,7 +66,7 @@ class Inputs:
         if runner.needs_pose:
             self._watch("pose", PoseStamped, "~/ee_pose", self._on_pose)
         if runner.wants_gripper and parameters.arm.gripper_joint:
-            self._watch("joints", JointState, "~/joint_states", self._on_joints)
+            self._watch("joints", JointState, "~/joint_states", self._on_joints, JOINTS)
 
     def destroy(self) -> None:
         """Unsubscribe from everything."""
@@ -86,19 +89,26 @@ class Inputs:
             source.likely_bytes = 3 * self._runner.observer.pixels[camera]
 
     def _watch(
-        self, name: str, kind: Any, topic: str, callback: Callable[[Any], None]
+        self,
+        name: str,
+        kind: Any,
+        topic: str,
+        callback: Callable[[Any], str | None],
+        qos: QoSProfile = LATEST,
     ) -> WatchedSource:
+        """Subscribe to a source; `callback` returns why a message is of no use, None if it is."""
         arrivals = Arrivals()
 
         def receive(message: Any) -> None:
             size = len(message.data) if kind in (Image, CompressedImage) else 0
-            arrivals.note(time.monotonic(), size)
-            callback(message)
+            now_s = time.monotonic()
+            arrivals.note(now_s, size)
+            arrivals.note_use(now_s, callback(message))
 
         def lose(event: Any) -> None:
             arrivals.note_lost(event.total_count_change, time.monotonic())
 
-        subscription = self._listen(kind, topic, receive, LATEST, lose)
+        subscription = self._listen(kind, topic, receive, qos, lose)
         reliable = subscription.qos_profile.reliability == ReliabilityPolicy.RELIABLE
         source = WatchedSource(
             name, subscription.topic_name, kind, reliable=reliable, arrivals=arrivals
@@ -131,13 +141,13 @@ class Inputs:
         self._subscriptions.append(subscription)
         return subscription
 
-    def _on_image(self, camera: str, message: Image) -> None:
+    def _on_image(self, camera: str, message: Image) -> str | None:
         try:
             image = image_to_rgb(message)
         except ContractError as error:
-            self._refuse("image", error)
-        else:
-            self._runner.take_image(lambda: image, self._stamp_s(message), camera)
+            return self._refuse("image", error)
+        self._runner.take_image(lambda: image, self._stamp_s(message), camera)
+        return None
 
     def _on_compressed(self, camera: str, message: CompressedImage) -> None:
         # Decoding takes milliseconds, so the inference thread does it, for the frames it uses.
@@ -153,7 +163,7 @@ class Inputs:
         except ContractError as error:
             self._refuse("instruction", error)
 
-    def _on_pose(self, message: PoseStamped) -> None:
+    def _on_pose(self, message: PoseStamped) -> str | None:
         try:
             if message.header.frame_id != self._arm.command_frame:
                 raise ContractError(
@@ -164,16 +174,25 @@ class Inputs:
                 )
             self._runner.take_pose(pose_to_vector(message), self._stamp_s(message))
         except ContractError as error:
-            self._refuse("pose", error)
+            return self._refuse("pose", error)
+        return None
 
-    def _on_joints(self, message: JointState) -> None:
+    def _on_joints(self, message: JointState) -> str | None:
         fraction = self._arm.fraction_open(message)
         if fraction is not None:
             self._runner.take_gripper(fraction, self._stamp_s(message))
+            return None
+        joint = self._arm.gripper_joint
+        if joint in message.name:
+            return f"joint_states gives {joint} no position"
+        names = ", ".join(message.name) or "no joint"
+        return f"joint_states names {names} and not {joint}; correct arm.gripper.joint"
 
-    def _refuse(self, what: str, error: Exception) -> None:
+    def _refuse(self, what: str, error: Exception) -> str:
+        """Count and log what is refused; returns why."""
         self._runner.metrics.count(f"{what}s_refused")
         self._node.get_logger().error(f"{what} refused: {error}", throttle_duration_sec=THROTTLE_S)
+        return str(error)
 
     def _stamp_s(self, message: Any) -> float:
         """The message's stamp in seconds; now, where its driver stamps nothing."""

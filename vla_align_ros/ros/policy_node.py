@@ -62,6 +62,7 @@ class PolicyNode(LifecycleNode):
         self._settings: PolicyParameters | None = None
         self._policy: Policy | None = None
         self._runner: PolicyRunner | None = None
+        self._hangs = False  # whether an inference of this policy did not return
         self._arm: Arm | None = None
         self._inputs: Inputs | None = None
         self._watch: SourceWatch | None = None
@@ -204,6 +205,7 @@ class PolicyNode(LifecycleNode):
             self._arm.stop(self.get_clock().now().to_msg())
         self._heartbeat.publish(Bool(data=False))
         if self._runner is not None and not self._runner.deactivate():
+            self._hangs = True
             self.get_logger().error("inference does not return; its result will be discarded")
         if self._arm is not None:
             self._arm.flush(FLUSH_S)
@@ -217,8 +219,9 @@ class PolicyNode(LifecycleNode):
             self.destroy_lifecycle_publisher(self._chunks)
         if self._sight is not None:
             self._sight.destroy()
-        if self._policy is not None:
+        if self._policy is not None and not self._hangs:  # a thread that hangs keeps its engine
             self._policy.close()
+        self._hangs = False
         self._inputs = self._watch = self._sight = self._arm = self._chunks = self._policy = None
         self._runner = self._settings = None
         self._authority.close()
@@ -257,23 +260,25 @@ class PolicyNode(LifecycleNode):
 
     def _on_check(self) -> None:
         arm = None if self._command_timer is None else self._arm
-        if arm is not None and arm.exclusive and (rivals := arm.rivals()):
+        if arm is not None and (rivals := arm.contested()):
             self._authority.stop(f"because another node publishes on {', '.join(rivals)}")
         if self._watch is not None and self._watch.check():
             self._on_diagnostics()
 
     def _on_diagnostics(self) -> None:
-        values: dict[str, Any] = {
-            "rival_publishers": [] if self._arm is None else self._arm.rivals()
-        }
+        arm = self._arm
+        values: dict[str, Any] = {"rival_publishers": [] if arm is None else arm.rivals()}
         if self._watch is not None:
-            values.update(sources=self._watch.summarise(), troubles=self._watch.troubles)
+            troubles = {**self._watch.troubles, **({} if arm is None else arm.troubles())}
+            values.update(sources=self._watch.summarise(), troubles=troubles)
         if self._sight is not None:
             values.update(self._sight.summarise())
         self.reporter.diagnose(values)
 
     def _on_autostart(self) -> None:
         self.destroy_timer(self._autostart_timer)
+        if self.reporter.state != "unconfigured" or self.reporter.error is not None:
+            return  # somebody manages the node
         if self.trigger_configure() == Result.SUCCESS:
             self.trigger_activate()
 

@@ -42,7 +42,10 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 class Film:
-    """Encodes RGB pictures of one size to an H.264 mp4 that browsers play; light on the CPU."""
+    """Encodes RGB pictures of one size to an H.264 mp4 that browsers play; light on the CPU.
+
+    Its colours are kept for two by two pixels: an odd last row or column is left out.
+    """
 
     def __init__(self, path: Path, *, rate_hz: float, preset: str = "veryfast") -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -56,7 +59,8 @@ class Film:
         self.frames = 0
 
     def add(self, image: NDArray[np.uint8]) -> None:
-        """Append one (H, W, 3) uint8 RGB picture; H and W even, the same for the whole film."""
+        """Append one (H, W, 3) uint8 RGB picture; H and W the same for the whole film."""
+        image = image[: image.shape[0] // 2 * 2, : image.shape[1] // 2 * 2]
         if self._stream is None:
             self._stream = self._container.add_stream("libx264", rate=self._rate)
             self._stream.height, self._stream.width = image.shape[:2]

@@ -32,13 +32,13 @@ class Reporter:
     or null), error (of the last failed transition, or null).
 
     `/diagnostics` carries the same as key-values, and every figure of `Metrics.snapshot`:
-    frames_received, inference_count, commands_sent, latency_<stage>_p50_ms and _p99_ms,
-    command_rate_hz, command_jitter_p50_ms and _p99_ms, camera_rate_hz, image_age_ms, `stops` (JSON
-    list of the latest stops), `rival_publishers`, `sources` (JSON, by camera, pose and joints:
-    age_ms, rate_hz, received, lost, publishers) and `troubles` (JSON: what to set where a source
-    is published and does not arrive), `sight` (in words), sight_readings, sight_errors,
-    familiarity_distance, familiarity_threshold, unfamiliar. Keys stay; one without samples is
-    absent.
+    frames_received, inference_count, plans_refused, commands_sent, latency_<stage>_p50_ms and
+    _p99_ms, command_rate_hz, command_jitter_p50_ms and _p99_ms, camera_rate_hz, image_age_ms,
+    `stops` (JSON list of the latest stops), `rival_publishers`, `sources` (JSON, by camera, pose
+    and joints: age_ms, rate_hz, received, lost, publishers) and `troubles` (JSON: what to set where
+    a source is published and does not arrive or is of no use, or the gripper's action fails),
+    `sight` (in words), sight_readings, sight_errors, familiarity_distance, familiarity_threshold,
+    unfamiliar. Keys stay; one without samples is absent.
     """
 
     def __init__(self, node: LifecycleNode, interlock: Interlock) -> None:
@@ -60,7 +60,7 @@ class Reporter:
         self.arm = ""
         self.error: str | None = None
 
-    def log_fault(self, hold: Hold, error: Exception) -> None:
+    def log_fault(self, hold: Hold, error: BaseException) -> None:
         """Log what inference raised; callable from the inference thread."""
         if self._due_to_log(f"fault:{hold.reason}"):
             self._node.get_logger().error(f"inference failed, the arm holds: {error}")
@@ -140,8 +140,9 @@ class Reporter:
             return DiagnosticStatus.OK, self.state
         if hold.reason in GRAVE:
             return DiagnosticStatus.ERROR, f"hold: {hold}"
-        level = DiagnosticStatus.OK if hold.reason in QUIET else DiagnosticStatus.WARN
-        return level, f"hold: {hold}"
+        overdue = self.runner is not None and self.runner.plan_overdue
+        quiet = hold.reason in QUIET and not overdue
+        return DiagnosticStatus.OK if quiet else DiagnosticStatus.WARN, f"hold: {hold}"
 
     def _log_change(self, hold: Hold | None) -> None:
         if hold is not None and hold.reason is Reason.INACTIVE:

@@ -1,4 +1,4 @@
-"""Runs a node as a process: SIGINT and SIGTERM end it between two callbacks, never within one."""
+"""Runs a node as a process: a signal ends it between two callbacks, never within one."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from rclpy.signals import SignalHandlerOptions
 
 from vla_align_ros.errors import VlaAlignError
 
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 SPIN_S = 0.2  # how long a signal may wait for its turn
 # A thread that computes in Python gives way after this (5 ms by default), so that the timer that
 # commands the arm does not wait for one that prepares a picture.
@@ -62,7 +63,8 @@ def run_node(
 ) -> bool:
     """Make a node and run it until it is `finished`; False if a signal came first.
 
-    rclpy's own handlers would pull the context from under a callback that is publishing. A
+    rclpy's own handlers would pull the context from under a callback that is publishing. SIGHUP, a
+    terminal that is gone, ends it like the others, unless who started it ignores that (nohup). A
     VlaAlignError ends the process with its message and status 1. A node with the parameter
     `thread_priority` gets it for the thread that runs its callbacks (0: as it is).
     """
@@ -70,8 +72,9 @@ def run_node(
     sys.setswitchinterval(SWITCH_S)
     keep_memory()
     rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda received, _: asked_to_end.append(received))
+    for number in ENDING:
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, lambda received, _: asked_to_end.append(received))
     executor = SingleThreadedExecutor()
     node: AnyNode | None = None
     try:

@@ -66,9 +66,10 @@ class ServoInput:
     def twist_at(self, now_s: float) -> NDArray[np.float64]:
         """The velocity (6,) to move with at `now_s`: the last command, or zero once it is old.
 
-        A motion that ends because no command followed it is counted once in `expired`.
+        A motion that ends because no command followed it, or because the clock went back behind it,
+        is counted once in `expired`.
         """
-        if now_s - self._stamp_s <= self.timeout_s:
+        if abs(now_s - self._stamp_s) <= self.timeout_s:
             return self._twist
         if self._twist.any():
             self.expired += 1

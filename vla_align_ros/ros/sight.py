@@ -121,7 +121,7 @@ class SightTopics:
         message.data = array.array("B", pixels.tobytes())
         return message
 
-    def _log_error(self, error: Exception) -> None:
+    def _log_error(self, error: BaseException) -> None:
         if time.monotonic() - self._logged_s > REPEAT_LOG_S:
             self._logged_s = time.monotonic()
             self._node.get_logger().error(f"sight failed, the policy goes on: {error}")

@@ -49,7 +49,9 @@ def transition(
                 result = refusal
                 self.reporter.error = f"{name} failed: {error}"
                 self.get_logger().error(self.reporter.error)
-            except Exception as error:  # rclpy would swallow it in silence
+            except (KeyboardInterrupt, SystemExit):
+                raise
+            except BaseException as error:  # rclpy swallows it, and dies of a panic of Rust's
                 result = Result.ERROR
                 self.reporter.error = f"{name} failed: {type(error).__name__}: {error}"
                 self.get_logger().error(f"{self.reporter.error}\n{traceback.format_exc()}")

@@ -39,6 +39,9 @@ TELL_PERIOD_S = 0.1
 THROTTLE_S = 5.0
 OWN_DELAY_S = 0.005  # later than this the watchdog itself was starved: it reads its mail first
 NEVER_S = 3600.0
+# How long the stop is sent with the heartbeats of a policy that comes back: they may be heard
+# before the stop is, and a dead one's subscription stays on the graph for a while.
+STOP_AGAIN_S = 1.0
 
 WATCHDOG_DECLARATIONS = (
     Declaration(
@@ -65,7 +68,10 @@ WATCHDOG_DECLARATIONS = (
         read_only=True,
     ),
     Declaration(
-        "arm.interface", "twist", "a zero is sent to twist arms alone; the others only report it"
+        "arm.interface",
+        "twist",
+        "a zero is sent to twist arms alone; the others only report it",
+        read_only=True,
     ),
 )
 
@@ -75,12 +81,13 @@ class WatchdogNode(Node):
 
     Subscribes to the policy's `~/delta_twist_cmds` (TwistStamped) and `~/heartbeat` (Bool, whether
     the arm moves), and answers heartbeats on `~/watched` (Empty, every 0.1 s at most) while its own
-    zero would be heard: a policy that asks for a watchdog moves nothing without. When both were
-    about motion and then cease for two command periods and `tolerance_s`, it publishes one zero on
-    `~/delta_twist_cmds` and, if `stop_policy`, an Empty on `~/emergency_stop`. Commands beside a
-    policy that says that it stands are a person's and left alone. `~/status` (String, latched,
-    JSON: tripped, reason, silence_s, trips, moving, limit_s) and `/diagnostics` keep the first
-    reason until `~/reset` (Trigger).
+    zero would be heard and it can hear the commands: a policy that asks for a watchdog moves
+    nothing without. When both were about motion and then cease for two command periods and
+    `tolerance_s`, it publishes one zero on `~/delta_twist_cmds` and, if `stop_policy`, an Empty on
+    `~/emergency_stop`, and again when heartbeats come back, unless it was reset: a policy that died
+    heard nothing. Commands beside a policy that says that it stands are a person's and left alone.
+    `~/status` (String, latched, JSON: tripped, reason, silence_s, trips, moving, limit_s) and
+    `/diagnostics` keep the first reason until `~/reset` (Trigger).
     """
 
     def __init__(self) -> None:
@@ -88,20 +95,22 @@ class WatchdogNode(Node):
         declare_parameters(self, WATCHDOG_DECLARATIONS)
         self._frame = self._read_frame()
         self._sends_zero = self.get_parameter("arm.interface").value == "twist"
-        self._stops_policy = bool(self.get_parameter("stop_policy").value)
         self._watchdog = Watchdog(
             self.get_parameter("command_rate_hz").value, self.get_parameter("tolerance_s").value
         )
         self._twist: Any = None
         if self._sends_zero:
             self._twist = self.create_publisher(TwistStamped, "~/delta_twist_cmds", RELIABLE)
-        self._stop = self.create_publisher(Empty, "~/emergency_stop", RELIABLE)
+        self._stop: Any = None
+        if self.get_parameter("stop_policy").value:
+            self._stop = self.create_publisher(Empty, "~/emergency_stop", RELIABLE)
+        self._stop_until_s = -math.inf  # infinite between a trip and the next heartbeat
         self._watched = self.create_publisher(Empty, "~/watched", RELIABLE)
         self._told_s = -math.inf
         self._status = self.create_publisher(String, "~/status", LATCHED)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         self.create_subscription(TwistStamped, "~/delta_twist_cmds", self._on_twist, RELIABLE)
-        self.create_subscription(Bool, "~/heartbeat", self._on_heartbeat, RELIABLE)
+        self._beats = self.create_subscription(Bool, "~/heartbeat", self._on_heartbeat, RELIABLE)
         self.create_service(Trigger, "~/reset", self._on_reset)
         # Not ROS time: the arm must be stopped whatever a simulated clock does.
         steady = Clock(clock_type=ClockType.STEADY_TIME)
@@ -131,19 +140,44 @@ class WatchdogNode(Node):
 
     def _on_heartbeat(self, message: Bool) -> None:
         now_s = time.monotonic()
+        if self._stop_until_s == math.inf:
+            self._stop_until_s = now_s + STOP_AGAIN_S
+        if now_s < self._stop_until_s:
+            self._stop.publish(Empty())
         self._watchdog.take_heartbeat(moving=message.data, now_s=now_s)
         self._set_alarm()
-        if now_s - self._told_s >= TELL_PERIOD_S and self._reaches_arm():
+        if now_s - self._told_s < TELL_PERIOD_S:
+            return
+        if self._twist is None or (self._reaches_arm() and self._hears_commands()):
             self._told_s = now_s
             self._watched.publish(Empty())
 
     def _reaches_arm(self) -> bool:
         """Whether somebody else than this node would hear its zero."""
-        if self._twist is None or self._twist.get_subscription_count() > 1:
+        if self._twist.get_subscription_count() > 1:
             return True
         self.get_logger().warning(
             f"not watching: nobody else subscribes to {self._twist.topic_name}, a zero would stop "
             "nothing; start the arm's controller, or remap ~/delta_twist_cmds to its topic",
+            throttle_duration_sec=THROTTLE_S,
+        )
+        return False
+
+    def _hears_commands(self) -> bool:
+        """Whether the commands of the node with the heartbeats come to a reliable subscription."""
+        policies = {
+            _end_of(info) for info in self.get_publishers_info_by_topic(self._beats.topic_name)
+        }
+        topic = self._twist.topic_name
+        if not any(
+            info.qos_profile.reliability == ReliabilityPolicy.BEST_EFFORT
+            for info in self.get_publishers_info_by_topic(topic)
+            if _end_of(info) in policies
+        ):
+            return True
+        self.get_logger().warning(
+            f"not watching: the policy publishes {topic} as best effort, which is not heard here; "
+            "take the qos_override of its reliability away",
             throttle_duration_sec=THROTTLE_S,
         )
         return False
@@ -179,8 +213,9 @@ class WatchdogNode(Node):
         if self._twist is not None:
             stamp = self.get_clock().now().to_msg()
             self._twist.publish(make_twist(np.zeros(6), stamp, self._frame))
-        if self._stops_policy:
+        if self._stop is not None:
             self._stop.publish(Empty())
+            self._stop_until_s = math.inf
         what = "sent zero" if self._sends_zero else "cannot send a zero to this arm"
         self.get_logger().error(
             f"{trip.reason}: nothing for {1e3 * trip.silence_s:.0f} ms while the arm moved; {what}"
@@ -192,6 +227,7 @@ class WatchdogNode(Node):
         response.success = self._watchdog.first is not None
         response.message = "reset" if response.success else "nothing to reset"
         self._watchdog.reset()
+        self._stop_until_s = -math.inf
         self._report()
         return response
 
@@ -217,6 +253,10 @@ class WatchdogNode(Node):
         values = {**self._summary(), "moving": self._watchdog.moving}
         stamp = self.get_clock().now().to_msg()
         self._diagnostics.publish(make_diagnostics(name, "", level, text, values, stamp))
+
+
+def _end_of(info: Any) -> tuple[str, str]:
+    return info.node_namespace, info.node_name
 
 
 def main(arguments: list[str] | None = None) -> None:

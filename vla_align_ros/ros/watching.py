@@ -56,7 +56,9 @@ class SourceWatch:
             trouble = source.arrivals.find_trouble(now_s)
             if trouble is None:
                 continue
-            text = f"{_describe(source, trouble)}: {_advise(source, infos)}"
+            text = _describe(source, trouble)
+            if trouble is not Trouble.USELESS:  # that says itself what to mend
+                text += f": {_advise(source, infos)}"
             self.troubles[source.name] = text
             if now_s - self._logged_s.get((source.name, trouble), -REPEAT_LOG_S) >= REPEAT_LOG_S:
                 self._logged_s[source.name, trouble] = now_s
@@ -89,6 +91,8 @@ def _describe(source: WatchedSource, trouble: Trouble) -> str:
     arrivals = source.arrivals
     if trouble is Trouble.SILENT:
         return f"{source.name} is published on {source.topic}, and nothing arrives"
+    if trouble is Trouble.USELESS:
+        return f"{source.name} arrives on {source.topic}, and is of no use: {arrivals.useless}"
     return (
         f"{source.name} loses messages on {source.topic} "
         f"({arrivals.received} arrived, {arrivals.lost} lost)"

@@ -14,10 +14,14 @@ EVENTS_KEPT = 4096
 
 
 class Trouble(str, Enum):
-    """What is wrong with a source that somebody publishes: nothing comes, or much is lost."""
+    """What is wrong with a source that somebody publishes.
+
+    Nothing comes, much is lost, or nothing that comes can be used.
+    """
 
     SILENT = "silent"
     LOSSY = "lossy"
+    USELESS = "useless"
 
 
 @dataclass(slots=True)
@@ -25,7 +29,8 @@ class Arrivals:
     """What is known of one source's messages; every time is monotonic seconds of the caller.
 
     `expected_hz` is the rate that its driver should have, 0 if nobody said. The middleware tells
-    what it lost; `received`, `lost` and `largest_bytes` count from the start.
+    what it lost; `received`, `lost` and `largest_bytes` count from the start. A message that cannot
+    be used is received all the same; `useless` says why the last such one could not.
     """
 
     expected_hz: float = 0.0
@@ -33,9 +38,11 @@ class Arrivals:
     lost: int = 0
     largest_bytes: int = 0
     publishers: int = 0
+    useless: str = ""
     _came_s: deque[float] = field(default_factory=lambda: deque(maxlen=EVENTS_KEPT))
     _lost_s: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=EVENTS_KEPT))
     _since_s: float | None = None
+    _useless_since_s: float | None = None
 
     def note(self, now_s: float, size_bytes: int = 0) -> None:
         """A message came."""
@@ -44,6 +51,15 @@ class Arrivals:
         self._came_s.append(now_s)
         while self._came_s[0] <= now_s - WINDOW_S:
             self._came_s.popleft()
+
+    def note_use(self, now_s: float, useless: str | None) -> None:
+        """Whether the message that came could be used: None, or why not."""
+        if useless is None:
+            self._useless_since_s = None
+            return
+        self.useless = useless
+        if self._useless_since_s is None:
+            self._useless_since_s = now_s
 
     def note_lost(self, count: int, now_s: float) -> None:
         """The middleware reports messages that were sent and did not come."""
@@ -69,6 +85,8 @@ class Arrivals:
         heard_s = max(self._since_s, self._came_s[-1] if self._came_s else self._since_s)
         if now_s - heard_s >= SILENCE_S:
             return Trouble.SILENT
+        if self._useless_since_s is not None and now_s - self._useless_since_s >= WINDOW_S:
+            return Trouble.USELESS
         return Trouble.LOSSY if self._is_lossy(now_s) else None
 
     def _is_lossy(self, now_s: float) -> bool:

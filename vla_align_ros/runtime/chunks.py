@@ -62,6 +62,7 @@ class ChunkBuffer:
         self._accepted = 0
         self._turn = 0
         self._since_s = -math.inf
+        self._ahead_s: float | None = None
 
     @property
     def instruction(self) -> str | None:
@@ -77,6 +78,11 @@ class ChunkBuffer:
     def turn(self) -> int:
         """Counts new starts (`clear`, another instruction); see `add`."""
         return self._turn
+
+    @property
+    def ahead_s(self) -> float | None:
+        """How far ahead the last plan of this turn was stamped, if it was refused for that."""
+        return self._ahead_s
 
     def set_instruction(self, instruction: str | None) -> bool:
         """Accept only this instruction from now on; True if it changed: a new turn, no plans."""
@@ -129,7 +135,11 @@ class ChunkBuffer:
                 return False
             if turn not in (None, self._turn):
                 return False
-            if not self._since_s <= chunk.stamp_s <= latest_s:
+            if chunk.stamp_s < self._since_s:
+                return False
+            ahead = chunk.stamp_s > latest_s
+            self._ahead_s = chunk.stamp_s - arrived_s if ahead else None
+            if ahead:
                 return False
             while self._plans and self._plans[-1].chunk.stamp_s > latest_s:
                 self._plans.pop()  # the clock went back a little: it must not rule until then
@@ -178,6 +188,7 @@ class ChunkBuffer:
         return plan.chunk.stamp_s + self.horizon * self.period_s
 
     def _forget(self) -> None:
+        self._ahead_s = None
         self._plans.clear()
         self.strategy.reset()
 

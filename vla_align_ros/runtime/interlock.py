@@ -13,7 +13,8 @@ from vla_align_ros.runtime.stops import Hold, Reason
 class InterlockConfig:
     """start_armed: whether the arm may move without being armed first.
 
-    dead_man_s: how long a held dead-man switch is believed, in seconds; 0 asks for no switch.
+    dead_man_s: how long a held dead-man switch is believed, in seconds; 0 asks for no switch, and
+    one that is there and says that it is let go still holds the arm.
 
     watchdog_timeout_s: how long a watchdog's word that it watches is believed; 0 asks for none.
     """
@@ -49,6 +50,7 @@ class Interlock:
         self._stop: Hold | None = None
         self._takeover: str | None = None
         self._dead_man_s: float | None = None
+        self._let_go = False  # whether the switch last said that it is not held
         self._watched_s: float | None = None
 
     @property
@@ -106,6 +108,7 @@ class Interlock:
         """Take one message of the dead-man switch; True if it was let go."""
         let_go = self._dead_man_s is not None and not held
         self._dead_man_s = now_s if held else None
+        self._let_go = not held
         return let_go
 
     def note_watched(self, now_s: float) -> None:
@@ -124,6 +127,8 @@ class Interlock:
         if self._takeover is not None:
             return Hold(Reason.TAKEOVER, self._takeover)
         config = self.config
+        if config.dead_man_s == 0 and self._let_go:
+            return Hold(Reason.DEAD_MAN, "the dead-man switch says that it is let go")
         for reason, what, heard_s, believed_s in (
             (Reason.DEAD_MAN, "dead-man switch held", self._dead_man_s, config.dead_man_s),
             (Reason.UNWATCHED, "watchdog heard", self._watched_s, config.watchdog_timeout_s),

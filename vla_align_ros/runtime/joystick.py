@@ -8,18 +8,23 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Hand:
-    """What follows: why to stop (None: no stop), and the dead-man's state (None: say nothing)."""
+    """What follows: why to stop (None: no stop), and the dead-man's state (None: say nothing).
+
+    `again`: the stop was told before, and its cause lasts.
+    """
 
     stop: str | None = None
     dead_man: bool | None = None
+    again: bool = False
 
 
 class Joystick:
     """Buttons in, decisions out; times are monotonic seconds.
 
-    A stop is told once for each press, and once for each loss. A button that the joystick does not
-    have counts as pressed for the stop and as released for the dead-man: a wrong number must not
-    leave an arm without its stop.
+    A stop is told for as long as its button is pressed, so that none can arm a policy beneath a
+    mushroom button that latches, and once for each loss. A button that the joystick does not have
+    counts as pressed for the stop and as released for the dead-man: a wrong number must not leave
+    an arm without its stop.
     """
 
     def __init__(
@@ -36,15 +41,15 @@ class Joystick:
         self._last_s = now_s
         missing = self._stop_button >= len(buttons)
         pressed = missing or bool(buttons[self._stop_button])
+        again, self._pressed = pressed and self._pressed, pressed
         stop = None
-        if pressed and not self._pressed:
+        if pressed:
             stop = f"button {self._stop_button}" + (" does not exist" if missing else "")
-        self._pressed = pressed
         dead_man = None
         if self._dead_man_button is not None:
             held = self._dead_man_button < len(buttons)
             dead_man = held and bool(buttons[self._dead_man_button])
-        return Hand(stop, dead_man)
+        return Hand(stop, dead_man, again)
 
     def check(self, now_s: float) -> Hand:
         """Notice a joystick that was there and fell silent."""

@@ -8,7 +8,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-STAGES = ("transport", "wait", "prepare", "infer", "decode", "total")
+TOTAL = "total"
+STAGES = ("transport", "wait", "prepare", "infer", "decode", TOTAL)
 WINDOW = 4096
 
 
@@ -17,12 +18,15 @@ class Metrics:
 
     Stages, in milliseconds: `transport` camera stamp to arrival, `wait` arrival to the start of
     inference, `prepare`, `infer`, `decode`, and `total` camera stamp to the first command that
-    follows from it. Percentiles cover the last `WINDOW` samples. `snapshot` names stay.
+    follows from it. Percentiles cover the last `WINDOW` samples, which may be minutes; the sum and
+    the count of `total` go on from the start, so that who reads twice has the mean in between.
+    `snapshot` names stay.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._latency_ms: dict[str, deque[float]] = {s: deque(maxlen=WINDOW) for s in STAGES}
+        self._total_ms, self._totals = 0.0, 0
         self._count: Counter[str] = Counter()
         self._intervals_s: dict[str, deque[float]] = {}
         self._last_s: dict[str, float] = {}
@@ -31,6 +35,9 @@ class Metrics:
         """Record one latency in ms of one of `STAGES`."""
         with self._lock:
             self._latency_ms[stage].append(value_ms)
+            if stage == TOTAL:
+                self._total_ms += value_ms
+                self._totals += 1
 
     def count(self, name: str, by: int = 1) -> None:
         """Add to a counter."""
@@ -65,13 +72,17 @@ class Metrics:
     def snapshot(self) -> dict[str, float | int]:
         """All figures by stable names; a latency or rate without samples is left out.
 
-        `latency_<stage>_{p50,p99}_ms`, `<series>_rate_hz`, `<series>_jitter_{p50,p99}_ms` (distance
-        of the interval from its median), and every counter by its name.
+        `latency_<stage>_{p50,p99}_ms`, `total_latency_{sum_ms,count}`, `<series>_rate_hz`,
+        `<series>_jitter_{p50,p99}_ms` (distance of the interval from its median), and every counter
+        by its name.
         """
         with self._lock:
             latency = {stage: list(samples) for stage, samples in self._latency_ms.items()}
             intervals = {series: list(samples) for series, samples in self._intervals_s.items()}
             figures: dict[str, float | int] = dict(self._count)
+            if self._totals:
+                figures["total_latency_sum_ms"] = self._total_ms
+                figures["total_latency_count"] = self._totals
         for stage, samples in latency.items():
             figures.update(_percentiles(f"latency_{stage}", samples))
         for series, samples in intervals.items():

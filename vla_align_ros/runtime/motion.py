@@ -75,16 +75,19 @@ class MotionLimiter:
         """The arm was sent zero, and its gripper stands at `gripper` (fraction open).
 
         None where that is not known: somebody else may have moved it, so the next opening is taken
-        as it is.
+        as it is, unless it is measured by then.
         """
         self._twist[:] = 0.0
         self._acceleration[:] = 0.0
         self._gripper = gripper
 
-    def limit(self, twist: Vector, gripper: float, dt_s: float) -> tuple[Vector, float]:
+    def limit(
+        self, twist: Vector, gripper: float, dt_s: float, measured: float | None = None
+    ) -> tuple[Vector, float]:
         """The twist (6,) and gripper (0..1) that come closest after `dt_s` since the last one.
 
-        Nothing is remembered: `remember` what was really sent, which may be slower still.
+        Nothing is remembered: `remember` what was really sent, which may be slower still. The
+        `measured` opening counts where none was sent.
         """
         result = np.array(twist, np.float64)
         for part, speed, acceleration, jerk in self._parts:
@@ -98,23 +101,24 @@ class MotionLimiter:
                     jerk,
                 )
             result[part] = _shorten(result[part], speed)
-        return result, self._limit_gripper(gripper, dt_s)
+        return result, self._limit_gripper(gripper, dt_s, measured)
 
     def remember(self, twist: Vector, gripper: float, dt_s: float) -> None:
         """Start the next step from what was sent."""
         self._acceleration = (twist - self._twist) / dt_s
         for part, _, acceleration, _ in self._parts:
             if acceleration is not None:
-                # A workspace's side may have braked harder; a jerk is counted from the limit then.
+                # A side may have braked harder; a jerk is counted from the limit then.
                 self._acceleration[part] = _shorten(self._acceleration[part], acceleration)
         self._twist = np.array(twist, np.float64)
         self._gripper = gripper
 
-    def _limit_gripper(self, gripper: float, dt_s: float) -> float:
-        if self._gripper is None or self._gripper_per_s is None:
+    def _limit_gripper(self, gripper: float, dt_s: float, measured: float | None) -> float:
+        last = measured if self._gripper is None else self._gripper
+        if last is None or self._gripper_per_s is None:
             return gripper
         step = self._gripper_per_s * dt_s
-        return min(max(gripper, self._gripper - step), self._gripper + step)
+        return min(max(gripper, last - step), last + step)
 
 
 class Travel:
@@ -132,6 +136,11 @@ class Travel:
         while len(self._legs) > 1 and self._length_s - self._legs[0][0] >= self._keep_s:
             self._length_s -= self._legs.popleft()[0]
 
+    def clear(self) -> None:
+        """The arm stands, and its place is measured anew."""
+        self._legs.clear()
+        self._length_s = 0.0
+
     def within(self, age_s: float) -> Vector:
         """The way (3,) in metres that was commanded in the last `age_s` seconds."""
         way = np.zeros(3)
@@ -144,11 +153,16 @@ class Travel:
 
 
 def braking_speed(distance_m: float, deceleration_m_s2: float | None, period_s: float) -> float:
-    """The largest speed in m/s that still ends within `distance_m`, in a period or by braking."""
-    in_a_period = max(distance_m, 0.0) / period_s
+    """The largest speed in m/s after a period of which the arm can still end within `distance_m`.
+
+    By its period alone, or by braking from then on: v T + v^2 / 2a = distance. Whoever keeps to it
+    on the way never brakes harder than a.
+    """
+    distance_m = max(distance_m, 0.0)
     if deceleration_m_s2 is None:
-        return in_a_period
-    return min(in_a_period, math.sqrt(2.0 * deceleration_m_s2 * max(distance_m, 0.0)))
+        return distance_m / period_s
+    root = math.sqrt(period_s * period_s + 2.0 * distance_m / deceleration_m_s2)
+    return 2.0 * distance_m / (period_s + root)  # a (root - T), without its rounding near a side
 
 
 def _follow(

@@ -73,7 +73,7 @@ class Planner:
         clock: Callable[[], float],
         steady: Callable[[], float],
         on_chunk: Callable[[ActionChunk], None] | None = None,
-        on_fault: Callable[[Hold, Exception], None] | None = None,
+        on_fault: Callable[[Hold, BaseException], None] | None = None,
     ) -> None:
         self.fault: Hold | None = None
         self.begun: tuple[int, float] | None = None
@@ -150,9 +150,10 @@ class Planner:
             arrived_s = self._clock()
             self._delays_s.append(arrived_s - chunk.stamp_s)
             accepted = self._buffer.add(chunk, arrived_s, turn=frame.turn, told=told)
+            self._metrics.count("plans_refused", by=int(not accepted))
             if accepted and self._on_chunk is not None:
                 self._on_chunk(chunk)
-        except Exception as error:  # whatever a backend raises holds the arm
+        except BaseException as error:  # whatever is raised holds the arm, a panic of Rust's too
             self._fail(error)
 
     def _commit(self, stamp_s: float) -> NDArray[np.float64] | None:
@@ -161,7 +162,7 @@ class Planner:
         count = count_committed(longest_s, self._policy.spec.action)
         return self._buffer.commit(stamp_s, count) if count else None
 
-    def _fail(self, error: Exception) -> None:
+    def _fail(self, error: BaseException) -> None:
         self._metrics.count("inference_errors")
         if not self._running:
             return

@@ -40,8 +40,10 @@ def keep_proof(policy: Policy, proof: Mapping[str, Any]) -> None:
     if engines is not None:
         engines.add_gates({DEVICE: dict(proof)})
         return
-    kept, proofs = dict(proof), policy.bundle.report().get("proofs", {})
-    policy.bundle.add_report({"proofs": {**proofs, policy.backend.name: kept}, "verify": kept})
+    kept, name = dict(proof), policy.backend.name
+    policy.bundle.change_report(
+        lambda report: {"proofs": {**report.get("proofs", {}), name: kept}, "verify": kept}
+    )
 
 
 def find_proof(policy: Policy) -> dict[str, Any] | None:

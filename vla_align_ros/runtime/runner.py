@@ -57,7 +57,7 @@ class PolicyRunner:
         interlock: Interlock | None = None,
         sight: SightLoop | None = None,
         on_chunk: Callable[[ActionChunk], None] | None = None,
-        on_fault: Callable[[Hold, Exception], None] | None = None,
+        on_fault: Callable[[Hold, BaseException], None] | None = None,
     ) -> None:
         spec = policy.spec
         self.metrics = Metrics() if metrics is None else metrics
@@ -74,7 +74,7 @@ class PolicyRunner:
         self.sight = sight
         self.interlock = Interlock(InterlockConfig()) if interlock is None else interlock
         self._buffer = ChunkBuffer(spec.action.period_s, spec.action.horizon, strategy)
-        check_strategy(self._buffer.strategy, spec.action)
+        check_strategy(self._buffer.strategy, spec.action, replan_period_s)
         self._planner = Planner(
             policy,
             self._buffer,
@@ -92,6 +92,7 @@ class PolicyRunner:
         self._last_tick_s = 0.0
         self._last_sight_s = float("-inf")
         self._instruction_s = float("-inf")
+        self._hold_since_s = float("-inf")
 
     @property
     def active(self) -> bool:
@@ -107,6 +108,13 @@ class PolicyRunner:
     def state(self) -> RobotState:
         """The robot's state as it arrived."""
         return self.observer.state
+
+    @property
+    def plan_overdue(self) -> bool:
+        """Whether the arm waits for its first plan for longer than a picture stays fresh."""
+        if self.hold is None or self.hold.reason is not Reason.PLANNING:
+            return False
+        return self._steady() - self._hold_since_s > self._gate.timeouts.image_s
 
     @property
     def needs_pose(self) -> bool:
@@ -238,6 +246,7 @@ class PolicyRunner:
             strange=None if self.sight is None else self.sight.explain_strange(),
             action=action,
             plans=self._buffer.accepted - self._plans_before,
+            ahead_s=self._buffer.ahead_s,
             state_age_s=self.state.age_s(now_s, steady_s, with_pose=with_pose),
             state_needed=bool(self.state.names) or self._pose_needed,
             position_m=None if pose.value is None else pose.value[:3],
@@ -256,6 +265,8 @@ class PolicyRunner:
         if stop:
             self.metrics.pause("command")
             self.metrics.count(f"stops_{hold.reason}")
+        if self.hold is None or self.hold.reason is not hold.reason:
+            self._hold_since_s = self._steady()
         self.hold = hold
         return stop
 
@@ -280,6 +291,7 @@ class PolicyRunner:
         if not keep_instruction:
             self._buffer.set_instruction(None)
         self._plan_anew()
+        self._gate.rest()
         self._last_now_s = float("-inf")
         self.observer.clear()
         if self.sight is not None:

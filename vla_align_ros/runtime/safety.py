@@ -103,7 +103,8 @@ class Situation:
     fit together (see Observer); `strange` why the scene is not familiar enough (see SightLoop).
     `forbidden` is what a person has against motion (see Interlock);
     `fault` is what inference reported since its last good chunk; `plans` counts the chunks that
-    answered the current instruction; `position_m` (3,) is the end effector in the command frame,
+    answered the current instruction, `ahead_s` how far ahead of this clock the last one was
+    stamped if it was refused for that; `position_m` (3,) is the end effector in the command frame,
     measured `position_age_s` ago; `gripper` the measured opening, None where it is not known;
     `since_tick_s` the time since the last decision.
     """
@@ -115,6 +116,7 @@ class Situation:
     disorder: str | None = None
     strange: str | None = None
     plans: int = 0
+    ahead_s: float | None = None
     state_age_s: float | None = None
     state_needed: bool = False
     position_m: NDArray[np.float64] | None = None
@@ -164,14 +166,22 @@ class SafetyGate:
             self._limiter.rest(situation.gripper)
         return decision
 
+    def rest(self) -> None:
+        """The arm was brought to a stand outside of `check`: the next command starts from zero."""
+        self._limiter.rest()
+        self._travel.clear()
+
     def _decide(self, situation: Situation) -> Command | Hold:
         hold = self._check_inputs(situation) or situation.fault
         if hold is not None:
             return hold
         if situation.action is None:
+            refused = _explain_refusal(situation.ahead_s)
             if situation.plans == 0:
-                return Hold(Reason.PLANNING, "no action planned for this instruction yet")
-            return Hold(Reason.CHUNK_EXHAUSTED, "the last planned action is over")
+                return Hold(
+                    Reason.PLANNING, refused or "no action planned for this instruction yet"
+                )
+            return Hold(Reason.CHUNK_EXHAUSTED, refused or "the last planned action is over")
         late = _judge_limit(situation.action_age_s, self.timeouts.action_s, "planned action")
         if late is not None:
             return Hold(Reason.STALE_ACTION, late)
@@ -218,23 +228,22 @@ class SafetyGate:
                 )
         since_s = min(max(situation.since_tick_s, 1e-3), LONGEST_TICK_S)
         asked = min(max(float(action[6]), 0.0), 1.0)
-        limited, gripper = self._limiter.limit(twist, asked, since_s)
+        limited, gripper = self._limiter.limit(twist, asked, since_s, situation.gripper)
         if self.limits.needs_position:
             position_m = situation.position_m
             if position_m is None or not np.isfinite(position_m).all():
                 return Hold(Reason.STALE_STATE, "the end effector's position is unknown")
             way_m = self._travel.within(situation.position_age_s)
             held_s = max(scheduled.period_s, self._command_period_s)
-            # From where the arm is if it followed since, and if it did not.
-            for start_m in (position_m, position_m + way_m):
-                limited[:3] = confine(
-                    limited[:3],
-                    start_m,
-                    held_s,
-                    self.limits.workspace_m,
-                    self.limits.keep_out_m,
-                    self.limits.motion.linear_m_s2,
-                )
+            limited[:3] = confine(
+                limited[:3],
+                # Where the arm is if it did not follow since, and if it did.
+                (position_m, position_m + way_m),
+                held_s,
+                self.limits.workspace_m,
+                self.limits.keep_out_m,
+                self.limits.motion.linear_m_s2,
+            )
         self._limiter.remember(limited, gripper, since_s)
         return Command(limited, gripper, scheduled, clamped=bool((limited != twist).any()))
 
@@ -247,6 +256,12 @@ def _judge_age(age_s: float | None, timeout_s: float, what: str) -> str | None:
     if age_s < -timeout_s:
         return f"the {what} is stamped {-age_s:.2f} s ahead of this node's clock"
     return None
+
+
+def _explain_refusal(ahead_s: float | None) -> str | None:
+    if ahead_s is None:
+        return None
+    return f"the last plan was refused: stamped {ahead_s:.2f} s ahead of this node's clock"
 
 
 def _judge_limit(age_s: float, limit_s: float, what: str) -> str | None:

@@ -134,7 +134,7 @@ class SightLoop:
         steady: Callable[[], float],
         insist: bool = False,
         on_reading: Callable[[SightReading], None] | None = None,
-        on_error: Callable[[Exception], None] | None = None,
+        on_error: Callable[[BaseException], None] | None = None,
     ) -> None:
         self.insist = insist
         self.errors = 0
@@ -227,7 +227,7 @@ class SightLoop:
             self.readings += 1
             if self._on_reading is not None and not self._closed:
                 self._on_reading(reading)
-        except Exception as error:  # sight is for people: its failure must not stop inference
+        except BaseException as error:  # sight is for people: its failure must not stop inference
             self.errors += 1
             if self._on_error is not None:
                 self._on_error(error)

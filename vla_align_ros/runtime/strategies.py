@@ -157,7 +157,7 @@ class Blend:
     """The newest plan takes over within `blend_s`, linearly from what was executed until then.
 
     As quick as "newest" but for the hand-over, whose step in velocity is spread over `blend_s`.
-    The gripper changes over at once.
+    The gripper changes over at once. An older plan must last that long: see `check_strategy`.
     """
 
     name = "blend"
@@ -166,7 +166,7 @@ class Blend:
     def __init__(self, blend_s: float = 0.2) -> None:
         if not (math.isfinite(blend_s) and blend_s > 0):
             raise _bad_setting("blend_s", blend_s, "a finite number of seconds above 0")
-        self._blend_s = blend_s
+        self.blend_s = blend_s
 
     def choose(self, plans: Sequence[Plan], now_s: float) -> Choice | None:
         """Fold the plans from the oldest on, each faded in since its arrival."""
@@ -177,7 +177,7 @@ class Blend:
             choice = _read(plan, now_s)
             if choice is None:
                 continue
-            share = min(max((now_s - plan.arrived_s) / self._blend_s, 0.0), 1.0)
+            share = min(max((now_s - plan.arrived_s) / self.blend_s, 0.0), 1.0)
             action = choice.action if action is None else action + share * (choice.action - action)
         return None if action is None else _with_gripper(action, newest)
 
@@ -228,14 +228,27 @@ def find_strategy(name: str, **settings: float) -> Strategy:
     return STRATEGIES[name](**settings)
 
 
-def check_strategy(strategy: Strategy, action: ActionSpec) -> None:
-    """ConfigurationError if a policy of this action cannot be run by the strategy."""
+def check_strategy(strategy: Strategy, action: ActionSpec, replan_period_s: float = 0.0) -> None:
+    """ConfigurationError if a policy of this action cannot be run by the strategy.
+
+    `replan_period_s` is the time between two plans: a hand-over that outlasts the older one would
+    end with the jump that it should spread.
+    """
     if strategy.commits and not action.committed:
         raise ConfigurationError(
             f"the policy cannot be run by {strategy.name}",
             got="a head that takes no committed actions",
             expected="a policy trained with model.head.committed above 0",
             fix="set chunk_strategy to newest, or train and export the policy with it",
+        )
+    longest_s = action.horizon * action.period_s - replan_period_s
+    if isinstance(strategy, Blend) and strategy.blend_s > longest_s + _NOW:
+        raise ConfigurationError(
+            "a hand-over takes longer than the older plan lasts",
+            got=f"blend_s {strategy.blend_s:g}",
+            expected=f"at most {longest_s:g} s: plans of {action.horizon * action.period_s:g} s, "
+            f"{replan_period_s:g} s apart",
+            fix="set a smaller blend_s, well below that by the delay of inference",
         )
 
 

@@ -25,7 +25,8 @@ class TargetIntegrator:
     The target never leads the measured pose by more than `leash_m` and `leash_rad`: an arm that is
     held back, or whose controller stopped listening, finds its target near when it is free again.
     Nor does it leave `workspace_m`, or lie in or behind a box of `keep_out_m` as seen from the arm:
-    the controller goes to it however the arm lags. An arm that is out of place is only led back.
+    the controller goes to it however the arm lags. An arm that is out of place is led no further
+    out, and one that is deep in a box only out of it.
     Frame and units are the command frame's, metres and radians. Raises SafetyError on a leash that
     is no finite number above 0.
     """
@@ -67,7 +68,7 @@ class TargetIntegrator:
     def _pull(self, measured: Pose, target: Pose) -> Pose:
         lead = _shorten(target.position - measured.position, self._leash_m)
         # As a velocity over one second: the way to the target is what must stay within.
-        lead = confine(lead, measured.position, 1.0, self._workspace_m, self._keep_out_m)
+        lead = confine(lead, [measured.position], 1.0, self._workspace_m, self._keep_out_m)
         turn = _shorten(rotvec_from_matrix(target.rotation @ measured.rotation.T), self._leash_rad)
         rotation = matrix_from_rotvec(turn) @ measured.rotation
         return Pose(measured.position + lead, rotation, target.gripper)

@@ -14,8 +14,9 @@ T = TypeVar("T")
 class LatestWorker(Generic[T]):
     """One thread that works on the latest item put; an item replaced before its turn is dropped.
 
-    `work` must not raise: what it cannot do it reports itself. A thread is never restarted; make a
-    new worker instead. By `nice` (0 to 19) the thread gives way to others of its process.
+    `work` must not raise: what it cannot do it reports itself. If it does, that is told like what
+    ends a thread, which goes on all the same. A thread is never restarted; make a new worker
+    instead. By `nice` (0 to 19) the thread gives way to others of its process.
     """
 
     def __init__(
@@ -77,7 +78,14 @@ class LatestWorker(Generic[T]):
                 item, self._item = self._item, None
                 self._busy = True
             if item is not None:
-                self._work(item)
+                self._work_on(item)
+
+    def _work_on(self, item: T) -> None:
+        try:
+            self._work(item)
+        except BaseException:
+            told = threading.ExceptHookArgs((*sys.exc_info(), threading.current_thread()))
+            threading.excepthook(told)
 
 
 def give_way(nice: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -57,6 +58,7 @@ class TensorRTBackend:
         self._sessions: dict[str, EngineSession] = {}
         self._graph: Any = None
         self._closed = False
+        self._in_use = threading.Lock()
         try:
             self._runtime: Any = library.module.Runtime(get_logger(library))
             for graph in acting_graphs(engines.facts["graphs"]):
@@ -91,24 +93,31 @@ class TensorRTBackend:
 
     def infer(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """Run the policy once; BackendError if the inputs do not fit or the device fails."""
-        if self._closed:
-            raise BackendError("backend is closed", fix="open it again")
-        check_inputs(inputs, self.inputs)
-        self._cuda.make_current()
-        for tensor in self.inputs:
-            np.copyto(self._host[tensor.name], inputs[tensor.name])
-        if self._graph is None:
-            self._queue()
-        else:
-            self._cuda.launch_graph(self._graph)
-        self._cuda.synchronize()
-        return {tensor.name: self._host[tensor.name].copy() for tensor in self.outputs}
+        with self._in_use:
+            if self._closed:
+                raise BackendError("backend is closed", fix="open it again")
+            check_inputs(inputs, self.inputs)
+            self._cuda.make_current()
+            for tensor in self.inputs:
+                np.copyto(self._host[tensor.name], inputs[tensor.name])
+            if self._graph is None:
+                self._queue()
+            else:
+                self._cuda.launch_graph(self._graph)
+            self._cuda.synchronize()
+            return {tensor.name: self._host[tensor.name].copy() for tensor in self.outputs}
 
     def close(self) -> None:
-        """Free the recording, the contexts, the engines and all memory, in this order."""
-        if self._closed:
-            return
-        self._closed = True
+        """Free the recording, the contexts, the engines and all memory, in this order.
+
+        Waits for an inference that another thread has under way: it computes in that memory.
+        """
+        with self._in_use:
+            if not self._closed:
+                self._closed = True
+                self._free()
+
+    def _free(self) -> None:
         self._cuda.make_current()
         if self._graph is not None:
             self._cuda.destroy_graph(self._graph)

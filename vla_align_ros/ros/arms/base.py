@@ -43,9 +43,12 @@ class Arm(Protocol):
         """Topics of ours on which somebody else publishes too: two masters move one arm."""
         ...
 
-    @property
-    def exclusive(self) -> bool:
-        """Whether the controller refuses to listen where two publish: then we must not either."""
+    def contested(self) -> list[str]:
+        """Those of them whose controller listens to nobody then: we must not command it either."""
+        ...
+
+    def troubles(self) -> dict[str, str]:
+        """By part of the arm, why it may not do what it is sent, and what to do about it."""
         ...
 
     def destroy(self) -> None:
@@ -66,6 +69,10 @@ class Gripper(Protocol):
 
     def rivals(self) -> list[str]:
         """Topics of ours on which somebody else publishes too."""
+        ...
+
+    def trouble(self) -> str | None:
+        """Why it may not do what it is sent, and what to do about it; None if nothing is known."""
         ...
 
     def destroy(self) -> None:
@@ -108,6 +115,7 @@ class TopicArm:
     """What arms have in common that are commanded on one topic, with a gripper beside it."""
 
     exclusive = False
+    """Whether the arm's controller refuses to listen where two publish on its topic."""
 
     def __init__(self, config: ArmConfig, topic: CommandTopic, gripper: Gripper) -> None:
         self.config = config
@@ -122,6 +130,15 @@ class TopicArm:
         """Topics of ours on which somebody else publishes too: two masters move one arm."""
         return [*([self._topic.name] if self._topic.has_rival() else []), *self._gripper.rivals()]
 
+    def contested(self) -> list[str]:
+        """The arm's own topic, if its controller listens to nobody there now."""
+        return [self._topic.name] if self.exclusive and self._topic.has_rival() else []
+
+    def troubles(self) -> dict[str, str]:
+        """The gripper's, if it has one."""
+        trouble = self._gripper.trouble()
+        return {} if trouble is None else {"gripper": trouble}
+
     def destroy(self) -> None:
         """Take the publishers off the graph."""
         self._topic.destroy()
@@ -130,7 +147,7 @@ class TopicArm:
 
 def check_alone(arm: Arm) -> None:
     """ConfigurationError if the arm's controller would ignore us beside another publisher."""
-    rivals = arm.rivals() if arm.exclusive else []
+    rivals = arm.contested()
     if rivals:
         raise ConfigurationError(
             "another node commands this arm",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import math
 import time
 from collections.abc import Callable
 from typing import Any
 
+from action_msgs.msg import GoalStatus
 from builtin_interfaces.msg import Time
 from rclpy.action import ActionClient
 from rclpy.duration import Duration
@@ -23,6 +25,7 @@ from vla_align_ros.ros.arms.config import ArmConfig
 
 TOPIC = "~/gripper_commands"
 TRAJECTORY_PERIODS = 2.0  # of the command timer: the next point comes before this one is reached
+THROTTLE_S = 5.0
 GOAL_STEP = 0.02  # of the gripper's range: a smaller change is no new goal
 GOAL_PERIOD_S = 0.2  # every goal cancels the one before: a stream of them would never arrive
 
@@ -45,6 +48,10 @@ class ForwardGripper:
     def rivals(self) -> list[str]:
         """The topic, if somebody else publishes on it."""
         return [self._topic.name] if self._topic.has_rival() else []
+
+    def trouble(self) -> str | None:
+        """None: a topic does not tell."""
+        return None
 
     def destroy(self) -> None:
         """Take the publisher off the graph."""
@@ -74,6 +81,10 @@ class TrajectoryGripper:
     def rivals(self) -> list[str]:
         """The topic, if somebody else publishes on it."""
         return [self._topic.name] if self._topic.has_rival() else []
+
+    def trouble(self) -> str | None:
+        """None: a topic does not tell."""
+        return None
 
     def destroy(self) -> None:
         """Take the publisher off the graph."""
@@ -115,21 +126,77 @@ class ActionGripper:
         self, node: LifecycleNode, config: ArmConfig, action: str, fill: Callable[..., None]
     ) -> None:
         _require(config.gripper_action, "arm.gripper.action", "the action's name")
+        self._node = node
         self._config = config
         self._fill = fill
         self._kind = import_action(action)
         self._filter = GoalFilter()
         self._client = ActionClient(node, self._kind, config.gripper_action)
+        self._goals = 0
+        self._failure: str | None = (
+            None  # of the last goal that ended, if it did so without success
+        )
 
     def send(self, fraction_open: float, stamp: Time) -> None:
-        """Send a goal where the opening changed; without a server nothing is sent."""
+        """Send a goal where the opening changed, or where the last one came to nothing.
+
+        Without a server nothing is sent, and that is told.
+        """
         if not self._client.server_is_ready():
+            self._warn(self._describe_absence())
             return
         if self._filter.wants(fraction_open, time.monotonic()):
             goal = self._kind.Goal()
             value = float(gripper_from_fraction(fraction_open, self._config.gripper_command))
             self._fill(goal, value, self._config)
-            self._client.send_goal_async(goal)
+            self._goals += 1
+            answer = self._client.send_goal_async(goal)
+            answer.add_done_callback(functools.partial(self._on_answer, self._goals))
+
+    def _on_answer(self, number: int, future: Any) -> None:
+        if future.exception() is not None:
+            self._fail(number, str(future.exception()))
+        elif not future.result().accepted:
+            self._fail(number, "its server refuses the goal")
+        else:
+            result = future.result().get_result_async()
+            result.add_done_callback(functools.partial(self._on_result, number))
+
+    def _on_result(self, number: int, future: Any) -> None:
+        if future.exception() is not None:
+            self._fail(number, str(future.exception()))
+            return
+        answer = future.result()
+        # A controller may abort what stalls, and a gripper that holds something has stalled.
+        held = getattr(answer.result, "stalled", False)
+        if answer.status == GoalStatus.STATUS_ABORTED and not held:
+            self._fail(number, "its server aborted the goal")
+        elif answer.status in (GoalStatus.STATUS_ABORTED, GoalStatus.STATUS_SUCCEEDED):
+            self._failure = None
+
+    def _fail(self, number: int, why: str) -> None:
+        """Let the same opening be sent again, unless another was asked for since."""
+        if number != self._goals:
+            return
+        self._filter.rest()
+        self._failure = (
+            f"the gripper does not follow: {why} ({self._config.gripper_action}); see what the "
+            "controller logs, and arm.gripper.command_closed, command_open and max_effort"
+        )
+        self._warn(self._failure)
+
+    def _describe_absence(self) -> str:
+        return (
+            f"the gripper does not follow: no action server at {self._config.gripper_action}; "
+            "start its controller, or correct arm.gripper.action"
+        )
+
+    def _warn(self, text: str) -> None:
+        self._node.get_logger().warning(text, throttle_duration_sec=THROTTLE_S)
+
+    def trouble(self) -> str | None:
+        """That no server is there, or that the last goal failed."""
+        return self._failure if self._client.server_is_ready() else self._describe_absence()
 
     def rest(self) -> None:
         """The next opening is a goal of its own, whatever the last one was."""
@@ -156,6 +223,10 @@ class NoGripper:
     def rivals(self) -> list[str]:
         """None."""
         return []
+
+    def trouble(self) -> str | None:
+        """None."""
+        return None
 
     def destroy(self) -> None:
         """Nothing to leave."""

@@ -54,6 +54,11 @@ class PolicyClient:
         self._arm = node.create_client(SetBool, self._name("arm"))
         self._reset = node.create_client(Trigger, self._name("reset_stop"))
 
+    @property
+    def full_name(self) -> str:
+        """The policy's name with its namespace."""
+        return str(self.node.resolve_topic_name(self.policy, only_expand=True))
+
     def say(self, text: str) -> None:
         """Give an instruction; an empty one withdraws it."""
         self._instruction.publish(String(data=text))

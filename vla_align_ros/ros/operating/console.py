@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from vla_align_ros.ros.operating.command_line import add_policy, run_command
 REFRESH_S = 0.2
 ESCAPE_S = 0.05  # how long a lone Escape waits to be told from an arrow key
 PATIENCE_S = 6.0
+LOADED = ("inactive", "active")  # states in which a policy can be armed
 SHOWN = ("camera_rate_hz", "image_age_ms", "latency_total_p99_ms")
 MENDS = {"disarmed": "/arm", "stopped": "/reset, then /arm", "takeover": "/give"}
 HELP = """words            an instruction; an empty line changes nothing
@@ -35,24 +37,37 @@ HELP = """words            an instruction; an empty line changes nothing
 /help /quit      this; leave (Ctrl-D): the policy goes on with its last instruction"""
 
 
+@dataclass(eq=False, slots=True)
+class _Request:
+    """A call of a service; `ready` says whether it may be sent now, `sent` whether it ever was."""
+
+    name: str
+    call: Callable[[], Any]
+    ready: Callable[[], bool]
+    sent: bool = False
+
+
 class Console:
     """Turns lines into requests, and keeps what the policy answers; knows nothing of a terminal.
 
-    `tell` prints a line for the person.
+    `tell` prints a line for the person. A request is sent again until it is answered, unless the
+    person decided something else meanwhile: the newest decision counts.
     """
 
     def __init__(self, client: PolicyClient, tell: Callable[[str], None]) -> None:
         self.client = client
         self.figures: dict[str, str] = {}
         self._tell = tell
+        self._lock = threading.Lock()
+        self._open: _Request | None = None  # what is not answered yet, and still wanted
         self._commands: dict[str, Callable[[], Any]] = {
-            "/arm": lambda: self._ask(lambda: client.arm(True)),
-            "/disarm": lambda: self._ask(lambda: client.arm(False)),
+            "/arm": self._arm,
+            "/disarm": lambda: self._ask("/disarm", lambda: client.arm(False)),
             "/stop": self.stop,
-            "/reset": lambda: self._ask(client.reset),
-            "/takeover": lambda: client.take_over(True),
-            "/give": lambda: client.take_over(False),
-            "/withdraw": lambda: client.say(""),
+            "/reset": lambda: self._ask("/reset", client.reset),
+            "/takeover": lambda: self._decide(lambda: client.take_over(True)),
+            "/give": lambda: self._decide(lambda: client.take_over(False)),
+            "/withdraw": lambda: self._decide(lambda: client.say("")),
             "/help": lambda: tell(HELP),
         }
         client.node.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
@@ -76,9 +91,10 @@ class Console:
         return True
 
     def stop(self) -> None:
-        """Latch a stop at once."""
+        """Latch a stop at once; an arming that is not answered yet is taken back."""
         heard = self.client.hears_stop()
         self.client.stop()
+        self._take_back(self._replace(None))
         if heard:
             self._tell("stop sent; /reset and /arm let it move again")
         else:
@@ -106,27 +122,96 @@ class Console:
         else:
             self._tell(f"{self.client.policy} does not listen: configure and activate it")
 
-    def _ask(self, call: Callable[[], Any]) -> None:
-        """Call a service beside the prompt, so that the stop need not wait for an answer."""
-        threading.Thread(target=self._ask_patiently, args=(call,), daemon=True).start()
+    def _arm(self) -> None:
+        """Ask to arm, unless nothing is loaded: a request that waits would arm what comes later."""
+        state = self.client.status.get("state")
+        if state is not None and state not in LOADED:
+            self._replace(None)
+            self._tell(f"{self.client.policy} is {state}: nothing can be armed; configure it first")
+            return
+        self._ask(
+            "/arm",
+            lambda: self.client.arm(True),
+            lambda: self.client.status.get("state") in LOADED,
+        )
 
-    def _ask_patiently(self, call: Callable[[], Any]) -> None:
+    def _decide(self, call: Callable[[], Any]) -> None:
+        """Publish a decision; what was asked before is asked no more."""
+        self._replace(None)
+        call()
+
+    def _ask(
+        self, name: str, call: Callable[[], Any], ready: Callable[[], bool] = lambda: True
+    ) -> None:
+        """Call a service, and wait for it beside the prompt: the stop need not wait for an answer.
+
+        The first call leaves here, so that requests arrive in the order in which they were typed.
+        """
+        request = _Request(name, call, ready)
+        self._replace(request)
+        arguments = (request, self._send(request))
+        threading.Thread(target=self._wait_for_answer, args=arguments, daemon=True).start()
+
+    def _wait_for_answer(self, request: _Request, future: Any) -> None:
         end_s = time.monotonic() + PATIENCE_S
         while time.monotonic() < end_s:
-            if not self.client.answers():
+            if future is None:
                 time.sleep(REFRESH_S)
-                continue
-            answered = threading.Event()
-            future = call()  # a server is seen before its answers find the way: ask again
-            future.add_done_callback(lambda _, answered=answered: answered.set())
-            if answered.wait(ANSWER_S):
+            elif self._is_answered(future):
+                self._close(request)
                 self._tell(future.result().message)
                 return
-        self._tell(f"{self.client.policy} does not answer")
+            # a server is seen before its answers find the way: ask again
+            future = self._send(request)
+            if self._open is not request:
+                self._tell(f"{request.name} was not answered; it is asked no more")
+                return
+        if not self._close(request):
+            return
+        text = f"{self.client.policy} does not answer"
+        if request.sent:
+            text += f"; {request.name} may still take effect"
+            text += ", so /disarm was sent behind it" if self._take_back(request) else ""
+        self._tell(text)
+
+    def _is_answered(self, future: Any) -> bool:
+        answered = threading.Event()
+        future.add_done_callback(lambda _: answered.set())
+        return answered.wait(ANSWER_S)
+
+    def _send(self, request: _Request) -> Any:
+        """Send a request that is still wanted; None where it cannot be sent now."""
+        with self._lock:
+            if self._open is not request or not (self.client.answers() and request.ready()):
+                return None
+            request.sent = True
+            return request.call()
+
+    def _replace(self, request: _Request | None) -> _Request | None:
+        """Let `request` be what is wanted; returns what was."""
+        with self._lock:
+            before, self._open = self._open, request
+        return before
+
+    def _close(self, request: _Request) -> bool:
+        """A request is done with; False if it was not wanted any more."""
+        with self._lock:
+            wanted = self._open is request
+            if wanted:
+                self._open = None
+        return wanted
+
+    def _take_back(self, request: _Request | None) -> bool:
+        """Disarm behind an arming that may still take effect; True if that was sent."""
+        if request is None or request.name != "/arm" or not request.sent:
+            return False
+        self.client.arm(False)
+        return True
 
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
+        name = f"{self.client.full_name.lstrip('/')}: policy"
         for status in message.status:
-            if status.name.endswith(f"{self.client.policy.lstrip('/')}: policy"):
+            if status.name == name:
                 self.figures = {item.key: item.value for item in status.values}
 
 

@@ -18,6 +18,8 @@ from vla_align_ros.runtime.joystick import Hand, Joystick
 
 RELIABLE = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
 CHECK_PERIOD_S = 0.05
+LOOK_PERIOD_S = 2.0  # at the graph
+THROTTLE_S = 10.0
 
 JOYSTICK_DECLARATIONS = (
     Declaration("stop_button", 1, "button that latches the stop, counted from 0", 0, 63, True),
@@ -44,9 +46,10 @@ JOYSTICK_DECLARATIONS = (
 class JoystickStop(Node):
     """Node `joystick_stop`.
 
-    Subscribes to `joy` (Joy). Publishes `policy_node/emergency_stop` (Empty) when the stop button
-    goes down and when the joystick falls silent, and `policy_node/dead_man` (Bool) with every
-    message while a dead-man button is set. Relative names: a namespace finds its own policy.
+    Subscribes to `joy` (Joy). Publishes `policy_node/emergency_stop` (Empty) with every message
+    while the stop button is down and when the joystick falls silent, and `policy_node/dead_man`
+    (Bool) with every message while a dead-man button is set. Relative names: a namespace finds its
+    own policy, and its own `joy`. It logs where nothing publishes the one or hears the other.
     """
 
     def __init__(self) -> None:
@@ -60,9 +63,10 @@ class JoystickStop(Node):
         )
         self._stop = self.create_publisher(Empty, "policy_node/emergency_stop", RELIABLE)
         self._dead_man = self.create_publisher(Bool, "policy_node/dead_man", RELIABLE)
-        self.create_subscription(Joy, "joy", self._on_joy, RELIABLE)
+        self._joy = self.create_subscription(Joy, "joy", self._on_joy, RELIABLE)
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         self.create_timer(CHECK_PERIOD_S, self._on_timer, clock=steady)
+        self.create_timer(LOOK_PERIOD_S, self._look, clock=steady)
 
     def _on_joy(self, message: Joy) -> None:
         self._act(self._joystick.take(list(message.buttons), time.monotonic()))
@@ -70,12 +74,39 @@ class JoystickStop(Node):
     def _on_timer(self) -> None:
         self._act(self._joystick.check(time.monotonic()))
 
+    def _look(self) -> None:
+        """Say what is missing before somebody relies on the button."""
+        if not self.count_publishers(self._joy.topic_name):
+            self.get_logger().warning(
+                f"nothing publishes {self._joy.topic_name}: no button stops; start joy_node, or "
+                "give its topic (policy.launch.py joy:=/joy, or -r joy:=/joy)",
+                throttle_duration_sec=THROTTLE_S,
+            )
+        if not self._is_heard():
+            self.get_logger().warning(
+                f"nobody hears {self._stop.topic_name}: no button stops; start the policy, or this "
+                "node in the policy's namespace",
+                throttle_duration_sec=THROTTLE_S,
+            )
+
+    def _is_heard(self) -> bool:
+        return bool(self._stop.get_subscription_count() > 0)
+
     def _act(self, hand: Hand) -> None:
         if hand.stop is not None:
             self._stop.publish(Empty())
-            self.get_logger().warning(f"stop: {hand.stop}")
+            if not hand.again:
+                self._tell_stop(hand.stop)
         if hand.dead_man is not None:
             self._dead_man.publish(Bool(data=hand.dead_man))
+
+    def _tell_stop(self, cause: str) -> None:
+        if self._is_heard():
+            self.get_logger().warning(f"stop: {cause}")
+        else:
+            self.get_logger().error(
+                f"stop: {cause}, and nobody hears {self._stop.topic_name}: use the hardware's stop"
+            )
 
 
 def main(arguments: Any = None) -> None:

@@ -59,6 +59,7 @@ def say(node: Node, args: argparse.Namespace) -> int:
 def _arm(client: PolicyClient, patience: Patience, timeout_s: float) -> None:
     answer = patience.ask(lambda: client.arm(True), client.answers, timeout_s)
     if answer is None:
+        client.arm(False)  # behind what may still wait there, so that it arms nothing later
         raise refuse(client, "the policy cannot be armed", "an answer of its service ~/arm")
     if not answer.success:
         raise OperatorError(

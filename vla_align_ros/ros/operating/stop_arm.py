@@ -121,15 +121,17 @@ def _announce(policies: Policies) -> None:
 def _stop(policies: Policies, patience: Patience, timeout_s: float) -> None:
     """Send the stop until each policy shows it and no further one appears.
 
-    OperatorError with those that do not show it `timeout_s` after the last one appeared.
+    OperatorError with those that do not show it within `timeout_s`: of the first stop, or of the
+    last one that appeared, whichever is later.
     """
+    begun_s = time.monotonic()
     while True:
         policies.look()
         for client in policies.clients.values():
             client.stop()
         patience.wait(policies.look, REPEAT_S)  # a new one is sent its stop at once
         if policies.moving() or not policies.clients:
-            if policies.since_s() > timeout_s:
+            if min(policies.since_s(), time.monotonic() - begun_s) > timeout_s:
                 raise _refuse(policies, timeout_s)
         elif policies.complete():
             return

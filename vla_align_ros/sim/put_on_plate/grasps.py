@@ -35,6 +35,10 @@ TIGHT_COST, ROOMY_M = 3.0, 0.042  # what fills the open gripper jams in it
 SLIP_COST = 4.0  # of the width that bulges out below the tips: closing squeezes it away
 
 
+class GraspError(SimulationError):
+    """No pose from above holds the thing as it lies: it may be knocked over, or too wide."""
+
+
 @dataclass(frozen=True)
 class Grasp:
     """A grasp from above: point between the tips (3,) and heading of the closing direction.
@@ -65,7 +69,7 @@ def rank_grasps(hulls: Sequence[Hull], table_m: float) -> list[Grasp]:
     for heading in np.arange(HEADINGS) * np.pi / HEADINGS:
         found += _grasps_along(points, centre, float(heading), table_m)
     if not found:
-        raise SimulationError(
+        raise GraspError(
             "Nothing to grasp",
             got=f"a thing of {np.ptp(points, axis=0).round(3).tolist()} m",
             expected=f"a part between {NARROWEST_M} and {2 * INSIDE_M} m wide, from above",

@@ -1,0 +1,131 @@
+"""A bundle's graphs read no weights but those whose hashes its manifest has."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+from google.protobuf.message import Message
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from vla_align_ros.contract.external_data import PARTS, check_external_data, list_external_files
+from vla_align_ros.errors import BundleError
+
+ENTRY = "StringStringEntryProto"
+LISTED = {"model/policy.onnx": {}, "model/policy.onnx.data": {}, "report.json": {}}
+in_one_folder = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def message_fields(name: str) -> dict[int, Any]:
+    found = getattr(onnx, name).DESCRIPTOR.fields
+    return {field.number: field for field in found if field.message_type is not None}
+
+
+def leads_to_a_tensor(name: str, seen: frozenset[str] = frozenset()) -> bool:
+    return name == "TensorProto" or any(
+        leads_to_a_tensor(field.message_type.name, seen | {name})
+        for field in message_fields(name).values()
+        if field.message_type.name not in seen | {name} and hasattr(onnx, field.message_type.name)
+    )
+
+
+def test_the_parts_are_those_of_onnx_that_lead_to_a_tensor() -> None:
+    for name, parts in PARTS.items():
+        fields = {n: field.message_type.name for n, field in message_fields(name).items()}
+        if name == "TensorProto":
+            assert parts == {13: ENTRY} and fields[13] == ENTRY
+        else:
+            assert parts == {n: part for n, part in fields.items() if leads_to_a_tensor(part)}
+
+
+def grow(message: Message, draw: Callable[[Any], Any], places: set[str], depth: int) -> None:
+    """Fill some of the parts of a message, and give its tensors data in files of drawn names."""
+    for number, part in PARTS[message.DESCRIPTOR.name].items():
+        field = message_fields(message.DESCRIPTOR.name)[number]
+        for _ in range(draw(st.integers(0, 2 if depth else 0))):
+            inner = getattr(message, field.name)
+            inner = inner.add() if hasattr(inner, "add") else inner
+            if part == ENTRY:
+                inner.key = draw(st.sampled_from(["location", "offset", "length"]))
+                inner.value = draw(st.text(max_size=8))
+                places |= {inner.value} if inner.key == "location" else set()
+            else:
+                grow(inner, draw, places, depth - 1)
+
+
+@in_one_folder
+@given(data=st.data())
+def test_every_place_is_found_wherever_its_tensor_stands(tmp_path: Path, data: Any) -> None:
+    model, places = onnx.ModelProto(producer_name="p", ir_version=10), set[str]()
+    grow(model, data.draw, places, 5)
+    path = tmp_path / "any.onnx"
+    path.write_bytes(model.SerializeToString())
+    assert list_external_files(path) == places
+
+
+@in_one_folder
+@given(content=st.binary(min_size=1, max_size=60))
+def test_any_bytes_are_read_or_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "any.onnx"
+    path.write_bytes(content)
+    with contextlib.suppress(BundleError):
+        list_external_files(path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x3a\x05\x0a",  # a graph of five bytes that ends after one
+        b"\x3b\x3c",  # a group
+        b"\xba\x80\x80\x80\x90\x01\x00",  # the graph's tag for who reads its lowest 32 bits
+        b"\x3a" + b"\x80" * 11,
+    ],
+)
+def test_what_is_no_graph_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "policy.onnx").write_bytes(content)
+    with pytest.raises(BundleError, match=r"policy\.onnx is no ONNX file"):
+        list_external_files(tmp_path / "policy.onnx")
+
+
+def write_graph(root: Path, location: str) -> None:
+    tensor = onnx.TensorProto(name="w", data_type=1, dims=[1], data_location=1)
+    tensor.external_data.add(key="location", value=location)
+    model = onnx.ModelProto(graph=onnx.GraphProto(initializer=[tensor]))
+    (root / "model").mkdir()
+    (root / "model" / "policy.onnx").write_bytes(model.SerializeToString())
+
+
+def test_weights_in_a_listed_file_beside_the_graph_are_taken(tmp_path: Path) -> None:
+    write_graph(tmp_path, "policy.onnx.data")
+    check_external_data(tmp_path, "model/policy.onnx", LISTED)
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        "/etc/hostname",
+        "../../outside.bin",
+        "../engines/in.bin",
+        "../report.json",
+        "report.json",
+        "./policy.onnx.data",
+        "other.data",
+        "*/_ORT_MEM_ADDR_/*",
+        "",
+    ],
+)
+def test_weights_in_any_other_file_are_refused(tmp_path: Path, location: str) -> None:
+    write_graph(tmp_path, location)
+    with pytest.raises(BundleError, match="does not vouch for"):
+        check_external_data(tmp_path, "model/policy.onnx", LISTED)
+
+
+def test_a_graph_of_another_format_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="no ONNX file"):
+        check_external_data(tmp_path, "model/policy.ort", {"model/policy.ort": {}})

@@ -1,0 +1,71 @@
+"""What the launch files make of their arguments, without ROS's launch (test_launch.py has that)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from launch_stand_ins import Launcher
+
+
+@pytest.fixture
+def policy(monkeypatch: pytest.MonkeyPatch) -> Launcher:
+    return Launcher("policy.launch.py", monkeypatch)
+
+
+@pytest.mark.parametrize(("word", "on"), [("true", True), ("YES", True), ("0", False)])
+def test_a_watchdog_is_started_or_the_policy_asks_for_none(
+    policy: Launcher, word: str, on: bool
+) -> None:
+    started = policy.start(watchdog=word)
+    assert ("watchdog_node" in started) is on
+    assert ("watchdog_timeout_s" in started["policy_node"].parameters) is not on
+
+
+@pytest.mark.parametrize(
+    "name", ["watchdog", "joystick", "use_sim_time", "autostart", "use_respawn"]
+)
+@pytest.mark.parametrize("word", ["on", "y", "ture", ""])
+def test_a_word_that_is_neither_yes_nor_no_is_refused(
+    policy: Launcher, name: str, word: str
+) -> None:
+    with pytest.raises(RuntimeError, match=f"{name}: got '{word}'; expected true, 1, yes or false"):
+        policy.start(**{name: word})
+
+
+def test_a_parameter_file_that_is_not_there_is_refused(
+    policy: Launcher, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    driver = {"camera_package": "usb_cam", "camera_executable": "usb_cam_node_exe"}
+    for given in ({"params_file": "~/nodes.yaml"}, {"camera_params": "~/nodes.yaml", **driver}):
+        with pytest.raises(RuntimeError, match=r"got '~/nodes.yaml'; expected a parameter file"):
+            policy.start(**given)
+    (tmp_path / "nodes.yaml").write_text("/**: {ros__parameters: {loss_s: 0.7}}")
+    started = policy.start(
+        params_file="~/nodes.yaml", camera_params="~/nodes.yaml", joystick="true", **driver
+    )
+    assert len(started) == 4
+    for node in started.values():
+        assert node.settings["parameters"][0] == str(tmp_path / "nodes.yaml")
+
+
+def test_the_joystick_of_a_namespace_can_listen_elsewhere(policy: Launcher) -> None:
+    arguments = {"joystick": "true", "namespace": "left"}
+    assert policy.start(**arguments)["joystick_stop"].settings["remappings"] == []
+    started = policy.start(joy="/joy", **arguments)
+    assert started["joystick_stop"].settings["remappings"] == [("joy", "/joy")]
+
+
+def test_the_files_image_transport_counts_where_none_is_given(policy: Launcher) -> None:
+    assert "image_transport" not in policy.start()["policy_node"].parameters
+    given = policy.start(image_transport="compressed")["policy_node"]
+    assert given.parameters["image_transport"] == "compressed"
+
+
+def test_the_demonstration_refuses_a_word_that_is_neither_yes_nor_no(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    demonstration = Launcher("sim.launch.py", monkeypatch)
+    with pytest.raises(RuntimeError, match="swap: got 'ture'"):
+        demonstration.start(swap="ture", out=str(tmp_path))
