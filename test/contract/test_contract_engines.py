@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from sample_engines import ENGINES, make_engine_set, make_facts, write_facts
 from sample_policy import make_bundle
 
 from vla_align_ros.contract.bundle import Bundle
-from vla_align_ros.contract.engines import SIDECAR, build_command
+from vla_align_ros.contract.engines import SIDECAR, EngineSet, build_command
 from vla_align_ros.errors import BundleError
 
 FILES = [SIDECAR, "policy.engine", "vision.engine"]
@@ -240,6 +241,29 @@ def test_only_whole_targets_are_listed(bundle):
 def test_the_command_names_the_device_where_only_the_device_can_build():
     assert "--target sm121 --precision int8" in build_command(Path("b"), "sm121", "int8")
     assert "--target device" in build_command(Path("b"), "sm90")
+
+
+def test_the_command_repeats_every_option_for_the_bundle_where_it_lies_now(bundle):
+    made = build_command(
+        Path("elsewhere"),
+        "sm89",
+        "int4",
+        block=32,
+        options=["memPoolSize=workspace:9M", "a=b c"],
+        data=["data/my lab"],
+    )
+    assert shlex.split(made)[9:] == [
+        *("--block", "32", "--trt-option", "memPoolSize=workspace:9M", "--trt-option", "a=b c"),
+        *("--data", "data/my lab"),
+    ]
+    facts = {**bundle.engine("sm89").facts, "precision": "int4"}
+    path = bundle.path / "engines/sm89"
+    again = shlex.split(EngineSet(path, {**facts, "command": made}).repeat_command("sm86"))
+    assert again[3:9] == ["--bundle", str(bundle.path), "--target", "sm86", "--precision", "int4"]
+    assert again[9:] == shlex.split(made)[9:]
+    for strange in ("rm -r /", "vla-align export --trt", 'vla-align "'):
+        found = EngineSet(path, {**facts, "command": strange}).repeat_command("sm86")
+        assert found == build_command(bundle.path, "sm86", "int4")
 
 
 def test_opening_engines_needs_no_numpy():

@@ -57,7 +57,9 @@ def test_a_file_gives_back_what_was_packed_byte_for_byte(tmp_path: Path) -> None
     (tmp_path / SIGHT_NAME).write_bytes(pack_sight(statistics))
     back = read_sight(tmp_path / SIGHT_NAME)
     assert pack_sight(back) == pack_sight(statistics)
-    assert back.threshold == 2.5 and back.neutral == statistics.neutral
+    assert back.threshold == 2.5 and back.neutral == statistics.neutral and back.weights == ""
+    (tmp_path / SIGHT_NAME).write_bytes(pack_sight(make_statistics(weights="0c1d")))
+    assert read_sight(tmp_path / SIGHT_NAME).weights == "0c1d"
     np.testing.assert_array_equal(back.covariance, statistics.covariance)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from lab_data import make_episodes, write_v2
@@ -22,6 +23,38 @@ def test_info_describes_data_of_another_layout(
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (result["codebase_version"], result["episodes"], result["frames"]) == ("v2.1", 4, 25)
     assert result["task_episodes"] == {"pick up the red cube": 2, "open the drawer": 2}
+
+
+def test_check_and_bench_take_data_that_only_settings_make_fit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_v2(tmp_path, make_episodes())
+    names = [f"joint_{number}.pos" for number in range(7)]
+    info = json.loads((root / "meta/info.json").read_text())
+    info["features"]["action"]["names"] = names
+    (root / "meta/info.json").write_text(json.dumps(info))
+    assert main(["data", "check", f"{root}", "--camera", "top"]) == 0
+    words = ["data", "bench", str(root), "--camera", "top", "--batch-size", "4", "--workers", "0"]
+    assert main([*words, "--image-size", "32"]) == 1
+    error = capsys.readouterr().err
+    fix = error[error.index("'data.action_names=") + 1 : error.index("]'") + 1]
+    assert main([*words, "--image-size", "32", "--set", fix]) == 0
+    assert main([*words, "--set", "optim.lr=1"]) == 1
+    assert "expected data.KEY=VALUE" in capsys.readouterr().err
+
+
+def test_check_asks_the_hub_for_the_revision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def download(name: str, **options: Any) -> Path:
+        asked.append((name, options["revision"]))
+        return write_v2(tmp_path, make_episodes())
+
+    monkeypatch.setattr("training.data.sources.download_dataset", download)
+    assert main(["data", "check", "lab/cubes@v2.1", "--camera", "top", "--quick"]) == 0
+    assert asked == [("lab/cubes", "v2.1")]
 
 
 def test_the_bench_times_every_number_of_workers(

@@ -13,10 +13,14 @@ from lab_data import LENGTHS, encode, make_episodes, write_v2, write_v3
 from test_data_lab import TOP, open_data
 
 from training.data.health import check_videos
-from training.data.sources import open_sources
+from training.data.reader import LeRobotReader
 from vla_align_ros.errors import DataError
 
 VIDEO = "videos/chunk-000/observation.images.top/episode_00000{}.mp4"
+
+
+def check_top(root: Path, **options: Any) -> dict[int, str]:
+    return check_videos(LeRobotReader(root), "observation.images.top", **options)
 
 
 def damage(root: Path, kind: str) -> None:
@@ -73,17 +77,36 @@ def test_a_file_that_is_cut_short_spoils_only_its_later_episodes(tmp_path: Path)
 def test_damage_inside_a_file_is_found_by_decoding(tmp_path: Path) -> None:
     root = write_v2(tmp_path, make_episodes(), gop=30)
     damage(root, "hole")
-    source = open_sources([root], TOP)[0]
-    assert check_videos(source) == {}  # by its packets the file is whole
+    assert check_top(root) == {}  # by its packets the file is whole
     data = open_data([root], replace(TOP, decode="online"))
     with pytest.raises(DataError, match=r"Episode 1 of .* cannot be decoded.*vla-align data check"):
         data.images(np.arange(5, 14))
     assert data.images(np.arange(5)).any()  # the others can still be read
-    found = check_videos(source, decode=True)
+    found = check_top(root, decode=True)
     assert list(found) == [1]
-    assert check_videos(source) == found  # and the quick check knows it from now on
+    assert check_top(root) == found  # and the quick check knows it from now on
     skipping = open_data([root], replace(TOP, decode="online", skip_broken=True))
     assert list(skipping.broken) == [1]
+
+
+@pytest.mark.parametrize("decode", ["once", "online"])
+def test_a_damaged_packet_spoils_its_own_episode_alone(tmp_path: Path, decode: Any) -> None:
+    import av
+
+    root = write_v3(tmp_path, make_episodes(), video_borders=(0,), codec="libsvtav1")
+    whole = open_data([root], replace(TOP, decode="online"))
+    path = root / "videos/observation.images.top/chunk-000/file-000.mp4"
+    with av.open(str(path)) as container:
+        packets = [p for p in container.demux(container.streams.video[0]) if p.pts is not None]
+    content, bad = bytearray(path.read_bytes()), packets[LENGTHS[0] + 3]
+    assert bad.pos is not None
+    content[bad.pos : bad.pos + bad.size] = b"\xff" * bad.size
+    path.write_bytes(content)
+    assert list(check_top(root, decode=True)) == [1]
+    data = open_data([root], replace(TOP, decode=decode, skip_broken=True))
+    assert list(data.broken) == [1]
+    used = np.concatenate([data.indices("train"), data.indices("val")])
+    np.testing.assert_array_equal(data.images(used), whole.images(used))
 
 
 def test_damaged_pictures_in_tables_are_named_too(tmp_path: Path) -> None:
@@ -104,7 +127,7 @@ def test_damaged_pictures_in_tables_are_named_too(tmp_path: Path) -> None:
         online.images(np.array([20]))
     data = open_data([root], replace(TOP, skip_broken=True))
     assert list(data.broken) == [3]
-    assert check_videos(open_sources([root], TOP)[0], decode=True) == {
+    assert check_top(root, decode=True) == {
         3: data.broken[3],
     }
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -172,6 +175,32 @@ def test_frames_are_decoded_once_and_cached_by_content(
     np.save(small.path, np.zeros((1, 16, 16, 3), dtype=np.uint8))
     with pytest.raises(DataError, match="damaged"):
         FrameStore(reader, VIDEO_KEY, ImageTransform(size=16), cache_dir=tmp_path)
+
+
+def test_a_frame_cache_that_cannot_be_kept_says_where_else(
+    roots: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill(folder: Path) -> None:
+        FrameStore(LeRobotReader(roots[0]), VIDEO_KEY, ImageTransform(size=16), cache_dir=folder)
+
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=r"cannot be written.*--cache DIR"):
+        fill(tmp_path / "file")
+    with monkeypatch.context() as patch:
+        patch.setattr("os.posix_fallocate", refuse)
+        with pytest.raises(DataError, match=r"No space left.*--cache DIR"):
+            fill(tmp_path / "full")
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
+        with pytest.raises(DataError, match=r"does not fit the disk: got 0\.00 GB.*--cache DIR"):
+            fill(tmp_path / "full")
+    assert list((tmp_path / "full").iterdir()) == []
+    fill(tmp_path / "full")
+    (kept,) = (tmp_path / "full").iterdir()
+    assert kept.stat().st_blocks * 512 >= kept.stat().st_size  # nothing of it is a hole
 
 
 def test_two_processes_that_decode_at_once_make_one_whole_cache(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from lab_data import TASKS, make_episodes, write_v2, write_v3
+from lab_data import TASKS, correct_tasks, make_episodes, write_v2, write_v3
 from tiny_data import tokenizer_bytes
 
 from training.data.chunks import moves
@@ -163,6 +164,45 @@ def test_episodes_without_words_are_left_out_and_counted(tmp_path: Path) -> None
         open_data([root])
 
 
+def test_episodes_with_nothing_but_dots_for_words_are_left_out_like_those_without(
+    tmp_path: Path,
+) -> None:
+    root = write_v2(tmp_path, make_episodes())
+    correct_tasks(root, lambda text: " . " if text == TASKS[1] else text)
+    assert open_data([root]).left_out["unlabelled_frames"] == 16
+
+
+@pytest.mark.parametrize("odd", ["move the\u200b cup", " ".join(["and on"] * 90), "a <s> b"])
+def test_an_odd_instruction_is_named_with_its_episodes_and_can_be_left_out(
+    tmp_path: Path, odd: str
+) -> None:
+    root = write_v2(tmp_path, make_episodes())
+    correct_tasks(root, lambda text: odd if text == TASKS[1] else text)
+    expected = rf"{re.escape(str(root))} has an instruction.*in episode 1, 3 \(.*data\.instructions"
+    with pytest.raises(DataError, match=expected):
+        open_data([root])
+    assert not (root / "cache").exists()  # it is said before any picture is decoded
+    data = open_data([root], replace(TOP, instructions=(TASKS[0],)))
+    assert data.left_out["frames_of_other_instructions"] == 16
+
+
+@pytest.mark.parametrize("row", [None, [0.0, None, 0.0, 0.0, 0.0, 0.0, 0.0], [0.0] * 6])
+def test_a_row_without_its_values_is_one_clear_error(tmp_path: Path, row: Any) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    root = write_v2(tmp_path, make_episodes())
+    path = root / "data/chunk-000/episode_000001.parquet"
+    table = pq.read_table(path)
+    rows = table["action"].to_pylist()
+    rows[2] = row
+    place = table.column_names.index("action")
+    column = pa.array(rows, type=pa.list_(pa.float32()))
+    pq.write_table(table.set_column(place, "action", column), path)
+    with pytest.raises(DataError, match=r"action.*lacks values|not finite: got action"):
+        open_data([root])
+
+
 def test_cameras_are_asked_for_by_name(root: Path) -> None:
     with pytest.raises(DataError, match=r"several cameras: got top, wrist_cam.*data\.cameras"):
         open_sources([root], DataConfig())
@@ -189,6 +229,48 @@ def test_the_wrong_number_of_actions_is_one_clear_error(tmp_path: Path) -> None:
         replace(TOP, action_names=("x",))
 
 
+JOINTS = [*(f"joint_{n}.pos" for n in range(1, 7)), "gripper.pos"]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        JOINTS,
+        [*(f"v{axis}" for axis in ("x", "y", "z", "roll", "pitch", "yaw")), "gripper"],
+        [*(f"ee.{axis}" for axis in ("x", "y", "z", "rx", "ry", "rz")), "gripper.pos"],
+        [f"motor_{n}" for n in range(7)],
+        ["gripper", "x", "y", "z", "roll", "pitch", "yaw"],
+    ],
+)
+def test_seven_values_that_are_named_as_something_else_are_no_deltas(
+    tmp_path: Path, names: list[str]
+) -> None:
+    root = write_v2(tmp_path, make_episodes())
+    change_feature(root, "action", names={"motors": names})
+    with pytest.raises(DataError, match=r"not look like end-effector deltas.*data\.action_names="):
+        open_sources([root], TOP)
+    source = open_sources([root], replace(TOP, action_names=tuple(names)))[0]
+    assert source.selection.action_columns == tuple(range(7))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["dx", "dy", "dz", "drx", "dry", "drz", "gripper"],
+        ["delta_x", "delta_y", "delta_z", "delta_rx", "delta_ry", "delta_rz", "gripper.pos"],
+        ["X", "Y", "Z", "Roll", "Pitch", "Yaw", "gripper"],
+        ["actions"],
+        None,
+    ],
+)
+def test_deltas_are_known_by_the_names_that_recorders_give(
+    tmp_path: Path, names: list[str] | None
+) -> None:
+    root = write_v2(tmp_path, make_episodes())
+    change_feature(root, "action", names=names)
+    assert open_sources([root], TOP)[0].selection.action_columns == tuple(range(7))
+
+
 def test_named_actions_are_read_in_the_asked_order(root: Path) -> None:
     order = ("z", "y", "x", "yaw", "pitch", "roll", "gripper")
     data = open_data([root], replace(TOP, action_names=order))
@@ -198,7 +280,13 @@ def test_named_actions_are_read_in_the_asked_order(root: Path) -> None:
 
 @pytest.mark.parametrize(
     ("convention", "opened", "closed"),
-    [("fraction_closed", 0.0, 1.0), ("signed_closed", -1.0, 1.0), ("signed_open", 1.0, -1.0)],
+    [
+        ("fraction_closed", 0.0, 1.0),
+        ("signed_closed", -1.0, 1.0),
+        ("signed_open", 1.0, -1.0),
+        ("percent_open", 100.0, 0.0),
+        ("percent_closed", 0.0, 100.0),
+    ],
 )
 def test_grippers_of_other_conventions_become_the_fraction_open(
     tmp_path: Path, convention: Any, opened: float, closed: float
@@ -210,6 +298,28 @@ def test_grippers_of_other_conventions_become_the_fraction_open(
     root = write_v2(tmp_path, episodes)
     data = open_data([root], replace(TOP, gripper=convention))
     np.testing.assert_array_equal(data.action_chunk[:, 0, 6], truth)
+
+
+@pytest.mark.parametrize(("shut", "opened"), [(0.0, 100.0), (-1.0, 1.0), (0.0, 1.2)])
+def test_grippers_beyond_their_convention_are_refused(
+    tmp_path: Path, shut: float, opened: float
+) -> None:
+    episodes = make_episodes()
+    for episode in episodes:
+        episode.action[:, 6] = shut + episode.action[:, 6] * (opened - shut)
+    with pytest.raises(DataError, match=r"grippers of .*data\.gripper.*percent_open"):
+        open_data([write_v2(tmp_path, episodes)])
+
+
+def test_grippers_that_hardly_move_are_asked_about_but_still_ones_are_not(tmp_path: Path) -> None:
+    episodes = make_episodes()
+    for episode in episodes:
+        episode.action[:, 6] *= 0.08  # metres
+    with pytest.warns(UserWarning, match=r"from 0 to 0\.08 alone, read as fraction_open"):
+        open_data([write_v2(tmp_path / "metres", episodes)])
+    for episode in episodes:
+        episode.action[:, 6] = 1.0
+    open_data([write_v2(tmp_path / "still", episodes)])
 
 
 def test_a_policy_with_state_needs_a_recorded_one(root: Path) -> None:
@@ -232,6 +342,14 @@ def test_data_sets_that_do_not_fit_together_are_refused(root: Path, tmp_path: Pa
         open_sources([root, third], TOP)
     config = replace(TOP, rate_hz=10.0)
     assert len(open_sources([root, third], config)) == 2
+
+
+@pytest.mark.parametrize("rate_hz", [50.0, 5.0, 10.5])
+def test_a_policy_s_rate_is_one_of_its_data(root: Path, rate_hz: float) -> None:
+    with pytest.raises(DataError, match=r"recorded at the policy's rate.*expected 10 Hz"):
+        open_data([root], replace(TOP, rate_hz=rate_hz))
+    spec = open_data([root], replace(TOP, rate_hz=10.0)).processor.spec
+    assert spec.action.rate_hz == 10.0
 
 
 def test_numbers_that_are_not_finite_name_the_episode(tmp_path: Path) -> None:

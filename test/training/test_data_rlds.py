@@ -8,7 +8,9 @@ from __future__ import annotations
 import importlib.util
 import io
 import json
+import shutil
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training.data.convert import RldsMapping, convert_rlds, find_mapping
+from training.data.convert import RldsMapping, _make_schema, convert_rlds, find_mapping
+from training.data.layout import EpisodeRecord
 from training.data.reader import LeRobotReader
 from training.data.rlds import RldsFolder, parse_example, read_records
 from vla_align_ros.cli import main
@@ -234,6 +237,57 @@ def test_an_interrupted_conversion_continues(
     assert LeRobotReader(broken).episodes.num_rows == 2
     assert convert_rlds(folder, broken, MAPPING, **options) == 3
     assert LeRobotReader(broken).content_hash() == LeRobotReader(whole).content_hash()
+
+
+@pytest.mark.parametrize("other", ["split", "version"])
+def test_another_split_or_version_is_not_added_to_a_conversion(tmp_path: Path, other: str) -> None:
+    first, out = write_rlds(tmp_path), tmp_path / "out"
+    convert_rlds(RldsFolder(first), out, MAPPING, fps=5, progress=False)
+    second = first
+    if other == "version":
+        second = shutil.copytree(first, first.with_name("1.1.0"))
+    else:
+        for path in sorted(first.glob("*-train.*")):
+            shutil.copy(path, path.with_name(path.name.replace("-train.", "-val.")))
+        info = json.loads((first / "dataset_info.json").read_text())
+        info["splits"].append({**info["splits"][0], "name": "val"})
+        (first / "dataset_info.json").write_text(json.dumps(info))
+    folder = RldsFolder(second, "val" if other == "split" else "train")
+    with pytest.raises(DataError, match=f"converted with other settings: got {other}="):
+        convert_rlds(folder, out, MAPPING, fps=5, progress=False)
+    assert LeRobotReader(out).episodes.num_rows == 3
+
+
+def test_names_of_the_state_are_written_and_counted(tmp_path: Path) -> None:
+    folder, names = RldsFolder(write_rlds(tmp_path)), tuple("abcdefgh")
+    mapping = find_mapping(folder, action=ACTION, state_names=names)
+    convert_rlds(folder, tmp_path / "out", mapping, fps=5, progress=False)
+    assert LeRobotReader(tmp_path / "out").schema.features["observation.state"].names == names
+    for wrong in (names[:7], (*names[:7], "a")):
+        with pytest.raises(DataError, match=r"expected 8 different names.*--state-names"):
+            find_mapping(folder, action=ACTION, state_names=wrong)
+
+
+def test_what_would_be_read_as_something_else_is_refused(tmp_path: Path) -> None:
+    root = write_rlds(tmp_path)
+    folder = RldsFolder(root)
+    with pytest.raises(DataError, match=r"for --instruction.*one of language_instruction"):
+        find_mapping(folder, action=ACTION, instruction="observation/state")
+    features = json.loads((root / "features.json").read_text())
+    step = features["featuresDict"]["features"]["steps"]["sequence"]["feature"]
+    inner = step["featuresDict"]["features"]
+    inner["other"] = nested(image=inner["observation"]["featuresDict"]["features"]["image"])
+    inner["words"] = tensor("string")
+    inner["joint_velocity"] = tensor("float32", 7)
+    (root / "features.json").write_text(json.dumps(features))
+    folder = RldsFolder(root)
+    assert find_mapping(folder, action=ACTION, instruction="words").instruction == "words"
+    with pytest.raises(DataError, match="would be one camera"):
+        find_mapping(folder, action=ACTION, images=["observation/image", "other/image"])
+    mapping = replace(MAPPING, action=("joint_velocity",))
+    record = EpisodeRecord("", {}, {"action": np.zeros((1, 7), np.float32)})
+    names = _make_schema(folder, mapping, record, 5).features["action"].names
+    assert names == tuple(f"joint_velocity_{number}" for number in range(7))
 
 
 @pytest.mark.parametrize(

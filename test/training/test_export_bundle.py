@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import importlib.util
 import io
 import json
 import os
@@ -23,6 +24,7 @@ from tiny_export import HORIZON, make_model, make_processor, make_run
 from tiny_models import STATE_DIM, build, tiny_config
 
 from training.commands import export as command
+from training.export.behaviour import check_gate
 from training.export.bundle import export_run
 from training.export.graph_file import load_graph
 from training.export.source import RunSource, add_reference, reference_outputs
@@ -31,9 +33,14 @@ from vla_align_ros.commands.inspect import describe_bundle
 from vla_align_ros.contract.bundle import Bundle
 from vla_align_ros.contract.golden import iterate_observations
 from vla_align_ros.contract.observation import Observation
+from vla_align_ros.contract.spec import CameraSpec
 from vla_align_ros.errors import ConfigurationError, ExportError, TrainingError
 from vla_align_ros.runtime.limits import GoldenLimits
 from vla_align_ros.runtime.policy import Policy
+
+needs_simulator = pytest.mark.skipif(  # not imported: the simulator chooses how it draws
+    importlib.util.find_spec("mujoco") is None, reason="needs the extra [sim]"
+)
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +83,16 @@ def test_the_bundle_says_where_it_comes_from_and_names_no_local_path(bundle):
     assert opened.report()["proofs"]["onnx"]["ok"] is True
     graph = opened.graph_path("policy").read_bytes()
     assert b"prismatic.py" not in graph and os.getcwd().encode() not in graph
+
+
+def test_a_bundle_of_mixed_weights_says_what_was_mixed_and_drops_folders(run_dir, tmp_path):
+    run = shutil.copytree(run_dir, tmp_path / "run")
+    (run / "blend.json").write_text(json.dumps({"alpha": 0.5, "before": "a1", "after": "b2"}))
+    (run / "config.json").write_text(json.dumps({"recipe": "debug", "base": "/home/a/runs/first"}))
+    described = RunSource.open(run).describe()
+    assert described["blend"] == {"alpha": 0.5, "before": "a1", "after": "b2"}
+    assert described["config"]["base"] == "first"
+    assert "blend" not in RunSource.open(run_dir).describe()
 
 
 def test_the_runtime_gives_the_actions_of_the_trained_model(bundle):
@@ -163,7 +180,12 @@ def test_a_failed_proof_leaves_nothing(run_dir, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("missing", "message"),
-    [("config.json", "no finished run"), ("golden_inputs.npz", "golden inputs")],
+    [
+        ("config.json", "no finished run"),
+        ("golden_inputs.npz", "golden inputs"),
+        ("model.json", "no weights of a whole network.*consolidate"),
+        ("model.safetensors", "lacks a part of its network.*consolidate"),
+    ],
 )
 def test_an_unfinished_run_is_refused_and_leaves_nothing(run_dir, tmp_path, missing, message):
     folder = tmp_path / "run"
@@ -180,6 +202,35 @@ def test_fp32_is_not_compared_with_itself_in_closed_loop(run_dir, tmp_path):
     with pytest.raises(ExportError, match="fix: leave --episodes out"):
         export_run(run_dir, tmp_path / "b", episodes=2, say=quietly)
     assert os.listdir(tmp_path) == []
+
+
+@needs_simulator
+def test_a_gate_of_behaviour_that_cannot_be_passed_is_refused_before_any_work(run_dir, tmp_path):
+    with pytest.raises(ExportError, match=r"so few episodes.*expected 42 or more"):
+        export_run(run_dir, tmp_path / "b", "int8", episodes=41, say=quietly)
+    other = make_processor().spec
+    other = dataclasses.replace(other, cameras=(CameraSpec("wrist", 48, 64),))
+    with pytest.raises(ExportError, match=r"cannot be compared: got cameras \['wrist'\]"):
+        check_gate(other, 60)
+    assert os.listdir(tmp_path) == []
+
+
+@needs_simulator
+def test_what_was_exported_waits_when_the_gate_of_behaviour_is_not_passed(
+    run_dir, tmp_path, monkeypatch
+):
+    verdicts = [{"verdict": "undecided", "ok": False}, {"verdict": "not worse", "ok": True}]
+    counts = {"candidate": 40, "reference": 42, "episodes": 42}
+    verdicts = [{**counts, **verdict} for verdict in verdicts]
+    prove = "training.export.bundle.prove_behaviour"
+    monkeypatch.setattr(prove, lambda *_: verdicts.pop(0))
+    with pytest.raises(ExportError, match=r"undecided.*more --episodes.*\.b\.stages"):
+        export_run(run_dir, tmp_path / "b", "int8", episodes=42, say=quietly)
+    assert [path.name for path in tmp_path.iterdir()] == [".b.stages"]
+    said = []
+    export_run(run_dir, tmp_path / "b", "int8", episodes=60, say=said.append)
+    assert len(said) >= 4 and all("taken from an interrupted export" in line for line in said)
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
 
 
 def test_an_existing_bundle_is_never_overwritten(run_dir, tmp_path):
@@ -259,6 +310,14 @@ def test_the_command_prints_and_returns_the_proof(exported):
         (("--trt", "--bundle", "b", "--dry-run"), "traces a run"),
         (("--trt", "--bundle", "b", "--episodes", "60"), "verify --episodes"),
         (("run", "--out", "o", "--trt", "--episodes", "60"), "verify --episodes"),
+        (("run", "--dry-run", "--trt"), "leave --trt out"),
+        (("run", "--out", "o", "--data", "d", "--target", "sm89"), "leave --data, --target out"),
+        (("run", "--out", "o", "--trt-option", "a=1"), "leave --trt-option out, or add --trt"),
+        (("run", "--out", "o", "--block", "64"), "leave --block out"),
+        (("--trt", "--bundle", "b", "--block", "64", "--precision", "int8"), "leave --block out"),
+        (("--trt", "--bundle", "b", "--split-vision"), "leave --split-vision out"),
+        (("--trt", "--bundle", "b", "--data", "d"), "leave --data out"),
+        (("--trt", "--bundle", "b", "--data", "d", "--precision", "int4"), "leave --data out"),
     ],
 )
 def test_arguments_that_make_no_sense_are_refused_with_what_would(arguments, fix):

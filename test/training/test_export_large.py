@@ -69,7 +69,7 @@ def test_300_million_parameters_are_exported_tensor_by_tensor(tmp_path):
 
     whole = RunSource.open(run)
     one = {name: values[:1] for name, values in whole.inputs.items()}
-    source = RunSource(run, whole.processor, one)
+    source = RunSource(run, whole.processor, one, whole.weights)
     actions = run_graphs(specs, tmp_path, source.samples())
     reference = reference_outputs(source)["actions"]
     assert check_parity(actions, reference) < 1e-4 and np.ptp(reference) > 1e-3

@@ -96,6 +96,19 @@ def test_a_policy_of_8_bits_comes_back_as_what_its_graph_computes(tmp_path):
         )
 
 
+def test_a_policy_of_16_bits_comes_back_with_its_rounded_weights(tmp_path):
+    run = make_run(tmp_path / "run")
+    export_run(run, tmp_path / "bundle", "fp16", say=lambda text: None)
+    bundle = Bundle.open(tmp_path / "bundle")
+    found, trained = rebuild_from_bundle(bundle).state_dict(), PrismaticVLA.load(run).state_dict()
+    for name, value in found.items():
+        torch.testing.assert_close(value, trained[name], rtol=1e-3, atol=1e-6)
+    name = "llm.model.layers.0.mlp.down_proj.weight"
+    assert torch.equal(found[name], trained[name].half().float())
+    with Policy.open(bundle, "torch") as policy:
+        assert policy.precision == "fp16"
+
+
 @pytest.mark.parametrize(("quantize", "precision"), [("nf4", "int4"), ("int8", "int8")])
 def test_the_language_model_can_lie_in_few_bits(tmp_path, quantize, precision):
     pytest.importorskip("bitsandbytes", reason="needs the extra [qlora]")

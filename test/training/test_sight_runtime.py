@@ -17,7 +17,12 @@ from hypothesis import strategies as st
 
 from training.commands import sight as command
 from training.export.bundle import export_run
-from training.export.sight_graph import STRAY, choose_attention_blocks
+from training.export.sight_graph import (
+    STRAY,
+    check_sight,
+    choose_attention_blocks,
+    measure_stray,
+)
 from training.model import PrismaticVLA
 from training.sight import measure_attention, relative_maps
 from training.sight.familiarity import fit_familiarity, fit_gaussian
@@ -33,8 +38,8 @@ from training.strange_scenes import (
 from vla_align_ros.contract.bundle import Bundle
 from vla_align_ros.contract.golden import iterate_observations
 from vla_align_ros.contract.observation import Observation
-from vla_align_ros.contract.sight import read_sight
-from vla_align_ros.errors import BundleError, ConfigurationError
+from vla_align_ros.contract.sight import ATTENTION, TOKENS, SightStatistics, read_sight
+from vla_align_ros.errors import BundleError, ConfigurationError, ExportError
 from vla_align_ros.runtime.sight import SightGraph, relate
 
 
@@ -108,6 +113,58 @@ def test_float16_that_moves_the_distances_is_not_taken(
     assert facts["base"] == "float32" and facts["stray_of_float16"]["distance"] > 0
     name = "model/sight.onnx"
     assert manifest["files"][name] == bundle.manifest["files"][name]
+
+
+def write_overflow(path: Path, bad: float) -> Path:
+    """A sight graph that adds a number that is none to what it sees."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    shapes = {"x": [1, 4, 3], TOKENS: [1, 4, 3], ATTENTION: [1, 4]}
+    infos = {n: helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in shapes.items()}
+    nodes = [
+        helper.make_node("Add", ["x", "bad"], [TOKENS]),
+        helper.make_node("ReduceSum", [TOKENS, "axis"], [ATTENTION], keepdims=0),
+    ]
+    constants = [
+        helper.make_tensor("bad", TensorProto.FLOAT, [], [bad]),
+        helper.make_tensor("axis", TensorProto.INT64, [1], [2]),
+    ]
+    graph = helper.make_graph(nodes, "g", [infos.pop("x")], list(infos.values()), constants)
+    opset = [helper.make_opsetid("", 21)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=10), path)
+    return path
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_sight_graph_that_answers_no_number_passes_no_proof(tmp_path: Path, bad: float) -> None:
+    exact = write_overflow(tmp_path / "exact.onnx", 0.0)
+    other = write_overflow(tmp_path / "other.onnx", bad)
+    statistics = SightStatistics(
+        *(np.zeros(3), np.eye(3), 2.0, 0.99, "look", "encoder", 9, 9),
+    )
+    samples = [{"x": np.full((1, 4, 3), value, np.float32)} for value in (1.0, 2.0)]
+    assert measure_stray(exact, exact, statistics, samples)["distance"] == 0.0
+    assert measure_stray(exact, other, statistics, samples)["distance"] > STRAY
+
+    def model(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return x, x.sum(2)
+
+    assert check_sight(exact, model, samples) == 0.0
+    with pytest.raises(ExportError, match="something else than the model"):
+        check_sight(other, model, samples)
+
+
+def test_statistics_of_other_weights_are_left_out_with_a_word(fitted: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(fitted, tmp_path / "run")
+    model = PrismaticVLA.load(run)
+    with torch.no_grad():
+        next(model.vision.parameters()).add_(0.01)
+    model.save(run)
+    said: list[str] = []
+    export_run(run, tmp_path / "bundle", say=said.append)
+    assert Bundle.open(tmp_path / "bundle").sight() is None
+    assert any("sight is left out" in line and "sight fit" in line for line in said)
 
 
 @given(st.integers(2, 40), st.integers(0, 1000))

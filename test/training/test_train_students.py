@@ -100,6 +100,44 @@ def test_it_blends_with_what_it_was_tuned_from(tuned: Path, base: Path, tmp_path
     )
 
 
+def test_a_tuned_openvla_is_exported_from_its_own_layout_and_proved(
+    tuned: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("onnxscript", reason="needs the extra [export]")
+    from training.export.bundle import export_run
+    from training.export.preview import preview_export
+    from training.export.torch_policy import load_policy, rebuild_from_bundle
+    from vla_align_ros.contract.bundle import Bundle
+
+    planned = preview_export(tuned)["graphs"]
+    result = export_run(tuned, tmp_path / "bundle", say=lambda _line: None)
+    bundle = Bundle.open(tmp_path / "bundle")
+    assert result["ok"] and [spec.name for spec in bundle.acting_graphs] == list(planned)
+    wanted = load_openvla(tuned / "openvla", dtype=torch.float32).model.state_dict()
+    policy = load_policy(tuned, dtype=torch.float32, device=torch.device("cpu"))
+    for network in (policy.module.model, rebuild_from_bundle(bundle)):
+        found = network.state_dict()
+        assert set(found) == set(wanted)
+        assert all(torch.equal(found[name], value) for name, value in wanted.items())
+    assert bundle.manifest["provenance"]["config"]["base"] == "tiny"
+    assert str(tuned.parent) not in json.dumps(bundle.manifest["provenance"])
+
+
+def test_an_openvla_run_with_an_adapter_alone_says_how_it_becomes_whole(
+    tuned: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("onnxscript", reason="needs the extra [export]")
+    from training.export.bundle import export_run
+
+    run = shutil.copytree(tuned, tmp_path / "run")
+    shutil.rmtree(run / "openvla")
+    with pytest.raises(TrainingError, match=r"no weights of a whole.*fix: vla-align consolidate"):
+        export_run(run, tmp_path / "bundle")
+    consolidate(run, lora="apart")
+    with pytest.raises(TrainingError, match=r"an adapter alone.*fix: vla-align consolidate"):
+        export_run(run, tmp_path / "bundle")
+
+
 def test_a_head_that_openvla_does_not_have_is_refused(base: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"none but model\.attention_backend") as error:
         train_openvla(

@@ -12,7 +12,7 @@ import numpy as np
 from training.data.collect import summarise
 from training.data.config import AugmentConfig, DataConfig
 from training.data.reader import LeRobotReader
-from training.data.sources import split_source
+from training.settings import override
 from vla_align_ros.errors import ConfigurationError, DataError
 
 SUMMARY = "describe a LeRobot dataset, check its videos, convert RLDS data to it, time loading it"
@@ -38,6 +38,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     convert.add_argument("--image", nargs="+", default=[], help=f"pictures: {paths}")
     convert.add_argument("--action", nargs="+", default=[], dest="actions", help=f"joined: {paths}")
     convert.add_argument("--state", nargs="+", default=[], help=f"joined: {paths}")
+    convert.add_argument(
+        "--state-names",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="of its values, as the robot supplies them: x y z roll pitch yaw gripper",
+    )
     convert.add_argument("--instruction", help="path of the text")
     bench = parser.add_argument_group("bench")
     bench.add_argument("--workers", nargs="+", type=int, default=[0, 1, 2])
@@ -45,6 +52,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     bench.add_argument("--image-size", type=int, default=224, help="model input in px (224)")
     bench.add_argument("--augment", action="store_true", help="with OpenVLA's augmentation")
     bench.add_argument("--decode", choices=("once", "online"), default="online")
+    bench.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="data.KEY=VALUE",
+        help="how the data are read, as of `train`: 'data.action_names=[...]', data.gripper=...",
+    )
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -80,19 +95,19 @@ def show_info(args: argparse.Namespace) -> dict[str, Any]:
 def check(args: argparse.Namespace) -> dict[str, Any]:
     """Decode every picture of the camera and list the episodes that are damaged."""
     from training.data.health import check_videos
-    from training.data.sources import open_sources
+    from training.data.selection import find_camera
+    from training.data.sources import open_source
 
-    name, _, _ = split_source(args.directory)
-    source = open_sources([name], DataConfig(cameras=tuple(args.camera)))[0]
-    broken = check_videos(source, args.cache, decode=not args.quick, progress=True)
+    reader, _ = open_source(args.directory, args.camera)
+    camera = find_camera(reader.schema, args.camera, str(reader.root))
+    broken = check_videos(reader, camera, args.cache, decode=not args.quick, progress=True)
     for number, reason in broken.items():
         print(f"episode {number}: {reason}")
-    camera = source.selection.camera
-    print(f"{camera}: {len(broken)} of {source.reader.episodes.num_rows} episodes are damaged")
+    print(f"{camera}: {len(broken)} of {reader.episodes.num_rows} episodes are damaged")
     return {
         "ok": not broken,
         "camera": camera,
-        "episodes": source.reader.episodes.num_rows,
+        "episodes": reader.episodes.num_rows,
         "broken": {str(number): reason for number, reason in broken.items()},
     }
 
@@ -116,6 +131,7 @@ def convert(args: argparse.Namespace) -> dict[str, Any]:
         action=args.actions,
         state=args.state,
         instruction=args.instruction,
+        state_names=args.state_names,
     )
     for option, value in asdict(mapping).items():
         print(f"{option:12} {value if isinstance(value, str) else ', '.join(value)}")
@@ -143,6 +159,7 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
         augment=AugmentConfig(enabled=args.augment),
         decode=args.decode,
     )
+    config = override(config, [_data_setting(setting) for setting in args.set])
     result = bench_loader(
         [args.directory],
         config,
@@ -153,6 +170,18 @@ def bench(args: argparse.Namespace) -> dict[str, Any]:
     for count, speed in result["samples_per_s"].items():
         print(f"{count} workers: {speed:8.1f} samples/s")
     return result
+
+
+def _data_setting(setting: str) -> str:
+    """A setting of a run's `data`, without that prefix."""
+    if not setting.startswith("data."):
+        raise ConfigurationError(
+            "Not a setting of the data",
+            got=repr(setting),
+            expected="data.KEY=VALUE",
+            fix="for example data.gripper=signed_closed",
+        )
+    return setting.removeprefix("data.")
 
 
 def count_tasks(reader: LeRobotReader) -> dict[str, int]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from vla_align_ros.errors import ConfigurationError, ExportError, VlaAlignError
 
+DEVICE = "device"
 SUMMARY = "export a training run to a bundle, or a bundle to TensorRT engines, and prove it"
 
 
@@ -21,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--precision",
         help="fp32 (default), bf16, fp16, int8, int8_dynamic, fp8, int4, auto or auto_weights",
     )
-    parser.add_argument("--block", type=int, default=128, help="of int4: 128 (default), 64 or 32")
+    parser.add_argument("--block", type=int, help="of int4: 128 (default), 64 or 32")
     parser.add_argument(
         "--split-vision", action="store_true", help="a chunk policy's vision as its own graph"
     )
@@ -29,7 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--episodes",
         type=int,
         default=0,
-        help="without --trt: pairs of simulated episodes for the gate of behaviour (default 0)",
+        help="without --trt: pairs of simulated episodes for the gate of behaviour (default 0; at"
+        " least 42, and 60 where the policies differ now and then)",
     )
     parser.add_argument(
         "--dry-run", action="store_true", help="trace without weights; say what it would need"
@@ -39,18 +41,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="DIR",
-        help="with --trt: data sets to calibrate on (default: the bundle's golden samples)",
+        help="with --trt, int8, fp8 and auto: data sets to calibrate on (default: the bundle's"
+        " golden samples)",
     )
     parser.add_argument("--trt", action="store_true", help="build TensorRT engines")
     parser.add_argument(
-        "--target", default="device", help="device (default), or for TensorRT-RTX sm86,sm89,..."
+        "--target", help="with --trt: device (default), or for TensorRT-RTX sm86,sm89,..."
     )
     parser.add_argument(
         "--trt-option",
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="an option of the builder as trtexec names it, such as builderOptimizationLevel=5",
+        help="with --trt: an option of the builder as trtexec names it, such as"
+        " builderOptimizationLevel=5",
     )
 
 
@@ -87,11 +91,20 @@ def _check_engines(args: argparse.Namespace) -> None:
     """Refuse engines that cannot be made before the run is exported for them."""
     from training.export.engines import check_order
 
-    check_order(args.target, _engine_precision(args), options=args.trt_option, block=args.block)
+    check_order(
+        args.target or DEVICE,
+        _engine_precision(args),
+        options=args.trt_option,
+        **_block(args),
+    )
 
 
 def _engine_precision(args: argparse.Namespace) -> str:
     return args.precision or "bf16"
+
+
+def _block(args: argparse.Namespace) -> dict[str, int]:
+    return {} if args.block is None else {"block": args.block}
 
 
 def _export_engines(args: argparse.Namespace, bundle: str) -> dict[str, Any]:
@@ -99,10 +112,10 @@ def _export_engines(args: argparse.Namespace, bundle: str) -> dict[str, Any]:
 
     result = export_engines(
         bundle,
-        args.target,
+        args.target or DEVICE,
         _engine_precision(args),
         options=args.trt_option,
-        block=args.block,
+        **_block(args),
         data=args.data,
         say=_say,
     )
@@ -128,6 +141,7 @@ def _check(args: argparse.Namespace) -> None:
         wrong = "a run, or --trt --bundle DIR, is needed"
     elif args.run is not None and not args.out and not args.dry_run:
         wrong = "--out is needed: the folder of the new bundle"
+    wrong = wrong or _find_useless(args)
     if wrong is not None:
         raise ConfigurationError(
             "export does not know what to do",
@@ -137,6 +151,25 @@ def _check(args: argparse.Namespace) -> None:
         )
 
 
+def _find_useless(args: argparse.Namespace) -> str | None:
+    """Say which option would have no effect beside the others; None if each has one."""
+    if args.trt and args.dry_run:
+        return "leave --trt out: --dry-run traces the run's graphs alone"
+    if args.bundle is not None and args.split_vision:
+        return "leave --split-vision out: the bundle has its graphs already"
+    if args.block is not None and args.precision != "int4":
+        return "leave --block out: it is of --precision int4"
+    if not args.trt:
+        given = {"--data": args.data, "--target": args.target, "--trt-option": args.trt_option}
+        useless = ", ".join(option for option, value in given.items() if value)
+        return f"leave {useless} out, or add --trt: it is of engines" if useless else None
+    from training.export.precision import find_plan
+
+    if args.data and not find_plan(_engine_precision(args), engine=True).rounds_activations:
+        return "leave --data out: in this precision no range of activations is measured"
+    return None
+
+
 def _export_run(args: argparse.Namespace) -> dict[str, Any]:
     from training.export.bundle import export_run
 
@@ -144,7 +177,7 @@ def _export_run(args: argparse.Namespace) -> dict[str, Any]:
         args.run,
         args.out,
         "fp32" if args.trt else args.precision or "fp32",
-        block=args.block,
+        **_block(args),
         split_vision=args.split_vision,
         episodes=args.episodes,
         say=_say,

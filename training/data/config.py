@@ -44,9 +44,10 @@ class DataConfig:
     cameras: names to look for in each data set, in this order (without `observation.images.`);
     empty takes the only one there is. state_key, action_key: features of proprioception and action.
     action_names: which seven named values of the action are dx dy dz drx dry drz gripper; empty
-    takes all. gripper: what the recorded gripper values mean. rate_hz: the rate of the policy,
-    needed only where data sets of several rates are mixed. frame: in whose axes actions and state
-    are recorded; the arm's command_frame must be the same.
+    takes all, which must not be named as something else. gripper: what the recorded gripper values
+    mean. rate_hz: the rate of the policy, needed only where data sets of several rates are mixed;
+    it is one of theirs, and nothing is resampled. frame: in whose axes actions and state are
+    recorded; the arm's command_frame must be the same.
 
     instructions: train on what these, word for word, ask for, and leave the rest out; empty takes
     all. Statistics are those of the whole data.
@@ -64,9 +65,14 @@ class DataConfig:
     state_key: str = "observation.state"
     action_key: str = "action"
     action_names: tuple[str, ...] = ()
-    gripper: Literal["fraction_open", "fraction_closed", "signed_open", "signed_closed"] = (
-        "fraction_open"
-    )
+    gripper: Literal[
+        "fraction_open",
+        "fraction_closed",
+        "signed_open",
+        "signed_closed",
+        "percent_open",
+        "percent_closed",
+    ] = "fraction_open"
     rate_hz: float | None = None
     frame: str = field(default="base_link", metadata=LATER)
     instructions: tuple[str, ...] = field(default=(), metadata=LATER)

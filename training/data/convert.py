@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 
 from training.data.layout import DatasetSchema, EpisodeRecord, Feature
 from training.data.reader import read_json
-from training.data.rlds import RldsFolder
+from training.data.rlds import RldsFolder, StepFeature
 from training.data.schema import ACTION_KEY, STATE_KEY
 from training.data.selection import IMAGE_PREFIX
 from training.data.writer import LeRobotWriter
@@ -29,6 +30,7 @@ _WORDS = (
     "observation/natural_language_instruction",
     "observation/language_instruction",
 )
+_NO_DELTAS = re.compile(r"joint|vel|absolute")  # in a path: seven values that are no deltas
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +38,15 @@ class RldsMapping:
     """Which features of a step become what; paths below the step, as features.json nests them.
 
     images: each becomes a camera of its last name. action, state: joined end to end, in order;
-    state empty for none. instruction: the text; the episode's first is its task.
+    state empty for none. instruction: the text; the episode's first is its task. state_names: of
+    the state's values, by which a robot supplies them; empty numbers them.
     """
 
     images: tuple[str, ...]
     action: tuple[str, ...]
     state: tuple[str, ...]
     instruction: str
+    state_names: tuple[str, ...] = ()
 
 
 def find_mapping(
@@ -52,8 +56,12 @@ def find_mapping(
     action: Sequence[str] = (),
     state: Sequence[str] = (),
     instruction: str | None = None,
+    state_names: Sequence[str] = (),
 ) -> RldsMapping:
-    """Fill in what is not named by the usual names; DataError lists what there is."""
+    """Fill in what is not named by the usual names; DataError lists what there is.
+
+    It also refuses two pictures of one last name, and names that are not as many as the state.
+    """
     pictures = [path for path, feature in folder.features.items() if feature.kind == "image"]
     common = [path for path in _IMAGES if path in pictures][:1]
     only = pictures if len(pictures) == 1 else []
@@ -62,23 +70,48 @@ def find_mapping(
         tuple(action) or ("action",),
         tuple(state) or tuple(path for path in _STATES if path in folder.features)[:1],
         instruction or next((path for path in _WORDS if path in folder.features), ""),
+        tuple(state_names),
     )
-    for option, paths, kinds in (
-        ("--image", chosen.images, ("image",)),
-        ("--action", chosen.action, ("tensor",)),
-        ("--state", chosen.state, ("tensor",)),
-        ("--instruction", (chosen.instruction,), ("text", "tensor")),
+    for option, paths, kind in (
+        ("--image", chosen.images, "image"),
+        ("--action", chosen.action, "tensor"),
+        ("--state", chosen.state, "tensor"),
+        ("--instruction", (chosen.instruction,), "text"),
     ):
-        kinds_found = [folder.features[p].kind if p in folder.features else None for p in paths]
-        if (not paths and option == "--image") or any(kind not in kinds for kind in kinds_found):
-            there = sorted(p for p, feature in folder.features.items() if feature.kind in kinds)
+        there = sorted(p for p, feature in folder.features.items() if _kind(feature) == kind)
+        if (not paths and option == "--image") or not set(paths) <= set(there):
             raise DataError(
                 f"{folder.name} has no such feature for {option}",
                 got=", ".join(paths) or "none",
-                expected="one of " + (", ".join(there) or f"kind {kinds[0]}, but there is none"),
+                expected="one of " + (", ".join(there) or f"kind {kind}, but there is none"),
                 fix=f"pass {option} PATH",
             )
+    _check_names(folder, chosen)
     return chosen
+
+
+def _kind(feature: StepFeature) -> str:
+    """The feature's kind; texts are also kept as tensors of strings."""
+    return "text" if feature.dtype in ("string", "object") else feature.kind
+
+
+def _check_names(folder: RldsFolder, mapping: RldsMapping) -> None:
+    cameras = [_camera_key(path) for path in mapping.images]
+    if len(set(cameras)) != len(cameras):
+        raise DataError(
+            f"Two pictures of {folder.name} would be one camera",
+            got=", ".join(mapping.images),
+            expected="different last names",
+            fix="leave one out of --image",
+        )
+    size = sum(int(np.prod(folder.features[path].shape)) for path in mapping.state)
+    if mapping.state_names and len(set(mapping.state_names)) != size:
+        raise DataError(
+            f"The state of {folder.name} has another number of values than names",
+            got=", ".join(mapping.state_names),
+            expected=f"{size} different names, one for each value",
+            fix="correct --state-names, or --state",
+        )
 
 
 def convert_rlds(
@@ -98,7 +131,8 @@ def convert_rlds(
     from tqdm import tqdm
 
     out = Path(out)
-    _hold_settings(out, {"source": folder.name, "fps": fps, **asdict(mapping)})
+    origin = {"source": folder.name, "version": folder.path.name, "split": folder.split}
+    _hold_settings(out, {**origin, "fps": fps, **asdict(mapping)})
     first = next(folder.episodes(), None)
     if first is None:
         raise DataError(
@@ -171,8 +205,10 @@ def _make_schema(
             for path in paths
             for number in range(int(np.prod(folder.features[path].shape)))
         )
-        if key == ACTION_KEY and len(names) == ACTION_DIM:
+        if key == ACTION_KEY and len(names) == ACTION_DIM and not _NO_DELTAS.search(str(paths)):
             names = ACTION_NAMES
+        if key == STATE_KEY and mapping.state_names:
+            names = mapping.state_names
         features[key] = Feature("float32", record.columns[key].shape[1:], names)
     return DatasetSchema(fps=fps, features=features, robot_type=folder.name)
 
@@ -185,7 +221,9 @@ def _hold_settings(out: Path, wanted: dict[str, Any]) -> None:
         with replace_atomically(path) as temporary:
             temporary.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
         return
-    found = read_json(path)
+    # Conversions of before these were held: they could be of any version.
+    older = {"version": wanted["version"], "split": "train", "state_names": []}
+    found = {**older, **read_json(path)}
     if found != wanted:
         differing = sorted(k for k in {*found, *wanted} if found.get(k) != wanted.get(k))
         raise DataError(

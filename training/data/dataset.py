@@ -18,13 +18,14 @@ from training.data.schema import ENVIRONMENT_KEY
 from training.data.sources import Source
 from training.data.statistics import as_sources, dataset_statistics
 from vla_align_ros.contract.processor import Processor
-from vla_align_ros.errors import DataError
+from vla_align_ros.errors import ContractError, DataError
 
 if TYPE_CHECKING:
     import torch
 
 __all__ = ["ActionChunkDataset", "dataset_statistics", "open_readers"]
 
+_SHOWN = 60  # characters of a text in an error
 Roots = Sequence[str | Path] | Sequence[Source]
 
 
@@ -84,6 +85,8 @@ class ActionChunkDataset:
         moving = np.concatenate([rows.moving for rows in self._rows])
         self.dropped = int((~moving).sum())
         self.tasks, self.task_id = self._number_tasks()
+        self._asked = self._choose_tasks()
+        self._input_ids, self._attention_mask = self._encode_tasks()
         self._pictures = MixturePictures(
             self.sources,
             processor.image_transform,
@@ -96,7 +99,7 @@ class ActionChunkDataset:
             int(self._first_episode[root]) + episode: reason
             for (root, episode), reason in self._pictures.broken.items()
         }
-        self._encode(moving)
+        self._split(moving)
 
     def __len__(self) -> int:
         return len(self.state)
@@ -255,25 +258,53 @@ class ActionChunkDataset:
             ids.append(np.asarray(own, dtype=np.int64)[rows.task])
         return tuple(numbers), np.concatenate(ids)
 
-    def _encode(self, moving: np.ndarray) -> None:
-        """Tokenize the tasks and split the episodes; an episode without words is not used."""
-        spoken = np.array([bool(task.strip()) for task in self.tasks])
-        encoded = [
-            self.processor.tokenizer.encode(task if said else "unlabelled")
-            for task, said in zip(self.tasks, spoken, strict=True)
-        ]
-        self._input_ids = np.stack([ids for ids, _ in encoded])
-        self._attention_mask = np.stack([mask for _, mask in encoded])
+    def _encode_tasks(self) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids and masks (tasks, T) int64; DataError for a text that a robot would refuse.
+
+        Texts that nobody trains on need not be words; their frames get those of a placeholder.
+        """
+        encode = self.processor.tokenizer.encode
+        used = np.zeros(len(self.tasks), dtype=bool)
+        used[self.task_id] = True
+        encoded: list[tuple[np.ndarray, np.ndarray]] = []
+        refused: dict[int, ContractError] = {}
+        for number, task in enumerate(self.tasks):
+            try:
+                encoded.append(encode(task))
+            except ContractError as cause:
+                encoded.append(encode("unlabelled"))
+                if self._asked[number] and used[number]:
+                    refused[number] = cause
+        if refused:
+            number, error = next(iter(refused.items()))
+            frames = self.task_id == number
+            root = int(self.root_id[frames][0])
+            episodes = np.unique(self.episode[frames & (self.root_id == root)])
+            own = [str(n) for n in episodes[:3] - self._first_episode[root]]
+            more = f" and {len(episodes) - 3} more" if len(episodes) > 3 else ""
+            others = f"; {len(refused) - 1} other texts like it" if len(refused) > 1 else ""
+            raise DataError(
+                f"{self.readers[root].root} has an instruction that no policy can be given",
+                got=f"{self.tasks[number][:_SHOWN]!a} in episode {', '.join(own)}{more}"
+                f" ({error.summary}, got {str(error.got)[:_SHOWN]}){others}",
+                expected=str(error.expected or "words"),
+                fix="correct the text in the data set's table of tasks (an empty one leaves its"
+                " episodes out), or train on others: --set 'data.instructions=[...]'",
+            )
+        return np.stack([ids for ids, _ in encoded]), np.stack([mask for _, mask in encoded])
+
+    def _split(self, moving: np.ndarray) -> None:
+        """Choose the frames of both splits; an episode without words is not used."""
+        spoken = np.array([_has_words(task) for task in self.tasks])
         self.unlabelled = int((~spoken[self.task_id]).sum())
-        asked = spoken & self._asked()
-        self.unasked = int((spoken & ~asked)[self.task_id].sum())
+        self.unasked = int((spoken & ~self._asked)[self.task_id].sum())
         held_out = hash_to_unit(self.episode_seed) < self.config.validation
         self._is_validation = held_out[self.episode]
         whole = ~np.isin(self.episode, list(self.broken))
-        self._usable = moving & whole & asked[self.task_id]
+        self._usable = moving & whole & self._asked[self.task_id]
 
-    def _asked(self) -> np.ndarray:
-        """Which of `tasks` the configuration asks for, (tasks,) bool."""
+    def _choose_tasks(self) -> np.ndarray:
+        """Which of `tasks` have words and are asked for by the configuration, (tasks,) bool."""
         wanted = self.config.instructions
         unknown = sorted(set(wanted) - set(self.tasks))
         if unknown:
@@ -283,7 +314,14 @@ class ActionChunkDataset:
                 expected="some of " + ", ".join(map(repr, sorted(self.tasks))),
                 fix="correct --set data.instructions",
             )
-        return np.array([not wanted or task in wanted for task in self.tasks])
+        return np.array(
+            [_has_words(task) and (not wanted or task in wanted) for task in self.tasks]
+        )
+
+
+def _has_words(task: str) -> bool:
+    """Whether a text says anything: dots and blanks are what cleaning an instruction removes."""
+    return bool(task.strip(" .\t\r\n"))
 
 
 def open_readers(roots: Roots, config: DataConfig | None = None) -> list[LeRobotReader]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,13 +17,15 @@ import numpy as np
 from training.data.pictures import TablePictures
 from training.data.reader import LeRobotReader, read_json
 from training.data.versions import Clip
-from training.data.video import decode_numbered
+from training.data.video import VideoReader, decode_numbered
 from training.files import hold_lock, replace_atomically
 from vla_align_ros.contract.images import ImageTransform
 from vla_align_ros.errors import DataError
 
 CACHE_FOLDER = "cache"
 _MAX_THREADS = 4
+_SPARE_BYTES = 1 << 20  # headers, the note of what is broken
+_ELSEWHERE = "pass --cache DIR on another disk, or --set data.decode=online, which keeps no file"
 # Raise when decoding or resizing changes, so that old caches are not taken for new ones.
 _CACHE_VERSION = 2
 
@@ -50,7 +55,7 @@ class FrameStore:
         self.path = folder / f"frames-{cache_key(reader, video_key, transform)}.npy"
         self._broken_path = self.path.with_suffix(".broken.json")
         if not self.path.exists():
-            with hold_lock(self.path.with_name(f".{self.path.name}.lock")):
+            with self._explain_errors(), hold_lock(self.path.with_name(f".{self.path.name}.lock")):
                 if not self.path.exists():  # another process may have filled it meanwhile
                     self._fill(reader, video_key, transform, progress, skip_broken)
         self.frames: np.ndarray = np.load(self.path, mmap_mode="r", allow_pickle=False)
@@ -85,9 +90,11 @@ class FrameStore:
         shape = (len(reader), transform.size, transform.size, 3)
         broken: dict[int, str] = {}
         with replace_atomically(self.path) as temporary:
+            self._check_room(int(np.prod(shape)))
             target: np.memmap = np.lib.format.open_memmap(
                 temporary, mode="w+", dtype=np.uint8, shape=shape
             )
+            _allocate(temporary)
             bar = tqdm(total=shape[0], unit="frame", desc="decoding", disable=not progress)
 
             def decode(clips: list[Clip]) -> None:
@@ -104,6 +111,38 @@ class FrameStore:
                     note.write_text(json.dumps(broken, indent=2) + "\n", encoding="utf-8")
             else:
                 self._broken_path.unlink(missing_ok=True)
+
+    def _check_room(self, size: int) -> None:
+        needed, free = size + _SPARE_BYTES, shutil.disk_usage(self.path.parent).free
+        if free < needed:
+            raise DataError(
+                f"The frame cache {self.path.name} does not fit the disk",
+                got=f"{free / 1e9:.2f} GB free in {self.path.parent}",
+                expected=f"{needed / 1e9:.2f} GB",
+                fix=_ELSEWHERE,
+            )
+
+    @contextlib.contextmanager
+    def _explain_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise DataError(
+                f"The frame cache {self.path.name} cannot be written",
+                got=str(error),
+                expected=f"room and permission in {self.path.parent}",
+                fix=_ELSEWHERE,
+            ) from error
+
+
+def _allocate(path: Path) -> None:
+    """Claim a file's blocks on the disk: a memory map without them is killed when it is full."""
+    with path.open("r+b") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # not every file system can
+                raise
 
 
 def group_clips(reader: LeRobotReader, camera: str) -> list[list[Clip]]:
@@ -125,32 +164,46 @@ def decode_clips(
     transform: ImageTransform | None,
     advance: object = None,
 ) -> dict[int, str]:
-    """Decode one file's episodes into their rows of `target`; return what is broken, and why."""
+    """Decode one file's episodes into their rows of `target`; return what is broken, and why.
+
+    A place that cannot be decoded spoils its own episode: the others of the file are sought.
+    """
     starts, seen = reader.episode_starts, {clip.episode: 0 for clip in clips}
-    reason = "frames are missing"
+    reasons = dict.fromkeys(seen, "frames are missing")
     row_of = {
         clip.first + k: (clip.episode, int(starts[clip.episode]) + k)
         for clip in clips
         for k in range(clip.length)
     }
+
+    def keep(number: int, image: np.ndarray) -> None:
+        episode, row = row_of.pop(number)
+        if target is not None and transform is not None:
+            target[row] = transform.resize(image)
+        seen[episode] += 1
+        if callable(advance):
+            advance()
+
     try:
         for number, image in _numbered(reader, camera, clips):
-            if number not in row_of:
-                continue
-            episode, row = row_of.pop(number)
-            if target is not None and transform is not None:
-                target[row] = transform.resize(image)
-            seen[episode] += 1
-            if callable(advance):
-                advance()
+            if number in row_of:
+                keep(number, image)
     except DataError as error:
-        reason = str(error.got or error)
+        reasons = dict.fromkeys(seen, str(error.got or error))
+        for clip in clips if camera in reader.schema.video_keys else ():
+            wanted = [n for n in range(clip.first, clip.first + clip.length) if n in row_of]
+            try:
+                with contextlib.closing(VideoReader(clip.path, reader.rate_hz)) as video:
+                    for number in wanted:
+                        keep(number, video.frame(number))
+            except DataError as own:
+                reasons[clip.episode] = str(own.got or own)
     broken = {}
     for clip in clips:
         if seen[clip.episode] != clip.length:
             where = clip.path.name if camera in reader.schema.video_keys else "the table"
             have = f"{seen[clip.episode]} of {clip.length} frames in {where}"
-            broken[clip.episode] = f"{have}: {reason}"
+            broken[clip.episode] = f"{have}: {reasons[clip.episode]}"
             if target is not None:
                 target[starts[clip.episode] : starts[clip.episode + 1]] = 0
     return broken

@@ -22,27 +22,27 @@ def known_damage(source: Source, cache_dir: str | Path | None, *, skip: bool) ->
     Counts the frames in every file without decoding them, unless `check_videos` decoded them
     before. Raises DataError that names the episodes if there are any and `skip` is False.
     """
-    found = check_videos(source, cache_dir)
+    found = check_videos(source.reader, source.selection.camera, cache_dir)
     if found and not skip:
         raise broken_error(source.reader, found)
     return found
 
 
 def check_videos(
-    source: Source,
+    reader: LeRobotReader,
+    camera: str,
     cache_dir: str | Path | None = None,
     *,
     decode: bool = False,
     progress: bool = False,
 ) -> dict[int, str]:
-    """Damaged episodes of the selected camera, with the reason; {} if all is well.
+    """Damaged episodes of a camera (a feature's whole name), with the reason; {} if all is well.
 
     `decode` looks at every picture, which alone finds damage inside a file that is whole by its
     table of contents. The answer is kept in `cache_dir`, by default in <dataset>/cache.
     """
     from tqdm import tqdm
 
-    reader, camera = source.reader, source.selection.camera
     path = _record_path(reader, camera, cache_dir)
     known = _read_record(path)
     if known is not None and (known["decoded"] or not decode):

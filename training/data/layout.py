@@ -196,13 +196,27 @@ def column_array(values: np.ndarray) -> pa.Array:
     return flat
 
 
-def column_values(column: pa.ChunkedArray, shape: Sequence[int]) -> np.ndarray:
-    """Inverse of `column_array`: (T, *shape); an empty shape gives (T,)."""
+def column_values(
+    column: pa.ChunkedArray, shape: Sequence[int], what: str = "A column"
+) -> np.ndarray:
+    """Inverse of `column_array`: (T, *shape); an empty shape gives (T,).
+
+    DataError, naming `what` it is, if a row has no value, or another number of them.
+    """
     flat: Any = column.combine_chunks()
+    rows = len(flat)
     while pa.types.is_list(flat.type) or pa.types.is_fixed_size_list(flat.type):
         flat = flat.flatten()
     values: np.ndarray = flat.to_numpy(zero_copy_only=False)
-    return values.reshape(len(column), *shape)
+    wanted = (rows, *shape)
+    if values.size != np.prod(wanted):
+        raise DataError(
+            f"{what} lacks values",
+            got=f"{values.size} values in {rows} rows",
+            expected=f"{int(np.prod(shape))} in every row",
+            fix="mend or leave out the rows that are empty",
+        )
+    return values.reshape(wanted)
 
 
 def tasks_table(tasks: Sequence[str]) -> pa.Table:

@@ -114,7 +114,10 @@ class LeRobotReader:
                 expected=f"{len(self)} as meta/info.json says",
                 fix="download or collect the data set again",
             )
-        return {name: column_values(table[name], shapes.get(name, ())) for name in wanted}
+        return {
+            name: column_values(table[name], shapes.get(name, ()), f"{name} of {self.root}")
+            for name in wanted
+        }
 
     def clips(self, video_key: str) -> list[Clip]:
         """Where a camera's episodes are in its mp4 files, in the order of the episodes."""

@@ -35,12 +35,13 @@ class RldsFolder:
     """One split of a TFDS folder, `.../NAME/VERSION` or `.../NAME` with a single version in it.
 
     Attributes: `features`: path below the step ("observation/image") -> StepFeature; `name`;
-    `episode_count` as dataset_info.json says.
+    `split`; `episode_count` as dataset_info.json says.
     """
 
     def __init__(self, path: str | Path, split: str = "train") -> None:
         """Read the descriptions; DataError for another layout, format or split."""
         self.path = _find_version(Path(path))
+        self.split = split
         info = read_json(self.path / "dataset_info.json")
         self.name = str(info.get("name", self.path.parent.name))
         splits = {str(entry["name"]): entry for entry in info.get("splits", [])}

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 
 from training.data.chunks import BoolArray, ChunkCutter, Float32Array, Int64Array, moves
 from training.data.config import DataConfig
 from training.data.schema import ENVIRONMENT_KEY, SEED_NOTE
 from training.data.sources import Source
+from vla_align_ros.contract.actions import GRIPPER_CONVENTIONS
 from vla_align_ros.errors import DataError
+
+_GRIPPER_SLACK = 0.05  # of the fraction open: noise of a measured gripper
+_GRIPPER_SPAN = 0.5  # less is a gripper that moves, but never from shut to open
 
 
 class SourceRows:
@@ -21,7 +27,11 @@ class SourceRows:
     """
 
     def __init__(self, source: Source, config: DataConfig) -> None:
-        """Read the columns; DataError if an action or a state is not finite."""
+        """Read the columns.
+
+        DataError if an action or a state is not finite, or a gripper's value lies outside of what
+        `data.gripper` says.
+        """
         self.source = source
         reader, chosen = source.reader, source.selection
         environment = ENVIRONMENT_KEY in reader.schema.features
@@ -52,6 +62,7 @@ class SourceRows:
         _check_numbers(source, self.episode, str(chosen.state_key), self.state)
         self._ready = chosen.read_actions(recorded) if chosen.chunk_key else None
         actions = self._ready[:, 0] if self._ready is not None else chosen.read_actions(recorded)
+        _check_gripper(source, actions if self._ready is None else self._ready)
         self.moving: BoolArray = np.ones(count, dtype=bool)
         if config.drop_near_zero:
             self.moving = moves(actions, self.episode, config.near_zero_m, config.near_zero_rad)
@@ -96,4 +107,23 @@ def _check_numbers(source: Source, episode: Int64Array, name: str, values: np.nd
             got=f"{name} in episode {episode[row]}, and {int((~finite).sum())} frames in all",
             expected="finite numbers",
             fix="mend or leave out these episodes",
+        )
+
+
+def _check_gripper(source: Source, actions: np.ndarray) -> None:
+    """Refuse grippers that `data.gripper` cannot mean; warn of those that hardly move."""
+    fraction, meaning = actions[..., -1], source.selection.gripper
+    low, high = float(fraction.min()), float(fraction.max())
+    if low < -_GRIPPER_SLACK or high > 1.0 + _GRIPPER_SLACK:
+        raise DataError(
+            f"The grippers of {source.reader.root} are not what data.gripper says",
+            got=f"{low:.3g} to {high:.3g}, read as {meaning}",
+            expected="0 (shut) to 1 (open)",
+            fix="--set data.gripper=... one of " + ", ".join(GRIPPER_CONVENTIONS),
+        )
+    if 0.0 < high - low < _GRIPPER_SPAN:
+        warnings.warn(
+            f"the grippers of {source.reader.root} go from {low:.3g} to {high:.3g} alone, read as"
+            f" {meaning}, where 0 is shut and 1 open: is that what data.gripper should be?",
+            stacklevel=3,
         )

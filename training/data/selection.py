@@ -16,6 +16,19 @@ from vla_align_ros.contract.spec import ACTION_DIM, ACTION_NAMES
 from vla_align_ros.errors import DataError
 
 IMAGE_PREFIX = "observation.images."
+# Names under which recorders write end-effector deltas, by place, as `_identifier` spells them.
+# Joints and velocities have seven values as well, and read as metres they would move an arm.
+_DELTAS = tuple(
+    re.compile(pattern)
+    for pattern in (
+        *(f"(d|d_|delta_)?{axis}" for axis in "xyz"),
+        *(
+            f"(d|d_|delta_)?({name}|r{axis}|rot_{axis})"
+            for axis, name in zip("xyz", ("roll", "pitch", "yaw"), strict=True)
+        ),
+        "gripper(_[a-z]+)*",
+    )
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +118,7 @@ def _action_columns(schema: DatasetSchema, config: DataConfig, root: str) -> tup
     if wanted and set(wanted) <= set(names):
         return tuple(names.index(name) for name in wanted)
     if not wanted and size == ACTION_DIM:
+        _check_are_deltas(names, root)
         return tuple(range(ACTION_DIM))
     raise DataError(
         f"The actions of {root} have the wrong size",
@@ -113,6 +127,27 @@ def _action_columns(schema: DatasetSchema, config: DataConfig, root: str) -> tup
         fix="name the seven end-effector deltas among them by --set 'data.action_names=[...]', or"
         " convert joint actions to end-effector deltas first",
     )
+
+
+def _check_are_deltas(names: Sequence[str], root: str) -> None:
+    """Refuse seven values that the data set itself names as something else, or in another order."""
+    if len(names) != ACTION_DIM:  # seven values without names of their own
+        return
+    strange = [
+        name
+        for name, known in zip(names, _DELTAS, strict=True)
+        if not known.fullmatch(_identifier(name))
+    ]
+    if strange:
+        listed = ", ".join(f'"{name}"' for name in names)
+        raise DataError(
+            f"The actions of {root} do not look like end-effector deltas",
+            got=", ".join(names),
+            expected=f"{' '.join(ACTION_NAMES)}, or x y z roll pitch yaw gripper",
+            fix="convert joint positions or velocities to end-effector deltas (metres and radians"
+            " a step) first; if these are such deltas, name them in that order:"
+            f" --set 'data.action_names=[{listed}]'",
+        )
 
 
 def _state_names(schema: DatasetSchema, key: str) -> tuple[str, ...]:

@@ -69,21 +69,31 @@ def open_sources(roots: Sequence[str | Path], config: DataConfig | None = None) 
         )
     sources = []
     for root in roots:
-        name, revision, weight = split_source(str(root))
-        folder = Path(name)
-        if not folder.exists() and is_repository(name):
-            folder = download_dataset(name, revision=revision, cameras=config.cameras)
-        reader = LeRobotReader(folder)
-        if not len(reader):
-            raise DataError(
-                f"{folder} is empty",
-                got="no frame",
-                expected="at least one episode",
-                fix=f"record episodes; {INFO_PATH} counts them",
-            )
-        sources.append(Source(reader, weight, select_features(reader.schema, config, str(folder))))
+        reader, weight = open_source(str(root), config.cameras)
+        selection = select_features(reader.schema, config, str(reader.root))
+        sources.append(Source(reader, weight, selection))
     _check_together(sources, config)
     return sources
+
+
+def open_source(text: str, cameras: Sequence[str] = ()) -> tuple[LeRobotReader, float]:
+    """Open what `split_source` reads, from the hub if it must be; return it with its weight.
+
+    DataError if it is empty. `cameras`: see DataConfig; of the hub's videos only one is fetched.
+    """
+    name, revision, weight = split_source(text)
+    folder = Path(name)
+    if not folder.exists() and is_repository(name):
+        folder = download_dataset(name, revision=revision, cameras=cameras)
+    reader = LeRobotReader(folder)
+    if not len(reader):
+        raise DataError(
+            f"{folder} is empty",
+            got="no frame",
+            expected="at least one episode",
+            fix=f"record episodes; {INFO_PATH} counts them",
+        )
+    return reader, weight
 
 
 def policy_spec(
@@ -97,9 +107,19 @@ def policy_spec(
     """What a robot must offer to a policy trained on `sources`: the contract of both sides.
 
     `horizon` steps a chunk, of which the first `committed` can be told. DataError if a state is
-    wanted and none was recorded, ContractError if `data.frame` is no frame's name.
+    wanted and none was recorded, or if `data.rate_hz` is no data set's rate; ContractError if
+    `data.frame` is no frame's name.
     """
     first = sources[0].selection
+    rates = sorted({source.reader.rate_hz for source in sources})
+    if config.rate_hz is not None and config.rate_hz not in rates:
+        raise DataError(
+            "No data set was recorded at the policy's rate",
+            got=f"data.rate_hz {config.rate_hz:g} Hz",
+            expected=" or ".join(f"{rate:g} Hz" for rate in rates),
+            fix="leave data.rate_hz out: nothing is resampled, and at another rate the arm would"
+            " move that much faster or slower than it was recorded",
+        )
     if with_state and first.state_key is None:
         raise DataError(
             f"{sources[0].reader.root} has no proprioception",
@@ -135,5 +155,6 @@ def _check_together(sources: Sequence[Source], config: DataConfig) -> None:
                 f"{other.reader.root} was recorded at another rate than {first.reader.root}",
                 got=f"{other.reader.rate_hz:g} Hz",
                 expected=f"{first.reader.rate_hz:g} Hz",
-                fix="resample one of them, or name the rate of the policy: --set data.rate_hz=...",
+                fix="resample one of them; where the difference does not matter, choose one of the"
+                " rates for the policy: --set data.rate_hz=... (nothing is resampled)",
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from tqdm import tqdm
 
 from vla_align_ros.contract.bundle import Bundle
 from vla_align_ros.contract.golden import iterate_observations
-from vla_align_ros.contract.spec import EXECUTED_ACTIONS
+from vla_align_ros.contract.spec import EXECUTED_ACTIONS, PolicySpec
 from vla_align_ros.errors import ExportError
 from vla_align_ros.runtime.golden import compare_actions, judge_errors
 from vla_align_ros.runtime.limits import BEHAVIOUR_LIMITS, find_golden_limits
@@ -20,6 +21,43 @@ FIRST_SEED = 500_000
 """Far from the seeds of training data and of the tables in the README."""
 
 REFERENCE_BACKEND = "onnx"
+
+
+def check_gate(spec: PolicySpec, episodes: int) -> None:
+    """Look, before any work, whether so many pairs of episodes can pass the gate.
+
+    Raises:
+        ExportError: if the policy is not one of the table-top, or if even policies that always
+            succeed would be undecided.
+    """
+    _check_cameras(spec)
+    if not _can_pass(episodes):
+        least = next(count for count in itertools.count(episodes + 1) if _can_pass(count))
+        raise ExportError(
+            "so few episodes cannot pass the gate of behaviour",
+            got=f"--episodes {episodes}",
+            expected=f"{least} or more: with fewer a drop of the success rate by"
+            f" {BEHAVIOUR_LIMITS.worse_by:g} is missed too often",
+            fix="--episodes 60, which also passes where the policies differ in a few, or 0",
+        )
+
+
+def _can_pass(episodes: int) -> bool:
+    always = [True] * episodes
+    return bool(judge_pairs(always, always, BEHAVIOUR_LIMITS)["ok"])
+
+
+def _check_cameras(spec: PolicySpec) -> None:
+    from vla_align_ros.sim.tabletop import CAMERA
+
+    names = [camera.name for camera in spec.cameras]
+    if names != [CAMERA]:
+        raise ExportError(
+            "behaviour cannot be compared",
+            got=f"cameras {names}",
+            expected=f"a policy of the simulator's camera, {CAMERA!r} alone",
+            fix="compare on the real arm, or leave --episodes out",
+        )
 
 
 def prove_behaviour(
@@ -45,15 +83,15 @@ def prove_behaviour(
             policy that the candidate was made from.
     """
     from training.closed_loop import run_episode
-    from vla_align_ros.sim.tabletop import CAMERA, TabletopEnv
+    from vla_align_ros.sim.tabletop import TabletopEnv
 
-    names = [camera.name for camera in candidate.spec.cameras]
-    if names != [CAMERA] or reference.spec.fingerprint() != candidate.spec.fingerprint():
+    _check_cameras(candidate.spec)
+    if reference.spec.fingerprint() != candidate.spec.fingerprint():
         raise ExportError(
             "behaviour cannot be compared",
-            got=f"cameras {names}, specs {'equal' if reference.spec == candidate.spec else 'not'}",
-            expected=f"two policies of one specification, with the simulator's camera {CAMERA!r}",
-            fix="compare on the real arm, or leave --episodes out",
+            got="policies that see or do different things",
+            expected="two of one specification",
+            fix="export the candidate's run with --precision fp32, and give that as the reference",
         )
     env = TabletopEnv()
     try:

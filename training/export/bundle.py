@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from training.export.behaviour import prove_behaviour
+from training.export.behaviour import check_gate, prove_behaviour
 from training.export.graph_file import OPSET
 from training.export.precision import find_plan
 from training.export.products import DELICATE
@@ -45,8 +45,9 @@ def export_run(
 ) -> dict[str, Any]:
     """Export a finished run to a bundle at `out`, and prove it through the runtime's own path.
 
-    Needs in `run_dir`: model.json, model.safetensors, config.json, processor/ and
-    golden_inputs.npz. An interrupted export goes on where it was.
+    Needs in `run_dir`: model.json and model.safetensors, or openvla/ where the run started from
+    OpenVLA; config.json, processor/ and golden_inputs.npz. An interrupted export goes on where it
+    was.
 
     Args:
         run_dir: of the run. out: the bundle, which must not exist. precision: of `CPU_PLANS`.
@@ -59,7 +60,8 @@ def export_run(
 
     Raises:
         ExportError: if `out` exists, the run is unfinished, the graphs stray from the model, a gate
-            fails, or `episodes` are asked for in fp32; TrainingError: if the run lacks golden
+            fails, or `episodes` are asked for in fp32, of another camera than the table-top's or
+            so few that the gate cannot be passed; TrainingError: if the run lacks weights or golden
             inputs; `out` is then as it was.
     """
     run_dir, out = Path(run_dir), Path(out).absolute()
@@ -72,6 +74,8 @@ def export_run(
             fix="leave --episodes out",
         )
     source = RunSource.open(run_dir)
+    if episodes:
+        check_gate(source.processor.spec, episodes)
     with open_stages(out, say) as stages:
         if out.exists() or out.is_symlink():  # an export that was waited for may have made it
             raise ExportError(
@@ -82,9 +86,14 @@ def export_run(
             )
         bundle, facts, proof = _export(stages, source, precision, block, split_vision)
         if episodes:
+            stages.keep = True  # another number of episodes needs nothing of it anew
             exact = Bundle.open(stages.root / "bundle-fp32")
             proof["behaviour"] = prove_behaviour(exact, bundle, episodes)
-            require_proof(proof, FIX)
+            require_proof(
+                proof,
+                f"{FIX}; where it was undecided, give more --episodes. What was exported waits for"
+                f" the next call in {stages.root}; remove it if there will be none",
+            )
         with Policy.open(bundle) as policy:
             keep_proof(policy, proof)
         os.rename(bundle.path, out)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from training.export.names import narrow_name
 from training.export.products import DELICATE, belongs, drop_unused, insert_node
 
 WIDE = {
@@ -122,7 +123,7 @@ def _narrow(model: Any, value: Any, low: Any) -> Any:
     import numpy as np
     import onnx_ir as ir
 
-    name = f"{value.name}_{low.name.lower()}"
+    name = narrow_name(str(value.name), low)
     if name in model.graph.initializers:
         return model.graph.initializers[name]
     source = value.const_value

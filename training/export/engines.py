@@ -111,7 +111,14 @@ def export_engines(
             facts = {
                 "precision": precision,
                 "scheme": reduced.plan.describe(),
-                "command": build_command(bundle.path, target.name, precision),
+                "command": build_command(
+                    bundle.path,
+                    target.name,
+                    precision,
+                    block=block if precision == "int4" else None,
+                    options=options,
+                    data=data,
+                ),
                 "versions": _versions(),
             }
             engine_set = add_engine_set(bundle, target.name, engines, facts)

@@ -5,17 +5,24 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 TRANSPOSED = ".T"
 """Ends the name of a weight that the graph holds transposed: (inputs, outputs), as MatMul wants."""
 
 KEY = "vla_align_ros.weights"
 _LARGEST_BYTES = 32 << 20  # large weights are never merged or folded
+
+
+def narrow_name(name: str, dtype: Any) -> str:
+    """Return what a constant is called in another `onnx_ir.DataType`."""
+    return f"{name}_{dtype.name.lower()}"
 
 
 def note_lost_names(model: Any, read: Callable[[str], Tensor], names: Iterable[str]) -> None:
@@ -42,16 +49,22 @@ def note_lost_names(model: Any, read: Callable[[str], Tensor], names: Iterable[s
 
 
 def read_named(model: Any) -> dict[str, npt.NDArray[Any]]:
-    """Return the weights of a graph by the names that the module has for them, untransposed."""
+    """Return the weights of a graph by the names that the module has for them, untransposed.
+
+    Of a weight that lies in 16 bits and in 32, the latter.
+    """
     held: Mapping[str, Any] = model.graph.initializers
-    found = {}
+    found: dict[str, npt.NDArray[Any]] = {}
     for name, value in held.items():
-        if value.const_value is not None:
-            array = np.array(value.const_value.numpy())
-            turned = name.endswith(TRANSPOSED)
-            found[name.removesuffix(TRANSPOSED)] = (
-                np.ascontiguousarray(array.T) if turned else array
-            )
+        if value.const_value is None:
+            continue
+        array = np.array(value.const_value.numpy())
+        narrow = narrow_name("", value.const_value.dtype)
+        plain = name.removesuffix(narrow)
+        turned = plain.endswith(TRANSPOSED)
+        plain = plain.removesuffix(TRANSPOSED)
+        if plain not in found or not name.endswith(narrow):
+            found[plain] = np.ascontiguousarray(array.T) if turned else array
     for name, holder in json.loads(model.metadata_props.get(KEY, "{}")).items():
         if holder in found:
             found[name] = found[holder]

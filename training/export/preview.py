@@ -16,7 +16,8 @@ def preview_export(
     """Trace the graphs of a run's network without its weights.
 
     Args:
-        run: folder with model.json and processor/; the weights need not be there.
+        run: folder with model.json or openvla/, and processor/; weights in model.safetensors need
+            not be there.
         split_vision: as `export_run` has it. only: names of graphs; by default all.
 
     Returns:
@@ -28,13 +29,10 @@ def preview_export(
     from training.export.graphs import plan_graphs
     from training.export.source import PROCESSOR
     from training.export.trace import trace_graph
-    from training.model import VlaConfig
-    from training.model.checkpoint import DESCRIPTION, read_json
-    from training.model.openvla.load import build_empty, compute_buffers
+    from training.run_weights import RunWeights
 
     folder = Path(run)
-    model = build_empty(VlaConfig.from_dict(read_json(folder / DESCRIPTION)))
-    compute_buffers(model, "cpu")
+    model = RunWeights.find(folder).build_empty()
     shapes = {f"model.{name}": tensor.shape for name, tensor in model.state_dict().items()}
     graphs = {}
     for graph in plan_graphs(model, Processor.load(folder / PROCESSOR), split_vision=split_vision):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,7 @@ from vla_align_ros.contract.sight import (
 from vla_align_ros.contract.spec import TensorSpec
 from vla_align_ros.errors import ExportError
 from vla_align_ros.inference.onnx import OnnxBackend
+from vla_align_ros.runtime.numbers import UNBOUNDED
 
 PARITY = 1e-3
 """Largest allowed difference from torch, relative to the largest value of the output."""
@@ -100,6 +102,8 @@ class Sight:
 def export_sight(stages: Stages, source: RunSource, *, compact: bool) -> Sight | None:
     """Export the graph of a run that `vla-align sight fit` looked at; None where it did not.
 
+    None as well, with a line that says so, where it looked at other weights than the run has now.
+
     Args:
         stages: of this export. source: the run. compact: in float16, unless that moves the
             distance of a golden scene by more than `STRAY` of the threshold; else in float32.
@@ -111,9 +115,16 @@ def export_sight(stages: Stages, source: RunSource, *, compact: bool) -> Sight |
     if not known.is_file():
         return None
     statistics = read_sight(known)
+    if statistics.weights and statistics.weights != source.weights.digest():
+        stages.say(
+            f"sight is left out: {known} is of other weights than the run has now; fit it again by"
+            f" `vla-align sight fit {source.folder} --data ...`, and export again"
+        )
+        return None
+    statistics = dataclasses.replace(statistics, weights="")
 
     def write(folder: Path) -> None:
-        model = PrismaticVLA.load(source.folder)
+        model = source.weights.load()
         graph = SightGraph(model, statistics.place, choose_attention_blocks(model))
         write_sight_graph(graph, source.processor.input_tensors(), folder / "sight.onnx")
         check_sight(folder / "sight.onnx", graph, source.samples())
@@ -130,7 +141,7 @@ def export_sight(stages: Stages, source: RunSource, *, compact: bool) -> Sight |
 
     reduced = stages.run("sight-fp16", facts, reduce)
     stray = read_json_object(reduced / "stray.json")
-    if stray["distance"] > STRAY:
+    if not stray["distance"] <= STRAY:
         return Sight(exact, statistics, {"base": "float32", "stray_of_float16": stray})
     return Sight(reduced / "sight.onnx", statistics, {"base": "float16", "stray": stray})
 
@@ -157,14 +168,17 @@ def measure_stray(
 
     Returns:
         {"distance": of a scene, relative to the threshold; "attention": share of a map's sum that
-        lies on other patches (total variation)}.
+        lies on other patches (total variation)}; `UNBOUNDED` where an answer is not finite.
     """
     worst = {"distance": 0.0, "attention": 0.0}
     engines = OnnxBackend(exact), OnnxBackend(reduced)
     for sample in samples:
         one, other = (engine.infer(sample) for engine in engines)
+        if not all(np.isfinite(out[name]).all() for out in (one, other) for name in out):
+            worst = dict.fromkeys(worst, UNBOUNDED)
+            break
         distances = [statistics.distance(out[TOKENS][0]) for out in (one, other)]
-        maps = [out[ATTENTION] / out[ATTENTION].sum() for out in (one, other)]
+        maps = [out[ATTENTION] / max(out[ATTENTION].sum(), 1e-38) for out in (one, other)]
         found = {
             "distance": abs(distances[1] - distances[0]) / statistics.threshold,
             "attention": float(np.abs(maps[1] - maps[0]).sum()) / 2,
@@ -186,7 +200,7 @@ def check_sight(path: Path, graph: SightGraph, samples: Sequence[Inputs]) -> flo
         for name, other in zip((TOKENS, ATTENTION), wanted, strict=True):
             reference = other.float().numpy()
             scale = max(float(np.abs(reference).max()), 1e-9)
-            worst = max(worst, float(np.abs(got[name] - reference).max()) / scale)
+            worst = float(np.maximum(worst, np.abs(got[name] - reference).max() / scale))
     engine.close()
     if not worst <= PARITY:
         raise ExportError(

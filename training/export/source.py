@@ -14,7 +14,8 @@ from training.export.graph_file import OPSET, save_graphs
 from training.export.restore import denormalize, prepare_samples
 from training.export.trace import trace_graph
 from training.golden_inputs import GOLDEN_INPUTS, read_golden_inputs
-from training.model.checkpoint import DESCRIPTION, WEIGHTS, read_json
+from training.model.checkpoint import read_json
+from training.run_weights import RunWeights
 from vla_align_ros.contract.files import hash_file
 from vla_align_ros.contract.graphs import GraphSpec
 from vla_align_ros.contract.processor import Processor
@@ -23,6 +24,7 @@ from vla_align_ros.errors import ExportError
 CONFIG = "config.json"
 RUN_SUMMARY = "run.json"
 DATASET = "dataset.json"
+BLEND = "blend.json"
 PROCESSOR = "processor"
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -35,13 +37,15 @@ class RunSource:
     folder: Path
     processor: Processor
     inputs: Arrays
+    weights: RunWeights
 
     @classmethod
     def open(cls, folder: Path) -> RunSource:
         """Open a run's folder.
 
         Raises:
-            ExportError: if the run is unfinished. TrainingError: if it lacks golden inputs.
+            ExportError: if the run is unfinished. TrainingError: if it lacks weights, or golden
+                inputs.
         """
         if not (folder / CONFIG).is_file():
             raise ExportError(
@@ -51,13 +55,17 @@ class RunSource:
                 fix="check the path",
             )
         processor = Processor.load(folder / PROCESSOR)
-        return cls(folder, processor, read_golden_inputs(folder / GOLDEN_INPUTS, processor))
+        inputs = read_golden_inputs(folder / GOLDEN_INPUTS, processor)
+        weights = RunWeights.find(folder)
+        weights.check()
+        return cls(folder, processor, inputs, weights)
 
     def facts(self) -> dict[str, Any]:
         """Return JSON of all that the graphs and golden samples depend on."""
-        names = (DESCRIPTION, WEIGHTS, GOLDEN_INPUTS, *_files(self.folder / PROCESSOR, PROCESSOR))
+        names = (GOLDEN_INPUTS, *_files(self.folder / PROCESSOR, PROCESSOR))
+        others = {name: hash_file((self.folder / name).resolve())[0] for name in names}
         return {
-            "files": {name: hash_file((self.folder / name).resolve())[0] for name in names},
+            "files": {**self.weights.hashes(), **others},
             "opset": OPSET,
             "versions": self.versions(),
         }
@@ -74,20 +82,13 @@ class RunSource:
 
     def write_graphs(self, folder: Path, *, split_vision: bool) -> tuple[GraphSpec, ...]:
         """Trace and save the graphs in float32, without ever holding all weights in memory."""
-        from safetensors import safe_open
-
         from training.export.graphs import plan_graphs
-        from training.model import VlaConfig
-        from training.model.openvla.load import build_empty, compute_buffers
 
-        model = build_empty(VlaConfig.from_dict(read_json(self.folder / DESCRIPTION)))
-        compute_buffers(model, "cpu")
-        with safe_open(self.folder / WEIGHTS, framework="pt") as stored:
-            aliases = dict(stored.metadata() or {})
+        model = self.weights.build_empty()
+        with self.weights.open() as stored:
 
             def read(name: str) -> Any:
-                name = name.removeprefix("model.")
-                return stored.get_tensor(aliases.get(name, name))
+                return stored(name.removeprefix("model."))
 
             graphs = list(plan_graphs(model, self.processor, split_vision=split_vision))
             traced = (
@@ -98,33 +99,34 @@ class RunSource:
         return tuple(graph.spec for graph in graphs)
 
     def describe(self) -> dict[str, Any]:
-        """Return what the run says of itself, without paths of this machine."""
+        """Return what the run says of itself, without paths of this machine.
+
+        "blend" is there only of weights that `vla-align blend` mixed.
+        """
         config = read_json(self.folder / CONFIG)
-        base = Path(str(config.get("base")))
-        if base.is_absolute():
-            config["base"] = "/".join(base.parts[-2:])
         summary: dict[str, Any] = {}
         if (self.folder / RUN_SUMMARY).is_file():
             summary = read_json(self.folder / RUN_SUMMARY)
         for repeated in ("out", "dataset"):
             summary.pop(repeated, None)
         named = self.folder / DATASET
-        return {
+        blended = self.folder / BLEND
+        told = {
             "recipe": config.get("recipe"),
             "dataset": read_json(named) if named.is_file() else None,
             "config": config,
-            "model": read_json(self.folder / DESCRIPTION),
+            "model": self.weights.describe(),
             "run": summary,
+            **({"blend": read_json(blended)} if blended.is_file() else {}),
         }
+        return {name: _without_places(value) for name, value in told.items()}
 
 
 def reference_outputs(source: RunSource) -> Arrays:
     """Run the fp32 model in torch on the golden inputs; return "actions" (N, H, A) normalised."""
     import torch
 
-    from training.model import PrismaticVLA
-
-    model = PrismaticVLA.load(source.folder)
+    model = source.weights.load()
     outputs = []
     with torch.no_grad():
         for sample in source.samples():
@@ -143,6 +145,16 @@ def read_reference(folder: Path) -> npt.NDArray[np.float32]:
 def add_reference(source: RunSource, outputs: npt.NDArray[np.float32]) -> Arrays:
     """Return golden arrays: the inputs and reference_actions (N, H, 7) float64, un-normalised."""
     return {**source.inputs, "reference_actions": denormalize(source.processor, outputs)}
+
+
+def _without_places(value: Any) -> Any:
+    """The same JSON, of every path from the root or the home directory its last name alone."""
+    if isinstance(value, dict):
+        return {key: _without_places(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_places(inner) for inner in value]
+    local = isinstance(value, str) and value.startswith(("/", "~"))
+    return Path(value).name if local else value
 
 
 def _files(folder: Path, prefix: str) -> list[str]:

@@ -33,12 +33,16 @@ class Stages:
 
     Args:
         root: the folder, made if need be. say: what to do with a line about each step.
+
+    Attributes:
+        keep: set it, and a refusal leaves the results for the next call.
     """
 
     def __init__(self, root: Path, say: Callable[[str], None] = print) -> None:
         self.root = root
         self.reused: list[str] = []
-        self._say = say
+        self.say = say
+        self.keep = False
         self._made: set[Path] = set()
 
     def run(self, name: str, facts: Mapping[str, Any], make: Callable[[Path], None]) -> Path:
@@ -56,11 +60,11 @@ class Stages:
         if target in self._made:
             return target
         if self._is_whole(target):
-            self._say(f"{name}: taken from an interrupted export")
+            self.say(f"{name}: taken from an interrupted export")
             self.reused.append(name)
             self._made.add(target)
             return target
-        self._say(f"{name} ...")
+        self.say(f"{name} ...")
         partial = self.root / f".{target.name}.{os.getpid()}"
         try:
             shutil.rmtree(target, ignore_errors=True)
@@ -98,9 +102,9 @@ def digest(folder: Path) -> str:
 def open_stages(out: Path, say: Callable[[str], None] = print) -> Iterator[Stages]:
     """Give the steps of an export to `out`, for one process at a time.
 
-    They are dropped when the block ends well or refuses (an ExportError other than of the disk),
-    and kept when it is interrupted. Whoever waited for another process looks for what that one made
-    in the block.
+    They are dropped when the block ends well or refuses (an ExportError other than of the disk, if
+    `keep` was not set), and kept when it is interrupted. Whoever waited for another process looks
+    for what that one made in the block.
 
     Raises:
         ExportError: also for an OSError of the block, as that of a full disk.
@@ -108,9 +112,10 @@ def open_stages(out: Path, say: Callable[[str], None] = print) -> Iterator[Stage
     root = out.with_name(f".{out.name}.stages")
     try:
         # The lock lies beside the folder, which goes while it is held.
-        with hold_lock(root.with_name(f"{root.name}.lock")), _kept_if_interrupted(root):
+        stages = Stages(root, say)
+        with hold_lock(root.with_name(f"{root.name}.lock")), _kept_if_interrupted(stages):
             _drop_partial(root)
-            yield Stages(root, say)
+            yield stages
     except OSError as cause:
         raise ExportError(
             "the export cannot go on",
@@ -121,11 +126,12 @@ def open_stages(out: Path, say: Callable[[str], None] = print) -> Iterator[Stage
 
 
 @contextlib.contextmanager
-def _kept_if_interrupted(root: Path) -> Iterator[None]:
+def _kept_if_interrupted(stages: Stages) -> Iterator[None]:
+    root = stages.root
     try:
         yield
     except ExportError as error:
-        if not isinstance(error.__cause__, OSError):
+        if not (stages.keep or isinstance(error.__cause__, OSError)):
             shutil.rmtree(root, ignore_errors=True)
         raise
     else:

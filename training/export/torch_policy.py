@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from training.model import PrismaticVLA, VlaConfig
 from training.quantize import quantize_linears
+from training.run_weights import RunWeights
 from vla_align_ros.contract.bundle import Bundle
 from vla_align_ros.contract.manifest import MANIFEST_NAME
 from vla_align_ros.contract.processor import Processor
@@ -46,8 +47,9 @@ def load_policy(
     """Rebuild the network of a run or a bundle, in eval mode.
 
     Args:
-        folder: a run (model.json, model.safetensors, processor/), or a bundle, whose weights are
-            taken from its graphs. dtype: of weights and activations. device: where it goes.
+        folder: a run (model.json and model.safetensors, or openvla/; and processor/), or a bundle,
+            whose weights are taken from its graphs. dtype: of weights and activations. device:
+            where it goes.
         quantize: "nf4" or "int8" stores the language model's linear layers so (bitsandbytes).
 
     Raises:
@@ -62,7 +64,9 @@ def load_policy(
         model, processor = rebuild_from_bundle(bundle), bundle.processor
     else:
         try:
-            model, processor = PrismaticVLA.load(folder), Processor.load(folder / "processor")
+            weights, processor = RunWeights.find(folder), Processor.load(folder / "processor")
+            weights.check()
+            model = weights.load()
         except VlaAlignError as cause:
             raise BackendError(
                 "network cannot be rebuilt", got=cause, expected="the folder of a run or a bundle"

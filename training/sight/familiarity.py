@@ -10,11 +10,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from training.consolidate import is_consolidated
 from training.data.dataset import ActionChunkDataset
 from training.data.sources import open_sources
 from training.files import replace_atomically
 from training.model import PrismaticVLA
 from training.run_folder import Run
+from training.run_weights import RunWeights
 from training.sight.config import NEUTRAL_INSTRUCTION
 from training.sight.features import ENCODER, pick_features
 from vla_align_ros.contract.sight import SIGHT_NAME, SightStatistics, pack_sight
@@ -24,6 +26,7 @@ SCENES = 2048
 QUANTILE = 0.99
 BATCH = 16
 LEAST_SCENES = 4
+UNFINISHED = "a checkpoint"  # in place of a digest: no export is of these weights
 LEAST_SHRINKAGE = 1e-4  # of the mean variance: what no scene varied in still has a scale
 
 Means = NDArray[np.float64]
@@ -51,6 +54,7 @@ def fit_familiarity(
         too few frames. TrainingError and others as opening a run and its data do.
     """
     found = Run.open(run)
+    weights = RunWeights.find(run).digest() if is_consolidated(run) else UNFINISHED
     model = found.load_after()
     check_place(model, place)
     data = ActionChunkDataset(
@@ -79,6 +83,7 @@ def fit_familiarity(
         "place": place,
         "fitted": len(means),
         "calibrated": len(held_out),
+        "weights": weights,
     }
     distances = SightStatistics(threshold=1.0, **facts).distances(held_out)
     statistics = SightStatistics(threshold=float(np.quantile(distances, quantile)), **facts)

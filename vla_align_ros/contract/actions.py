@@ -50,6 +50,8 @@ GRIPPER_CONVENTIONS = {
     "fraction_closed": GripperConvention(closed=1.0, open=0.0),
     "signed_open": GripperConvention(closed=-1.0, open=1.0),
     "signed_closed": GripperConvention(closed=1.0, open=-1.0),
+    "percent_open": GripperConvention(closed=0.0, open=100.0),
+    "percent_closed": GripperConvention(closed=100.0, open=0.0),
 }
 """By name; the package's own is ``fraction_open``. LIBERO and robosuite use ``signed_closed``."""
 

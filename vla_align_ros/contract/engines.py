@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shlex
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ LIBRARIES = ("tensorrt", "tensorrt_rtx")
 AHEAD_OF_TIME = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
 """Targets that TensorRT-RTX builds for without a GPU; all others are built on their own device."""
 
+_COMMAND = ("vla-align", "export", "--trt")
 _TARGET = re.compile(r"sm[0-9]{2,3}")
 _GRAPH = re.compile(r"[a-z][a-z0-9_]*")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -129,6 +131,19 @@ class EngineSet:
             )
         return self.path / str(graphs[graph]["path"])
 
+    def repeat_command(self, target: str) -> str:
+        """Return the command that made these engines, for the bundle where it lies and a target."""
+        plain = build_command(self.path.parent.parent, target, self.precision)
+        try:
+            words = shlex.split(self.facts["command"])
+        except ValueError:
+            return plain
+        known = shlex.split(plain)
+        # Nothing shows that nobody wrote another command there, which somebody might paste.
+        if tuple(words[: len(_COMMAND)]) != _COMMAND or len(words) < len(known):
+            return plain
+        return shlex.join([*known, *words[len(known) :]])
+
     def add_gates(self, gates: Mapping[str, Any]) -> EngineSet:
         """Put results into the sidecar's gates, replacing those of the same name, in one step.
 
@@ -165,10 +180,27 @@ def list_targets(bundle: Path) -> list[str]:
     )
 
 
-def build_command(bundle: Path, target: str, precision: str = "bf16") -> str:
-    """Return the command that makes the engines of a bundle for a target."""
+def build_command(
+    bundle: Path,
+    target: str,
+    precision: str = "bf16",
+    *,
+    block: int | None = None,
+    options: Iterable[str] = (),
+    data: Iterable[str | Path] = (),
+) -> str:
+    """Return the command that makes the engines of a bundle for a target.
+
+    Args:
+        bundle, target, precision: what it is made of, for and in. block: of int4, where it is not
+            the default. options: of the builder. data: what ranges are measured on.
+    """
     asked = target if target in AHEAD_OF_TIME else "device"
-    return f"vla-align export --trt --bundle {bundle} --target {asked} --precision {precision}"
+    words = [*_COMMAND, "--bundle", str(bundle), "--target", asked, "--precision", precision]
+    words += [] if block is None else ["--block", str(block)]
+    words += [word for option in options for word in ("--trt-option", option)]
+    roots = [str(root) for root in data]
+    return shlex.join([*words, *(["--data", *roots] if roots else [])])
 
 
 def _check_sidecar(facts: Mapping[str, Any], folder: str, bundle_id: str, fix: str) -> None:

@@ -32,6 +32,7 @@ _FIELDS = {
     "neutral": 0,
     "place": 0,
 }
+_WEIGHTS = "weights"  # not in files of before it was kept, nor in a bundle, which hashes its graphs
 
 Array = npt.NDArray[np.float64]
 
@@ -46,7 +47,7 @@ class SightStatistics:
 
     mean (D,). covariance (D, D), symmetric and positive definite. neutral: the instruction that
     asks for nothing. place: where in the network the tokens are read. fitted, calibrated: how many
-    scenes each of them saw.
+    scenes each of them saw. weights: names the network that saw them; empty where nobody said.
 
     Raises ContractError on values that are none of this.
     """
@@ -59,6 +60,7 @@ class SightStatistics:
     place: str
     fitted: int
     calibrated: int
+    weights: str = ""
     _factor: Array = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -107,9 +109,8 @@ class SightStatistics:
 def pack_sight(statistics: SightStatistics) -> bytes:
     """Return the bytes of sight.npz, the same for the same statistics; nothing is pickled."""
     buffer = io.BytesIO()
-    arrays: dict[str, Any] = {
-        name: np.asarray(getattr(statistics, name)) for name in sorted(_FIELDS)
-    }
+    names = sorted([*_FIELDS, _WEIGHTS]) if statistics.weights else sorted(_FIELDS)
+    arrays: dict[str, Any] = {name: np.asarray(getattr(statistics, name)) for name in names}
     np.savez_compressed(buffer, **arrays)
     return buffer.getvalue()
 
@@ -136,15 +137,16 @@ def read_sight(path: Path) -> SightStatistics:
             place=str(arrays["place"]),
             fitted=int(arrays["fitted"]),
             calibrated=int(arrays["calibrated"]),
+            weights=str(arrays.get(_WEIGHTS, "")),
         )
     except Exception as cause:  # as above
         raise _refuse(cause) from cause
 
 
 def _check_layout(layout: Layout) -> None:
-    if set(layout) != set(_FIELDS):
+    if set(layout) - {_WEIGHTS} != set(_FIELDS):
         raise ValueError(f"arrays {sorted(layout)}")
-    if any(len(layout[name][0]) != ndim for name, ndim in _FIELDS.items()):
+    if any(len(layout[name][0]) != _FIELDS.get(name, 0) for name in layout):
         raise ValueError("arrays of other dimensions")
     if layout["covariance"][0] != layout["mean"][0] * 2:
         raise ValueError(

@@ -7,7 +7,7 @@ import hashlib
 from pathlib import Path
 
 from vla_align_ros.contract.bundle import Bundle
-from vla_align_ros.contract.engines import EngineSet, build_command
+from vla_align_ros.contract.engines import EngineSet
 from vla_align_ros.contract.files import user_cache
 from vla_align_ros.contract.manifest import MANIFEST_NAME
 from vla_align_ros.errors import BackendError
@@ -61,8 +61,7 @@ def _name_kernels(engines: EngineSet) -> str:
 def check_fit(engines: EngineSet, library: Library, device: Device) -> None:
     """Refuse engines of another library, version or GPU; BackendError names the command."""
     facts = engines.facts
-    bundle = engines.path.parent.parent
-    again = "build them again: " + build_command(bundle, device.architecture, engines.precision)
+    again = "build them again: " + engines.repeat_command(device.architecture)
     if facts["library"] != library.name:
         raise BackendError(
             "engines were built by another library",
