@@ -20,6 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_run import assert_equal, needs_teacher, read_scalars, read_state, read_weights, run_short
 
+from training.benchmark.policies import identify, open_policy
 from training.blend import blend
 from training.checkpoint import list_checkpoints
 from training.commands.consolidate import add_arguments, run
@@ -121,6 +122,19 @@ def test_a_tuned_openvla_is_exported_from_its_own_layout_and_proved(
         assert all(torch.equal(found[name], value) for name, value in wanted.items())
     assert bundle.manifest["provenance"]["config"]["base"] == "tiny"
     assert str(tuned.parent) not in json.dumps(bundle.manifest["provenance"])
+
+
+def test_a_tuned_openvla_acts_in_an_evaluation_under_an_id_of_its_own(
+    tuned: Path, tmp_path: Path
+) -> None:
+    policy = open_policy(tuned)
+    policy.warm_up()
+    policy.close()
+    assert policy.bundle_id == identify(tuned) and len(policy.bundle_id) == 64
+    other = shutil.copytree(tuned, tmp_path / "other")
+    shard = next((other / "openvla").glob("*.safetensors"))
+    shard.write_bytes(shard.read_bytes()[:-1] + b"!")
+    assert identify(other) != policy.bundle_id
 
 
 def test_an_openvla_run_with_an_adapter_alone_says_how_it_becomes_whole(

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Protocol
 
 import torch
 
-from training.consolidate import OPENVLA_FOLDER
 from training.export.torch_policy import prepare_policy
 from training.model.checkpoint import WEIGHTS
 from training.run_folder import Run
+from training.run_weights import RunWeights
 from vla_align_ros.contract.bundle import Bundle
 from vla_align_ros.contract.files import hash_file
 from vla_align_ros.contract.golden import iterate_observations
 from vla_align_ros.contract.manifest import MANIFEST_NAME
 from vla_align_ros.contract.observation import ActionChunk, Observation
 from vla_align_ros.contract.spec import PolicySpec
-from vla_align_ros.errors import ConfigurationError
 from vla_align_ros.inference.torch import TorchBackend
 from vla_align_ros.runtime.policy import Policy
 
@@ -80,7 +77,8 @@ def open_policy(path: str | Path, threads: int = 1) -> Acting:
     """Open a bundle's folder, or a finished run's.
 
     Raises:
-        BundleError: if a bundle is refused. ConfigurationError: if the folder is neither.
+        BundleError: if it is no run, and as a bundle refused. TrainingError: if a run has no
+        weights.
     """
     if is_run(Path(path)):
         return RunPolicy(Path(path), threads)
@@ -105,16 +103,9 @@ def is_run(folder: Path) -> bool:
 
 
 def identify_run(folder: Path) -> str:
-    """Hash of a finished run's weights, in OpenVLA's layout of all its files: 64 hex digits."""
-    if not (folder / WEIGHTS).is_file():
-        files = sorted(path for path in (folder / OPENVLA_FOLDER).glob("*") if path.is_file())
-        if files:
-            hashes = {path.name: hash_file(path)[0] for path in files}
-            return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
-        raise ConfigurationError(
-            "The run cannot act",
-            got=f"neither {WEIGHTS} nor {OPENVLA_FOLDER}/ in {folder}",
-            expected="a finished run, or its bundle",
-            fix="let it end, or `vla-align consolidate` it",
-        )
-    return hash_file(folder / WEIGHTS)[0]
+    """Hash of a finished run's weights, 64 hex digits; TrainingError if it has none."""
+    weights = RunWeights.find(folder)
+    weights.check()
+    if weights.published is None:
+        return hash_file(folder / WEIGHTS)[0]
+    return weights.digest()
