@@ -10,10 +10,10 @@ from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import ComposableNodeContainer, LifecycleNode, Node
 from launch_ros.descriptions import ComposableNode
 
+from vla_align_ros.flags import read_flag
+
 SHARE = Path(get_package_share_directory("vla_align_ros"))
 DEFAULT_ROBOT = "widowx_sim"
-TRUE = ("true", "1", "yes")
-FALSE = ("false", "0", "no")
 FLAGS = ("use_sim_time", "autostart", "use_respawn", "watchdog", "joystick")
 
 # Launch argument -> topic of the node that it replaces. An empty one keeps the node's own name.
@@ -79,16 +79,6 @@ def arguments():
         DeclareLaunchArgument(name, default_value=default, description=text)
         for name, default, text in declared
     ]
-
-
-def read_flag(name, word):
-    """Return what a word of yes or no says; a misspelt one must not switch a stop off."""
-    if word.strip().lower() not in TRUE + FALSE:
-        raise RuntimeError(
-            f"{name}: got {word!r}; expected {', '.join(TRUE)} or {', '.join(FALSE)}; "
-            f"fix: {name}:=true or {name}:=false"
-        )
-    return word.strip().lower() in TRUE
 
 
 def find_file(name, path):

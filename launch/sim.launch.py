@@ -17,10 +17,9 @@ from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
 from vla_align_ros.demo.wiring import demo_nodes
+from vla_align_ros.flags import read_flag
 
 SHARE = Path(get_package_share_directory("vla_align_ros"))
-TRUE = ("true", "1", "yes")
-FALSE = ("false", "0", "no")
 
 ARGUMENTS = {
     "bundle": (str(SHARE / "bundles" / "tabletop"), "folder of the policy bundle"),
@@ -36,9 +35,7 @@ ARGUMENTS = {
 def start(context):
     """Start the nodes with what the arguments say."""
     value = {name: LaunchConfiguration(name).perform(context) for name in ARGUMENTS}
-    swap = value["swap"].strip().lower()
-    if swap not in TRUE + FALSE:
-        raise RuntimeError(f"swap: got {value['swap']!r}; expected true or false; fix: swap:=true")
+    swap = read_flag("swap", value["swap"])
     out = Path(os.path.expanduser(value["out"])).resolve()
     out.mkdir(parents=True, exist_ok=True)
     nodes = [
@@ -59,7 +56,7 @@ def start(context):
             episodes=int(value["episodes"]),
             first_seed=int(value["first_seed"]),
             shift=value["shift"],
-            swap=swap in TRUE,
+            swap=swap,
         )
     ]
     ends = [

@@ -20,6 +20,7 @@ ALLOWED: dict[str, set[str]] = {
     "vla_align_ros.errors": set(),
     "vla_align_ros.extras": set(),
     "vla_align_ros.share": {"errors"},
+    "vla_align_ros.flags": {"errors"},
     "vla_align_ros.pages": {"errors"},
     "vla_align_ros.contract": {"errors"},
     "vla_align_ros.inference": {"errors", "contract", "extras"},

@@ -142,6 +142,8 @@ class FakeServer:
         self.there, self.accepts = True, True
         self.status, self.stalled = GoalStatus.STATUS_SUCCEEDED, False
         self.goals: list[float] = []
+        self.holds_back = ""  # "answer" or "result": it lies in `pending` then
+        self.pending = Future()
 
     def server_is_ready(self) -> bool:
         return self.there
@@ -149,7 +151,9 @@ class FakeServer:
     def send_goal_async(self, goal: SimpleNamespace) -> Future:
         self.goals.append(goal.command.position)
         result = done(SimpleNamespace(status=self.status, result=self))
-        return done(SimpleNamespace(accepted=self.accepts, get_result_async=lambda: result))
+        result = self.pending if self.holds_back == "result" else result
+        answer = done(SimpleNamespace(accepted=self.accepts, get_result_async=lambda: result))
+        return self.pending if self.holds_back == "answer" else answer
 
     def destroy(self) -> None:
         pass
@@ -182,7 +186,7 @@ def action_arm(ros: None, server: FakeServer) -> Iterator[Arm]:
 CLOSE = Command(np.zeros(6), 0.0, ScheduledAction(np.zeros(7), 0.2, "go", 0.0, 0, 1))
 
 
-def test_a_goal_that_came_to_nothing_is_told_and_sent_again(
+def test_a_goal_that_came_to_nothing_is_told_and_a_refused_one_sent_again(
     action_arm: Arm, server: FakeServer
 ) -> None:
     def send(times: int) -> int:
@@ -198,14 +202,59 @@ def test_a_goal_that_came_to_nothing_is_told_and_sent_again(
     assert send(3) == 3
     assert "refuses the goal" in action_arm.troubles()["gripper"]
     server.accepts, server.status = True, GoalStatus.STATUS_ABORTED
-    assert send(3) == 3
+    assert send(10) == 1, "it may hold something: a stream of grasps would not"
     assert "aborted the goal" in action_arm.troubles()["gripper"]
     server.stalled = True
+    action_arm.stop(Time())
     assert send(3) == 1, "it holds something"
     assert action_arm.troubles() == {}
     server.stalled, server.status = False, GoalStatus.STATUS_SUCCEEDED
     action_arm.stop(Time())
     assert send(3) == 1 and action_arm.troubles() == {}
+
+
+OPEN = replace(CLOSE, gripper=1.0)
+
+
+def test_what_becomes_of_an_older_goal_says_nothing_of_the_last(
+    action_arm: Arm, server: FakeServer
+) -> None:
+    server.holds_back = "result"
+    action_arm.send(CLOSE, Time())
+    server.holds_back, server.accepts = "", False
+    action_arm.send(OPEN, Time())
+    assert "refuses the goal" in action_arm.troubles()["gripper"]
+    server.pending.set_result(SimpleNamespace(status=server.status, result=server))
+    assert "refuses the goal" in action_arm.troubles()["gripper"]
+
+
+@pytest.mark.parametrize("late", ["answer", "result"])
+def test_what_is_answered_once_the_arm_is_gone_is_not_looked_at(
+    action_arm: Arm, server: FakeServer, late: str
+) -> None:
+    server.holds_back = late
+    action_arm.send(CLOSE, Time())
+    action_arm.destroy()
+    server.pending.set_result(
+        SimpleNamespace(accepted=False, status=GoalStatus.STATUS_ABORTED, result=None)
+    )
+    assert action_arm.troubles() == {}
+
+
+def test_an_absent_server_is_logged_once_in_a_while_and_formats_no_text_in_between(
+    action_arm: Arm, server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    described: list[str] = []
+
+    def describe(_: object) -> str:
+        described.append("absent")
+        return described[-1]
+
+    monkeypatch.setattr(gripper.ActionGripper, "_describe_absence", describe)
+    server.there = False
+    for _ in range(20):  # seconds, by the clock of these tests
+        action_arm.send(CLOSE, Time())
+    assert len(described) == 4
 
 
 def test_beside_another_publisher_on_the_gripper_alone_a_pose_arm_is_commanded(ros: None) -> None:

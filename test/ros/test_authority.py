@@ -155,10 +155,10 @@ def test_a_stop_is_latched_until_reset_and_then_disarmed(
     operator.probe.wait_for_motion()
 
 
-def test_an_emergency_stop_of_a_best_effort_publisher_is_heard(
+def test_an_emergency_stop_of_a_best_effort_publisher_is_heard_and_not_called_unheard(
     operator: Operator, start_policy: Start
 ) -> None:
-    start_policy(autostart=False)
+    process = start_policy(autostart=False)
     operator.probe.wait_for_state("unconfigured")
     button = operator.probe.node.create_publisher(Empty, "/policy_node/emergency_stop", BEST_EFFORT)
     for _ in range(50):
@@ -166,6 +166,8 @@ def test_an_emergency_stop_of_a_best_effort_publisher_is_heard(
         if operator.probe.wait_for(lambda: operator.probe.latest("latched_stop") is not None, 0.1):
             break
     assert operator.probe.latest("latched_stop") == "by ~/emergency_stop"
+    process.send_signal(signal.SIGINT)
+    assert "incompatible QoS" not in process.communicate(timeout=20)[0]
 
 
 def test_an_emergency_stop_does_not_wait_for_the_command_timer(

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from launch_stand_ins import Launcher
 
+from vla_align_ros.errors import ConfigurationError
+
 
 @pytest.fixture
 def policy(monkeypatch: pytest.MonkeyPatch) -> Launcher:
@@ -29,7 +31,9 @@ def test_a_watchdog_is_started_or_the_policy_asks_for_none(
 def test_a_word_that_is_neither_yes_nor_no_is_refused(
     policy: Launcher, name: str, word: str
 ) -> None:
-    with pytest.raises(RuntimeError, match=f"{name}: got '{word}'; expected true, 1, yes or false"):
+    with pytest.raises(
+        ConfigurationError, match=f"{name}: got '{word}'; expected true, 1, yes or false"
+    ):
         policy.start(**{name: word})
 
 
@@ -67,5 +71,7 @@ def test_the_demonstration_refuses_a_word_that_is_neither_yes_nor_no(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     demonstration = Launcher("sim.launch.py", monkeypatch)
-    with pytest.raises(RuntimeError, match="swap: got 'ture'"):
+    with pytest.raises(
+        ConfigurationError, match="swap: got 'ture'; expected true, 1, yes or false"
+    ):
         demonstration.start(swap="ture", out=str(tmp_path))

@@ -60,12 +60,11 @@ def topics_of(node: PolicyNode) -> set[str]:
     return publishers | {entity.topic_name for entity in node.subscriptions}
 
 
-def test_the_gripper_is_read_although_an_arm_tells_its_joints_much_more_often(
-    make_node: MakeNode, tiny_state_bundle: Path
-) -> None:
-    node = make_node(tiny_state_bundle)
-    assert node.trigger_configure() == OK
-    assert node._inputs is not None and node._runner is not None
+def first_gripper_read_after(node: PolicyNode, burst: list[JointState]) -> float:
+    """The stamp of the first opening that is taken, where a burst came while the node was busy."""
+    assert node._runner is not None
+    taken: list[float] = []
+    node._runner.take_gripper = lambda _, stamp_s: taken.append(stamp_s)  # type: ignore[method-assign]
     drivers = rclpy.create_node("drivers")
     joints = drivers.create_publisher(JointState, "/policy_node/joint_states", BURST)
     executor = SingleThreadedExecutor()
@@ -75,16 +74,41 @@ def test_the_gripper_is_read_although_an_arm_tells_its_joints_much_more_often(
         while joints.get_subscription_count() == 0:
             assert time.monotonic() < end_s
             time.sleep(0.02)
-        joints.publish(JointState(name=["left_carriage_joint"], position=[0.02]))
-        for _ in range(60):
-            joints.publish(JointState(name=["elbow"], position=[0.0]))
+        for message in burst:
+            joints.publish(message)
         time.sleep(0.2)
-        while node._runner.observer.ages_by_source()["joints"] is None:
+        while not taken:
             assert time.monotonic() < end_s, "pushed out of the queue"
             executor.spin_once(timeout_sec=0.02)
     finally:
         executor.shutdown()
         drivers.destroy_node()
+    return taken[0]
+
+
+def gripper_at(stamp_s: int) -> JointState:
+    message = JointState(name=["left_carriage_joint"], position=[0.02])
+    message.header.stamp.sec = stamp_s
+    return message
+
+
+def test_the_gripper_is_read_although_an_arm_tells_its_joints_much_more_often(
+    make_node: MakeNode, tiny_state_bundle: Path
+) -> None:
+    node = make_node(tiny_state_bundle)
+    assert node.trigger_configure() == OK
+    elbow = JointState(name=["elbow"], position=[0.0])
+    assert first_gripper_read_after(node, [gripper_at(1), *[elbow] * 9]) == 1
+
+
+def test_joints_that_a_busy_node_did_not_get_to_do_not_grow_old(
+    make_node: MakeNode, tiny_state_bundle: Path
+) -> None:
+    """A policy does not plan on a state that is `sync_tolerance_s` behind its picture."""
+    node = make_node(tiny_state_bundle)
+    assert node.trigger_configure() == OK
+    burst = [gripper_at(stamp_s) for stamp_s in range(1, 101)]
+    assert first_gripper_read_after(node, burst) >= 90
 
 
 def test_walks_its_whole_life_and_can_do_it_again(make_node: MakeNode) -> None:
@@ -103,8 +127,9 @@ def test_walks_its_whole_life_and_can_do_it_again(make_node: MakeNode) -> None:
     assert node.reporter.state == "finalized"
 
 
-def test_an_engine_is_not_closed_beneath_an_inference_that_hangs(
-    make_node: MakeNode, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("late", ["returns", "hangs"])
+def test_an_engine_is_closed_unless_an_inference_hangs_in_it(
+    make_node: MakeNode, monkeypatch: pytest.MonkeyPatch, late: str
 ) -> None:
     node = make_node()
     assert node.trigger_configure() == OK
@@ -126,8 +151,15 @@ def test_an_engine_is_not_closed_beneath_an_inference_that_hangs(
     runner.take_image(lambda: np.full((16, 16, 3), 128, np.uint8), node._now_s())
     assert inside.wait(10.0)
     assert node.trigger_deactivate() == OK
+    if late == "returns":
+        go.set()
+        end_s = time.monotonic() + 10.0
+        while runner.infers:
+            assert time.monotonic() < end_s
+            time.sleep(0.01)
     assert node.trigger_cleanup() == OK
-    assert not closed
+    assert len(closed) == (late == "returns")
+    closed.clear()
     go.set()
     assert node.trigger_configure() == OK, "the next policy is another"
     assert node._policy is not None

@@ -1,12 +1,16 @@
-"""A node's process keeps the memory of its pictures: none of them is mapped page by page."""
+"""A node's process: the memory of its pictures, its priority, and the signals that end it."""
 
 from __future__ import annotations
 
 import platform
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
+
+from vla_align_ros.ros.running import HANGS_S
 
 PICTURES, BYTES = 200, 640 * 480 * 3
 COUNT_FAULTS = f"""
@@ -73,3 +77,33 @@ print(signal.getsignal(signal.SIGHUP) == signal.SIG_IGN, *ending)
 def test_a_node_that_was_told_to_outlive_its_terminal_does() -> None:
     out = subprocess.check_output([sys.executable, "-c", NOHUP], text=True)
     assert out.split() == ["True", "SIGINT", "SIGQUIT", "SIGTERM"]
+
+
+HUNG = """
+import time
+from rclpy.node import Node
+from vla_align_ros.ros.running import run_node
+class Hung(Node):
+    def __init__(self):
+        super().__init__("hung")
+        self.create_timer(0.05, self.hang)
+    def hang(self):
+        print("hangs", flush=True)
+        time.sleep(1000)
+run_node(Hung)
+"""
+
+
+def test_a_node_that_hangs_is_ended_by_a_later_signal_and_not_by_one_at_once() -> None:
+    with subprocess.Popen([sys.executable, "-c", HUNG], stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None and process.stdout.readline() == b"hangs\n"
+            for number in (signal.SIGINT, signal.SIGTERM):  # as a terminal and a launch file do
+                process.send_signal(number)
+                time.sleep(0.3)
+            assert process.poll() is None
+            time.sleep(HANGS_S)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(20.0) == -signal.SIGTERM
+        finally:
+            process.kill()

@@ -12,6 +12,7 @@ from hypothesis.extra.numpy import arrays
 
 from vla_align_ros.errors import SafetyError
 from vla_align_ros.runtime.boxes import SLIDE_M, Box, check_box, confine, stay_inside, stay_outside
+from vla_align_ros.runtime.motion import braking_speed
 
 WORKSPACE: Box = ((0.1, -0.3, 0.0), (0.5, 0.3, 0.4))
 SHELF: Box = ((0.2, -0.1, 0.0), (0.3, 0.1, 0.2))
@@ -115,6 +116,70 @@ def test_a_little_within_a_box_the_arm_slides_and_goes_no_deeper(
     position = np.array([0.2 + depth * SLIDE_M, 0.0, 0.1])
     slowed = stay_outside(velocity, position, PERIOD_S, [SHELF])
     assert np.array_equal(slowed, [min(velocity[0], 0.0), *velocity[1:]])
+
+
+def stay_outside_of_one(
+    velocity: np.ndarray, position: np.ndarray, box: np.ndarray, deceleration: float | None
+) -> np.ndarray:
+    """The rule for a box, axis by axis."""
+    low, high = box
+    slowed = velocity.copy()
+    if ((position > low) & (position < high)).all():
+        depths = [*(position - low), *(high - position)]
+        side = int(np.argmin(depths))
+        axis = side % 3
+        if (velocity[axis] <= 0) if side >= 3 else (velocity[axis] >= 0):
+            slowed[axis] = 0.0
+        if depths[side] > SLIDE_M:
+            slowed[[other for other in range(3) if other != axis]] = 0.0
+        return slowed
+    near, far = np.full(3, -np.inf), np.full(3, np.inf)
+    for axis in range(3):
+        if velocity[axis] == 0.0:
+            if not low[axis] < position[axis] < high[axis]:
+                return slowed
+            continue
+        with np.errstate(over="ignore"):
+            times = (np.array([low[axis], high[axis]]) - position[axis]) / velocity[axis]
+        near[axis], far[axis] = min(times), max(times)
+    if near.max() >= far.min() or far.min() <= 0.0:
+        return slowed
+    axis = int(near.argmax())
+    towards = low[axis] - position[axis] if velocity[axis] > 0 else position[axis] - high[axis]
+    speed = braking_speed(np.array([towards]), deceleration, PERIOD_S)[0]
+    slowed[axis] = np.clip(velocity[axis], -speed, speed)
+    return slowed
+
+
+grid = st.integers(-4, 14).map(lambda k: k / 20)  # where sides, places and corners coincide
+
+
+@given(
+    position=arrays(np.float64, (3,), elements=st.one_of(st.floats(-0.2, 0.7), grid)),
+    velocity=arrays(np.float64, (3,), elements=st.one_of(st.floats(-3.0, 3.0), grid)),
+    corners=st.lists(arrays(np.float64, (3,), elements=grid), max_size=5),
+    size=arrays(np.float64, (3,), elements=st.floats(0.05, 0.3)),
+    deceleration=st.one_of(st.none(), st.floats(0.2, 3.0)),
+)
+def test_boxes_at_once_leave_what_they_leave_one_after_the_other(
+    position: np.ndarray,
+    velocity: np.ndarray,
+    corners: list[np.ndarray],
+    size: np.ndarray,
+    deceleration: float | None,
+) -> None:
+    boxes = np.array([(low, low + size) for low in corners]).reshape(-1, 2, 3)
+    wanted = velocity
+    for _ in range(len(boxes) + 1):
+        before = wanted
+        for box in boxes:
+            wanted = stay_outside_of_one(wanted, position, box, deceleration)
+        if np.array_equal(before, wanted):
+            break
+    else:
+        wanted = np.zeros(3)
+    found = stay_outside(velocity, position, PERIOD_S, boxes, deceleration)
+    assert np.array_equal(found, wanted)
 
 
 def follow_along_the_shelf(lag_s: float, noise_m: float, seconds: float = 3.0) -> np.ndarray:

@@ -134,9 +134,9 @@ def test_tightening_never_loosens(a: float, b: float) -> None:
 
 @given(distance=st.floats(0.0, 1.0), deceleration=st.floats(0.1, 5.0), period=periods)
 def test_braking_ends_before_the_wall(distance: float, deceleration: float, period: float) -> None:
-    speed = braking_speed(distance, deceleration, period)
+    speed = braking_speed(np.array([distance]), deceleration, period)[0]
     assert speed * period + speed**2 / (2 * deceleration) == pytest.approx(distance, abs=ROUNDING)
-    assert braking_speed(-distance, None, period) == 0.0
+    assert braking_speed(np.array([-distance]), None, period) == 0.0
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from std_msgs.msg import Bool, Empty
@@ -44,8 +45,15 @@ class Authority:
         node.create_service(Trigger, "~/reset_stop", self._on_reset)
         # Twice: a reliable subscription hears no best-effort publisher (micro-ROS), a best-effort
         # one is sent nothing again. What both hear is one stop: the second finds it latched.
-        for qos in (RELIABLE, BEST_EFFORT):
-            node.create_subscription(Empty, "~/emergency_stop", self._on_emergency_stop, qos)
+        # Of the first, rclpy would log that it hears nothing of a button that the second hears.
+        for qos, logs in ((RELIABLE, False), (BEST_EFFORT, True)):
+            node.create_subscription(
+                Empty,
+                "~/emergency_stop",
+                self._on_emergency_stop,
+                qos,
+                event_callbacks=SubscriptionEventCallbacks(use_default_callbacks=logs),
+            )
         node.create_subscription(Bool, "~/takeover", self._on_takeover, RELIABLE)
         node.create_subscription(Bool, "~/dead_man", self._on_dead_man, RELIABLE)
         node.create_subscription(Empty, "~/watched", self._on_watched, RELIABLE)

@@ -28,8 +28,9 @@ from vla_align_ros.runtime.arrivals import Arrivals
 from vla_align_ros.runtime.runner import PolicyRunner
 
 LATEST = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
-# Drivers share the topic: at 500 Hz an arm's would push the gripper's out of a queue of one.
-JOINTS = QoSProfile(depth=100, reliability=ReliabilityPolicy.BEST_EFFORT)
+# Drivers share the topic: at 500 Hz an arm's would push the gripper's out of a queue of one. Where
+# the machine is too slow for them all the queue is always full, and its length is their age.
+JOINTS = QoSProfile(depth=10, reliability=ReliabilityPolicy.BEST_EFFORT)
 RELIABLE = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
 THROTTLE_S = 2.0
 
@@ -38,9 +39,9 @@ class Inputs:
     """The subscriptions of one configuration; `destroy` takes them off the graph.
 
     A policy with one camera looks at `~/image`, one with several at `~/<camera>/image` each.
-    Depth 1, because an image that waited in a queue is an image of the past; but for the joints, of
-    which one message need not name the gripper's. What a topic carries is checked here: a message
-    that is refused is counted, logged (throttled) and not looked at, so that it ends in a
+    Depth 1, because an image that waited in a queue is an image of the past; a few for the joints,
+    of which one message need not name the gripper's. What a topic carries is checked here: a
+    message that is refused is counted, logged (throttled) and not looked at, so that it ends in a
     stale_image or stale_state hold; where no other comes, `troubles` says why.
 
     Raises ConfigurationError where the policy needs an input whose source has no name.

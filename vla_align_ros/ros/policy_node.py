@@ -62,7 +62,6 @@ class PolicyNode(LifecycleNode):
         self._settings: PolicyParameters | None = None
         self._policy: Policy | None = None
         self._runner: PolicyRunner | None = None
-        self._hangs = False  # whether an inference of this policy did not return
         self._arm: Arm | None = None
         self._inputs: Inputs | None = None
         self._watch: SourceWatch | None = None
@@ -205,7 +204,6 @@ class PolicyNode(LifecycleNode):
             self._arm.stop(self.get_clock().now().to_msg())
         self._heartbeat.publish(Bool(data=False))
         if self._runner is not None and not self._runner.deactivate():
-            self._hangs = True
             self.get_logger().error("inference does not return; its result will be discarded")
         if self._arm is not None:
             self._arm.flush(FLUSH_S)
@@ -219,9 +217,8 @@ class PolicyNode(LifecycleNode):
             self.destroy_lifecycle_publisher(self._chunks)
         if self._sight is not None:
             self._sight.destroy()
-        if self._policy is not None and not self._hangs:  # a thread that hangs keeps its engine
-            self._policy.close()
-        self._hangs = False
+        if self._policy is not None and not (self._runner is not None and self._runner.infers):
+            self._policy.close()  # an inference that hangs keeps its engine
         self._inputs = self._watch = self._sight = self._arm = self._chunks = self._policy = None
         self._runner = self._settings = None
         self._authority.close()

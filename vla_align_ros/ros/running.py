@@ -6,6 +6,7 @@ import ctypes
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -18,6 +19,9 @@ from vla_align_ros.errors import VlaAlignError
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 SPIN_S = 0.2  # how long a signal may wait for its turn
+# A signal that comes sooner after another is the same wish by another way (a launch file's beside
+# the terminal's), and must not keep the arm from its zero.
+HANGS_S = 2.0
 # A thread that computes in Python gives way after this (5 ms by default), so that the timer that
 # commands the arm does not wait for one that prepares a picture.
 SWITCH_S = 1e-4
@@ -65,16 +69,24 @@ def run_node(
 
     rclpy's own handlers would pull the context from under a callback that is publishing. SIGHUP, a
     terminal that is gone, ends it like the others, unless who started it ignores that (nohup). A
-    VlaAlignError ends the process with its message and status 1. A node with the parameter
-    `thread_priority` gets it for the thread that runs its callbacks (0: as it is).
+    node that is still there after `HANGS_S` hangs in a callback: the next signal ends the process
+    at once. A VlaAlignError ends the process with its message and status 1. A node with the
+    parameter `thread_priority` gets it for the thread that runs its callbacks (0: as it is).
     """
-    asked_to_end: list[int] = []
+    asked_to_end: list[float] = []  # when, s
+
+    def ask_to_end(received: int, _: object) -> None:
+        asked_to_end.append(time.monotonic())
+        if asked_to_end[-1] - asked_to_end[0] > HANGS_S:
+            signal.signal(received, signal.SIG_DFL)
+            signal.raise_signal(received)
+
     sys.setswitchinterval(SWITCH_S)
     keep_memory()
     rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
     for number in ENDING:
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, lambda received, _: asked_to_end.append(received))
+            signal.signal(number, ask_to_end)
     executor = SingleThreadedExecutor()
     node: AnyNode | None = None
     try:

@@ -152,16 +152,16 @@ class Travel:
         return way
 
 
-def braking_speed(distance_m: float, deceleration_m_s2: float | None, period_s: float) -> float:
-    """The largest speed in m/s after a period of which the arm can still end within `distance_m`.
+def braking_speed(distance_m: Vector, deceleration_m_s2: float | None, period_s: float) -> Vector:
+    """The largest speeds in m/s after a period of which the arm can still end within `distance_m`.
 
     By its period alone, or by braking from then on: v T + v^2 / 2a = distance. Whoever keeps to it
     on the way never brakes harder than a.
     """
-    distance_m = max(distance_m, 0.0)
+    distance_m = np.maximum(distance_m, 0.0)
     if deceleration_m_s2 is None:
         return distance_m / period_s
-    root = math.sqrt(period_s * period_s + 2.0 * distance_m / deceleration_m_s2)
+    root = np.sqrt(period_s * period_s + 2.0 * distance_m / deceleration_m_s2)
     return 2.0 * distance_m / (period_s + root)  # a (root - T), without its rounding near a side
 
 

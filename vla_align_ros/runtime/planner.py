@@ -89,9 +89,14 @@ class Planner:
         self._worker: LatestWorker[Frame] | None = None
         self._running = False
 
+    @property
+    def alive(self) -> bool:
+        """Whether the thread still runs: true after `stop` only while inference does not return."""
+        return self._worker is not None and self._worker.alive
+
     def start(self) -> None:
         """Start the thread; ConfigurationError while a call of the last one has not returned."""
-        if self._worker is not None and self._worker.alive:
+        if self.alive:
             raise ConfigurationError(
                 "an inference of the last activation has not returned",
                 got="a busy inference thread",

@@ -158,6 +158,11 @@ class PolicyRunner:
         self._note_hold(Hold(Reason.INACTIVE))
         return self._planner.stop()
 
+    @property
+    def infers(self) -> bool:
+        """Whether its thread is there: once inactive, that an inference has not returned yet."""
+        return self._planner.alive
+
     def set_instruction(self, text: str) -> bool:
         """Follow another instruction from the next frame on; True if it changed.
 

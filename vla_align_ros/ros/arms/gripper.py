@@ -133,17 +133,18 @@ class ActionGripper:
         self._filter = GoalFilter()
         self._client = ActionClient(node, self._kind, config.gripper_action)
         self._goals = 0
-        self._failure: str | None = (
-            None  # of the last goal that ended, if it did so without success
-        )
+        # Of the last goal that was answered, if that was no success.
+        self._failure: str | None = None
+        self._warned_s = -math.inf
+        self._closed = False
 
     def send(self, fraction_open: float, stamp: Time) -> None:
-        """Send a goal where the opening changed, or where the last one came to nothing.
+        """Send a goal where the opening changed, or where the last one never began.
 
         Without a server nothing is sent, and that is told.
         """
         if not self._client.server_is_ready():
-            self._warn(self._describe_absence())
+            self._warn(self._describe_absence)
             return
         if self._filter.wants(fraction_open, time.monotonic()):
             goal = self._kind.Goal()
@@ -154,36 +155,51 @@ class ActionGripper:
             answer.add_done_callback(functools.partial(self._on_answer, self._goals))
 
     def _on_answer(self, number: int, future: Any) -> None:
+        if self._closed:
+            return
         if future.exception() is not None:
-            self._fail(number, str(future.exception()))
+            self._fail(number, str(future.exception()), again=True)
         elif not future.result().accepted:
-            self._fail(number, "its server refuses the goal")
+            self._fail(number, "its server refuses the goal", again=True)
         else:
             result = future.result().get_result_async()
             result.add_done_callback(functools.partial(self._on_result, number))
 
     def _on_result(self, number: int, future: Any) -> None:
+        if self._closed or number != self._goals:
+            return
         if future.exception() is not None:
-            self._fail(number, str(future.exception()))
+            self._fail(number, str(future.exception()), again=True)
             return
         answer = future.result()
         # A controller may abort what stalls, and a gripper that holds something has stalled.
         held = getattr(answer.result, "stalled", False)
         if answer.status == GoalStatus.STATUS_ABORTED and not held:
-            self._fail(number, "its server aborted the goal")
+            # Not again: some abort a grasp of what is larger than asked for and say no more, and
+            # sent again it would be grasped anew all the time.
+            self._fail(
+                number,
+                "its server aborted the goal (some do when they hold something)",
+                again=False,
+            )
         elif answer.status in (GoalStatus.STATUS_ABORTED, GoalStatus.STATUS_SUCCEEDED):
             self._failure = None
 
-    def _fail(self, number: int, why: str) -> None:
-        """Let the same opening be sent again, unless another was asked for since."""
+    def _fail(self, number: int, why: str, *, again: bool) -> None:
+        """Tell it, and with `again` let the same opening be sent anew.
+
+        Unless another was asked for since.
+        """
         if number != self._goals:
             return
-        self._filter.rest()
-        self._failure = (
+        if again:
+            self._filter.rest()
+        failure = (
             f"the gripper does not follow: {why} ({self._config.gripper_action}); see what the "
             "controller logs, and arm.gripper.command_closed, command_open and max_effort"
         )
-        self._warn(self._failure)
+        self._failure = failure
+        self._warn(lambda: failure)
 
     def _describe_absence(self) -> str:
         return (
@@ -191,8 +207,12 @@ class ActionGripper:
             "start its controller, or correct arm.gripper.action"
         )
 
-    def _warn(self, text: str) -> None:
-        self._node.get_logger().warning(text, throttle_duration_sec=THROTTLE_S)
+    def _warn(self, describe: Callable[[], str]) -> None:
+        """Log it, throttled here: rclpy's throttle costs a part of every tick while silent."""
+        now_s = time.monotonic()
+        if now_s - self._warned_s >= THROTTLE_S:
+            self._warned_s = now_s
+            self._node.get_logger().warning(describe())
 
     def trouble(self) -> str | None:
         """That no server is there, or that the last goal failed."""
@@ -207,7 +227,8 @@ class ActionGripper:
         return []
 
     def destroy(self) -> None:
-        """Take the client off the graph."""
+        """Take the client off the graph; answers that still come are not looked at."""
+        self._closed = True
         self._client.destroy()
 
 

@@ -136,9 +136,9 @@ class Console:
         )
 
     def _decide(self, call: Callable[[], Any]) -> None:
-        """Publish a decision; what was asked before is asked no more."""
-        self._replace(None)
+        """Publish a decision; what was asked before is asked no more, an arming taken back."""
         call()
+        self._take_back(self._replace(None))
 
     def _ask(
         self, name: str, call: Callable[[], Any], ready: Callable[[], bool] = lambda: True
