@@ -107,6 +107,8 @@ def _run(
 ) -> tuple[RunParts, dict[str, Any]]:
     """Set up, train, and put the weights together; returns the parts and what the run measured."""
     _check_same(out / CONFIG_FILE, config.to_dict(), free=HOW_IT_RUNS)
+    for warning in config.warnings() if ranks.is_first else ():
+        print(f"warning: {warning}", file=sys.stderr)
     with ranks.first_alone():
         shown = progress and ranks.is_first
         parts = set_up(config, roots, cache, progress=shown, device=ranks.device)
