@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from training.files import read_json_if_there
-from training.model.checkpoint import DESCRIPTION, find_weights
+from training.model.checkpoint import DESCRIPTION, OPENVLA_FOLDER, find_weights
 from training.model.groups import GROUPS, group_of
 from training.model.openvla import find_folder
 from training.settings import flatten
@@ -51,7 +51,8 @@ def blend(
 
     Both are finished runs, or both OpenVLA checkpoints, folders or repositories (or any two folders
     of Hugging Face safetensors), of one architecture. All other files are those of `after`:
-    statistics, tokenizer, settings; but for what was measured of its weights. Mixing is done in
+    statistics, tokenizer, settings; but for what was measured of its weights. Weights that a run
+    keeps in openvla/ are mixed into that folder of `out`. Mixing is done in
     float32 and stored as `after` stores it; integer tensors must be equal.
 
     Args:
@@ -76,14 +77,19 @@ def blend(
             "The output exists already", got=out, expected="a new path", fix="choose another --out"
         )
     before, after = (find_folder(find_weights(str(source))) for source in (before, after))
+    run = _find_run(after)
     old, new = _list_tensors(before), _list_tensors(after)
     _check_same_architecture(before, after, old, new)
-    differences = _compare_inputs(before, after)
+    differences = _compare_inputs(_find_run(before), run)
     out.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
-        _copy_rest(after, staging, skipped=set(new.values()))
-        facts = _mix(before, after, old, new, staging, lambda name: _share(name, alpha, shares))
+        weights = staging / after.relative_to(run)
+        _copy_rest(run, staging, skipped={*new.values(), *([after.name] if after != run else [])})
+        if after != run:
+            weights.mkdir()
+            _copy_rest(after, weights, skipped=set(new.values()))
+        facts = _mix(before, after, old, new, weights, lambda name: _share(name, alpha, shares))
         facts = {"differences": differences, **facts}
         record = {"alpha": alpha, "parts": shares, "before": _hash(before, old)}
         record |= {"after": _hash(after, new), **facts}
@@ -92,6 +98,13 @@ def blend(
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return {"out": str(out), "alpha": alpha, "parts": shares, **facts}
+
+
+def _find_run(weights: Path) -> Path:
+    """The run whose network lies in `weights`: its openvla/, or the folder itself."""
+    run = weights.parent
+    inside = weights.name == OPENVLA_FOLDER and (run / PROCESSOR_FOLDER).is_dir()
+    return run if inside else weights
 
 
 def part_of(name: str) -> str | None:
