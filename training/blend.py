@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from training.files import read_json_if_there
-from training.model.checkpoint import DESCRIPTION, OPENVLA_FOLDER, find_weights
+from training.model.checkpoint import DESCRIPTION, OPENVLA_FOLDER, find_network, find_weights
 from training.model.groups import GROUPS, group_of
 from training.model.openvla import find_folder
 from training.settings import flatten
@@ -76,19 +76,21 @@ def blend(
         raise TrainingError(
             "The output exists already", got=out, expected="a new path", fix="choose another --out"
         )
-    before, after = (find_folder(find_weights(str(source))) for source in (before, after))
-    run = _find_run(after)
+    named = (before, after)
+    before, after = (find_folder(find_weights(str(source))) for source in named)
+    start, run = map(_find_run, named, (before, after))
     old, new = _list_tensors(before), _list_tensors(after)
     _check_same_architecture(before, after, old, new)
-    differences = _compare_inputs(_find_run(before), run)
+    differences = _compare_inputs(start, run)
     out.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
-        weights = staging / after.relative_to(run)
-        _copy_rest(run, staging, skipped={*new.values(), *([after.name] if after != run else [])})
-        if after != run:
+        weights = staging
+        if run != after:
+            _copy_rest(run, staging, skipped={OPENVLA_FOLDER})
+            weights = staging / OPENVLA_FOLDER
             weights.mkdir()
-            _copy_rest(after, weights, skipped=set(new.values()))
+        _copy_rest(after, weights, skipped=set(new.values()))
         facts = _mix(before, after, old, new, weights, lambda name: _share(name, alpha, shares))
         facts = {"differences": differences, **facts}
         record = {"alpha": alpha, "parts": shares, "before": _hash(before, old)}
@@ -100,11 +102,10 @@ def blend(
     return {"out": str(out), "alpha": alpha, "parts": shares, **facts}
 
 
-def _find_run(weights: Path) -> Path:
-    """The run whose network lies in `weights`: its openvla/, or the folder itself."""
-    run = weights.parent
-    inside = weights.name == OPENVLA_FOLDER and (run / PROCESSOR_FOLDER).is_dir()
-    return run if inside else weights
+def _find_run(source: str | Path, weights: Path) -> Path:
+    """The folder with all that belongs to `weights`: the run named, if they lie in its openvla/."""
+    folder = Path(source).expanduser()
+    return weights if find_network(folder) in (None, folder) else folder
 
 
 def part_of(name: str) -> str | None:
