@@ -102,6 +102,11 @@ def test_it_blends_with_what_it_was_tuned_from(tuned: Path, base: Path, tmp_path
         dict(load_openvla(tmp_path / "out/openvla", dtype=torch.float32).model.state_dict()),
         dict(start),
     )
+    blend(base, tuned / "openvla", tmp_path / "plain", 0.0)  # no run was named, so none is made
+    assert (tmp_path / "plain/config.json").read_bytes() == (
+        tuned / "openvla/config.json"
+    ).read_bytes()
+    assert not (tmp_path / "plain/openvla").exists()
 
 
 def test_a_tuned_openvla_is_exported_from_its_own_layout_and_proved(
