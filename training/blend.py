@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from training.files import read_json_if_there
-from training.model.checkpoint import DESCRIPTION, find_weights
+from training.model.checkpoint import DESCRIPTION, OPENVLA_FOLDER, find_network, find_weights
 from training.model.groups import GROUPS, group_of
 from training.model.openvla import find_folder
 from training.settings import flatten
@@ -51,7 +51,8 @@ def blend(
 
     Both are finished runs, or both OpenVLA checkpoints, folders or repositories (or any two folders
     of Hugging Face safetensors), of one architecture. All other files are those of `after`:
-    statistics, tokenizer, settings; but for what was measured of its weights. Mixing is done in
+    statistics, tokenizer, settings; but for what was measured of its weights. Weights that a run
+    keeps in openvla/ are mixed into that folder of `out`. Mixing is done in
     float32 and stored as `after` stores it; integer tensors must be equal.
 
     Args:
@@ -75,15 +76,22 @@ def blend(
         raise TrainingError(
             "The output exists already", got=out, expected="a new path", fix="choose another --out"
         )
-    before, after = (find_folder(find_weights(str(source))) for source in (before, after))
+    named = (before, after)
+    before, after = (find_folder(find_weights(str(source))) for source in named)
+    start, run = map(_find_run, named, (before, after))
     old, new = _list_tensors(before), _list_tensors(after)
     _check_same_architecture(before, after, old, new)
-    differences = _compare_inputs(before, after)
+    differences = _compare_inputs(start, run)
     out.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
-        _copy_rest(after, staging, skipped=set(new.values()))
-        facts = _mix(before, after, old, new, staging, lambda name: _share(name, alpha, shares))
+        weights = staging
+        if run != after:
+            _copy_rest(run, staging, skipped={OPENVLA_FOLDER})
+            weights = staging / OPENVLA_FOLDER
+            weights.mkdir()
+        _copy_rest(after, weights, skipped=set(new.values()))
+        facts = _mix(before, after, old, new, weights, lambda name: _share(name, alpha, shares))
         facts = {"differences": differences, **facts}
         record = {"alpha": alpha, "parts": shares, "before": _hash(before, old)}
         record |= {"after": _hash(after, new), **facts}
@@ -92,6 +100,12 @@ def blend(
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return {"out": str(out), "alpha": alpha, "parts": shares, **facts}
+
+
+def _find_run(source: str | Path, weights: Path) -> Path:
+    """The folder with all that belongs to `weights`: the run named, if they lie in its openvla/."""
+    folder = Path(source).expanduser()
+    return weights if find_network(folder) in (None, folder) else folder
 
 
 def part_of(name: str) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,12 +65,15 @@ def evaluate(
     shift: str = "none",
     episodes: int = 50,
     seed: int = 0,
-    executed: int = EXECUTED_ACTIONS,
+    executed: int | None = None,
     swap: bool = False,
     threads: int = 1,
 ) -> dict[str, Any]:
-    """Success over `episodes` seeds from `seed` on, with its 95 % Wilson interval."""
-    if episodes < 1 or executed < 1:
+    """Success over `episodes` seeds from `seed` on, with its 95 % Wilson interval.
+
+    executed: of each chunk; None is what `choose_executed` takes.
+    """
+    if episodes < 1 or (executed is not None and executed < 1):
         raise ConfigurationError(
             "Nothing to run",
             got=f"{episodes} episodes, {executed} actions a chunk",
@@ -77,7 +81,7 @@ def evaluate(
             fix="correct --episodes or --execute",
         )
     policy = Policy.open(bundle, threads=threads)
-    check_executed(policy.spec, executed)
+    executed = choose_executed([policy.spec], executed)
     env = TabletopEnv()
     policy.warm_up()
     done: list[Episode] = []
@@ -107,15 +111,23 @@ def evaluate(
     }
 
 
-def check_executed(spec: PolicySpec, executed: int) -> None:
-    """ConfigurationError if a chunk of this policy has fewer than `executed` actions."""
-    if executed > spec.action.horizon:
+def choose_executed(specs: Sequence[PolicySpec], asked: int | None) -> int:
+    """How many actions of each chunk all these policies execute, so that they can be compared.
+
+    What is asked for, or else EXECUTED_ACTIONS, or all of a shorter chunk. ConfigurationError if a
+    chunk has fewer than asked for.
+    """
+    shortest = min((spec.action.horizon for spec in specs), default=EXECUTED_ACTIONS)
+    if asked is None:
+        return min(EXECUTED_ACTIONS, shortest)
+    if specs and asked > shortest:
         raise ConfigurationError(
             "A chunk is shorter than what is to be executed of it",
-            got=f"{executed} actions a chunk",
-            expected=f"at most {spec.action.horizon}, the policy's horizon",
-            fix=f"--execute {spec.action.horizon}",
+            got=f"{asked} actions a chunk",
+            expected=f"at most {shortest}, the policy's horizon",
+            fix=f"--execute {shortest}",
         )
+    return asked
 
 
 def _other_object(env: TabletopEnv, task: Task) -> Task:

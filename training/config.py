@@ -86,50 +86,66 @@ class RunConfig:
             _check(name, value, value >= least, f"{least} or more")
 
     def check(self) -> None:
-        """Refuse losses that reach nothing, and parts that no loss reaches; before a run."""
+        """Refuse losses that reach nothing, and parts that no loss reaches; before a run.
+
+        `warnings` tells what may be meant.
+        """
         head, loss, optim = self.model.head, self.loss, self.optim
         others = (self.alignment.weight, loss.grounding, loss.tokens, self.vqa is not None)
         aligned = self.alignment.weight > 0.0
         still = not optim.vision_lr  # whatever the adapter says of the tower
-        late = not still and optim.vision_from_step >= optim.steps
+        late = self._stays_late
         rate = "null" if optim.vision_lr is None else optim.vision_lr
         begins = f"optim.vision_from_step {optim.vision_from_step} of {optim.steps} steps"
-        for wrong, got, expected, fix in (
+        unreached, idle = "A loss would reach nothing", "Nothing would learn"
+        for title, wrong, got, expected, fix in (
             (
+                unreached,
                 loss.tokens > 0.0 and not head.insulate,
                 f"loss.tokens {loss.tokens} without model.head.insulate",
                 "an insulated head, whose backbone learns from tokens",
                 "--set model.head.insulate=true, or loss.tokens=0",
             ),
             (
+                unreached,
                 loss.grounding > 0.0 and self.model.grounding is None,
                 f"loss.grounding {loss.grounding} without model.grounding",
                 "a grounding head, whose heat maps the loss is of",
                 "--set loss.grounding=0, or take a recipe with model.grounding",
             ),
             (
+                idle,
                 head.insulate and not any(others),
                 "model.head.insulate and no other loss",
                 "vqa, loss.tokens, alignment or grounding: the backbone learns from nothing else",
                 "--set loss.tokens=1",
             ),
             (
+                "The alignment would move nothing",
                 aligned and self.alignment.at == "encoder" and (still or late),
                 f"alignment.at encoder with {begins if late else f'optim.vision_lr {rate}'}",
                 "an encoder that trains",
                 "give optim.vision_lr a value and let the tower go before the last step, or --set"
                 " alignment.at=llm",
             ),
-            (
-                aligned and late,
-                f"{begins}, so a vision tower that never trains in spite of optim.vision_lr {rate}",
-                "steps in which it does, for alignment to hold it",
-                "--set optim.vision_from_step=N below optim.steps, or optim.vision_lr=null to keep"
-                " it still",
-            ),
         ):
             if wrong:
-                raise ConfigurationError("Nothing would learn", got=got, expected=expected, fix=fix)
+                raise ConfigurationError(title, got=got, expected=expected, fix=fix)
+
+    def warnings(self) -> tuple[str, ...]:
+        """What a run does that its settings may not have meant, a sentence each."""
+        if not (self.alignment.weight > 0.0 and self._stays_late):
+            return ()
+        optim = self.optim
+        return (
+            f"optim.vision_from_step {optim.vision_from_step} of {optim.steps} steps: the vision"
+            f" tower never trains in spite of optim.vision_lr {optim.vision_lr}",
+        )
+
+    @property
+    def _stays_late(self) -> bool:
+        """Whether the vision tower has a rate and is never let go."""
+        return bool(self.optim.vision_lr) and self.optim.vision_from_step >= self.optim.steps
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready dict, without settings that came later and have their default: `store`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +14,13 @@ from training.checkpoint import CheckpointReader, list_checkpoints
 from training.config import RunConfig
 from training.merging import save_merged
 from training.model import PrismaticVLA
-from training.model.checkpoint import OPENVLA_FOLDER, WEIGHTS, holds_model, read_json
+from training.model.checkpoint import (
+    OPENVLA_FOLDER,
+    WEIGHTS,
+    find_moved,
+    holds_model,
+    read_json,
+)
 from training.model.openvla import find_folder, write_statistics
 from training.publish import save_openvla
 from training.setup_model import build_student
@@ -54,7 +61,7 @@ def consolidate(
             fix="give --out DIR",
         )
     reader = CheckpointReader(chosen)
-    config = RunConfig.from_dict(read_json(run / CONFIG_FILE))
+    config = read_config(run)
     model = load_student(run, reader)
     if config.base is not None and not holds_model(config.base):
         weights = out / OPENVLA_FOLDER
@@ -72,9 +79,12 @@ def consolidate(
     return {"run": str(run), "step": int(reader.state["step"]), "weights": str(weights)}
 
 
-def is_consolidated(run: Path) -> bool:
-    """Whether the run's folder has its weights."""
-    return (run / WEIGHTS).exists() or (run / OPENVLA_FOLDER).exists()
+def read_config(run: Path) -> RunConfig:
+    """The configuration of a run, with its base where that lies now."""
+    config = RunConfig.from_dict(read_json(run / CONFIG_FILE))
+    if config.base is None:
+        return config
+    return dataclasses.replace(config, base=find_moved(config.base, run))
 
 
 def _write_openvla(
@@ -98,7 +108,7 @@ def _write_openvla(
 
 def load_student(run: Path, reader: CheckpointReader) -> PrismaticVLA:
     """Rebuild the network of a run on the CPU, as it was at a checkpoint, adapter included."""
-    config = RunConfig.from_dict(read_json(run / CONFIG_FILE))
+    config = read_config(run)
     processor = Processor.load(run / PROCESSOR_FOLDER)
     with torch.random.fork_rng(devices=[]):
         model, adapter = build_student(config, processor)

@@ -11,6 +11,7 @@ from training.parallel import Ranks, free_gathered, move_batch
 from training.setup_run import RunParts
 
 MAX_FRAMES = 1024
+FIRST_FRAMES = 256
 FITTED_FRAMES = 20_000
 BATCH = 64  # at most: never more than a step holds on a device at once
 
@@ -20,9 +21,10 @@ class OfflineEvaluator:
 
     The displacement error is the distance in metres between the ends of the predicted and the
     expert's chunk. On first frames it tells whether the policy has found the named object; it is
-    given beside a blind baseline, the best affine guess from proprioception alone. The first used
-    frame of every held-out episode is looked at, and a random draw of the others fills up to
-    MAX_FRAMES. Steps past an episode's end count nowhere.
+    given beside a blind baseline, the best affine guess from proprioception alone. Everything
+    else is measured on a uniform draw of MAX_FRAMES; a draw of FIRST_FRAMES, each the first used
+    one of a held-out episode, is looked at for the first-frame scalars alone: large data have few
+    of them among the others. Steps past an episode's end count nowhere.
     """
 
     def __init__(self, parts: RunParts, ranks: Ranks | None = None) -> None:
@@ -32,11 +34,11 @@ class OfflineEvaluator:
         data = parts.data
         train, held_out = data.indices("train"), data.indices("val")
         rng = np.random.default_rng(0)
+        drawn = rng.permutation(held_out)[:MAX_FRAMES]
         begins = held_out[np.unique(data.episode[held_out], return_index=True)[1]]
-        drawn = rng.permutation(held_out)
-        firsts_ahead = np.argsort(~np.isin(drawn, begins), kind="stable")
-        self.indices = np.sort(drawn[firsts_ahead][:MAX_FRAMES])
-        self.first = np.isin(self.indices, begins)
+        extra = np.random.default_rng(0).permutation(begins)[:FIRST_FRAMES]
+        self.indices = np.union1d(drawn, extra)
+        self.drawn, self.first = np.isin(self.indices, drawn), np.isin(self.indices, begins)
         self.chunks, is_pad = data.chunks(self.indices)
         self.counts = ~is_pad
         self.truth = _displacement(self.chunks)
@@ -93,16 +95,18 @@ class OfflineEvaluator:
         return values
 
     def _action_metrics(self, predicted: NDArray[np.float32]) -> dict[str, float]:
-        processor, counts = self.parts.processor, self.counts
+        processor, drawn = self.parts.processor, self.drawn
+        counts = self.counts & drawn[:, None]
         target = processor.encode_actions(self.chunks)
         metric = processor.normalizers["action"].denormalize(predicted)
-        error = np.linalg.norm(_displacement(metric * counts[..., None]) - self.truth, axis=-1)
+        ends = _displacement(metric * self.counts[..., None])
+        error = np.linalg.norm(ends - self.truth, axis=-1)
         blind = np.linalg.norm(self.blind - self.truth, axis=-1)
         is_open = (predicted[..., -1] > 0.5) == (self.chunks[..., -1] > 0.5)
         return {
             "val/l1": float(np.abs(predicted - target)[counts].mean()),
-            "val/displacement_m": float(error.mean()),
-            "val/displacement_median_m": float(np.median(error)),
+            "val/displacement_m": float(error[drawn].mean()),
+            "val/displacement_median_m": float(np.median(error[drawn])),
             "val/first_frame_displacement_m": float(error[self.first].mean()),
             "val/first_frame_blind_m": float(blind[self.first].mean()),
             "val/gripper_accuracy": float(is_open[counts].mean()),
@@ -114,7 +118,7 @@ class OfflineEvaluator:
         centres = (torch.arange(grid, dtype=torch.float32) + 0.5) / grid
         square = maps.unflatten(-1, (grid, grid))
         found = torch.stack([square.sum(-2) @ centres, square.sum(-1) @ centres], dim=-1)
-        miss = (found - self.parts.grounding[self.indices]).norm(dim=-1) * grid
+        miss = (found - self.parts.grounding[self.indices]).norm(dim=-1)[self.drawn] * grid
         return {
             "val/grounding_object_patches": float(miss[:, 0].median()),
             "val/grounding_receptacle_patches": float(miss[:, 1].median()),

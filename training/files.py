@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 from vla_align_ros.errors import DataError, VlaAlignError
 
-_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL)
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS)
 
 
 @contextmanager

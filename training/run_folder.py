@@ -10,10 +10,10 @@ import torch
 
 from training.checkpoint import CheckpointReader, list_checkpoints
 from training.config import RunConfig
-from training.consolidate import CONFIG_FILE, PROCESSOR_FOLDER, load_student
+from training.consolidate import CONFIG_FILE, PROCESSOR_FOLDER, load_student, read_config
 from training.golden_inputs import GOLDEN_INPUTS, Arrays, read_golden_inputs
 from training.model import PrismaticVLA
-from training.model.checkpoint import OPENVLA_FOLDER, WEIGHTS, read_json
+from training.model.checkpoint import WEIGHTS, find_network, is_consolidated
 from training.model.openvla import load_openvla
 from training.setup_model import build_student, compute_dtype
 from vla_align_ros.contract.processor import Processor
@@ -38,8 +38,7 @@ class Run:
                 expected="a folder that `vla-align train --out` filled",
                 fix="check the path",
             )
-        config = RunConfig.from_dict(read_json(folder / CONFIG_FILE))
-        return cls(folder, config, Processor.load(folder / PROCESSOR_FOLDER))
+        return cls(folder, read_config(folder), Processor.load(folder / PROCESSOR_FOLDER))
 
     def golden_inputs(self) -> Arrays:
         """The held-out observations that it keeps, as arrays."""
@@ -57,13 +56,13 @@ class Run:
 
     def load_after(self) -> PrismaticVLA:
         """The network as it is now: the finished one, or the newest checkpoint's."""
-        if (self.folder / WEIGHTS).is_file():
+        network = find_network(self.folder) if is_consolidated(self.folder) else None
+        if network == self.folder:
             return PrismaticVLA.load(self.folder)
-        if (self.folder / OPENVLA_FOLDER).is_dir():
+        if network is not None:
             backend = self.config.model.attention_backend
-            path = self.folder / OPENVLA_FOLDER
             dtype = compute_dtype(self.config)
-            return load_openvla(path, dtype=dtype, attention_backend=backend).model.eval()
+            return load_openvla(network, dtype=dtype, attention_backend=backend).model.eval()
         found = list_checkpoints(self.folder / "checkpoints")
         if not found:
             raise TrainingError(

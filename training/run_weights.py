@@ -13,9 +13,14 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from training.consolidate import OPENVLA_FOLDER
 from training.model import PrismaticVLA, VlaConfig
-from training.model.checkpoint import DESCRIPTION, WEIGHTS, read_json
+from training.model.checkpoint import (
+    DESCRIPTION,
+    OPENVLA_FOLDER,
+    WEIGHTS,
+    find_network,
+    read_json,
+)
 from training.model.openvla import load_openvla, open_shards, openvla_config, to_published
 from training.model.openvla.files import CONFIG, INDEX, read_document
 from training.model.openvla.load import build_empty, compute_buffers
@@ -40,11 +45,10 @@ class RunWeights:
 
         The weights themselves need not be there: `check` asks for them.
         """
+        found = find_network(run)
+        if found is not None:
+            return cls(run, None if found == run else found)
         published = run / OPENVLA_FOLDER
-        if (run / DESCRIPTION).is_file():
-            return cls(run, None)
-        if (published / CONFIG).is_file():
-            return cls(run, published)
         apart = published.is_dir()
         raise TrainingError(
             "the run has no weights of a whole network",

@@ -20,11 +20,10 @@ from training.consolidate import (
     DATASET_FILE,
     PROCESSOR_FOLDER,
     consolidate,
-    is_consolidated,
 )
 from training.files import hold_alone, replace_atomically
 from training.golden_inputs import GOLDEN_INPUTS, write_golden_inputs
-from training.model.checkpoint import find_weights, read_json
+from training.model.checkpoint import find_weights, is_consolidated, is_moved, read_json
 from training.optimizers import trained_parameters
 from training.parallel import Ranks, start_ranks
 from training.provenance import (
@@ -108,6 +107,8 @@ def _run(
 ) -> tuple[RunParts, dict[str, Any]]:
     """Set up, train, and put the weights together; returns the parts and what the run measured."""
     _check_same(out / CONFIG_FILE, config.to_dict(), free=HOW_IT_RUNS)
+    for warning in config.warnings() if ranks.is_first else ():
+        print(f"warning: {warning}", file=sys.stderr)
     with ranks.first_alone():
         shown = progress and ranks.is_first
         parts = set_up(config, roots, cache, progress=shown, device=ranks.device)
@@ -172,8 +173,10 @@ def _check_same(path: Path, wanted: Mapping[str, Any], *, free: Sequence[str] = 
         return
     found, asked = flatten(read_json(path)), flatten(json.loads(json.dumps(wanted)))
     asked["name"] = found.get("name", asked.get("name"))  # data may be moved
-    if found.get("base"):  # an older version kept it as it was typed
-        found["base"] = find_weights(found["base"])
+    if found.get("base") and asked.get("base"):
+        moved = is_moved(found["base"], asked["base"])
+        # An older version kept it as it was typed.
+        found["base"] = asked["base"] if moved else find_weights(found["base"])
     below = tuple(f"{key}." for key in free)
     keys = [
         key

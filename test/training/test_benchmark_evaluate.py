@@ -22,10 +22,11 @@ if importlib.util.find_spec("mujoco") is None:
 
 from sample_policy import make_bundle
 
+from training import closed_loop
 from training.benchmark import evaluate as front
 from training.benchmark import run as runner
 from training.benchmark.evaluate import Request, evaluate_suite
-from training.benchmark.policies import open_policy
+from training.benchmark.policies import open_policy, read_spec
 from training.benchmark.run import Actor, Task, run_tasks
 from training.benchmark.stages import Rules
 from training.benchmark.store import EpisodeStore
@@ -276,9 +277,25 @@ def test_options_that_would_do_nothing_are_refused(
     assert told in capsys.readouterr().err
 
 
-def test_more_actions_than_a_chunk_has_are_refused(bundle: Bundle) -> None:
+def test_more_actions_than_a_chunk_has_are_refused_before_any_episode(
+    bundle: Bundle, tmp_path: Path
+) -> None:
+    asked = {"bundles": [None, str(bundle.path)], "out": tmp_path / "out"}
     with pytest.raises(ConfigurationError, match="at most 4, the policy's horizon"):
-        evaluate_suite(request(bundles=[str(bundle.path)], rules=Rules("tabletop", executed=9)))
+        evaluate_suite(request(**asked, rules=Rules("tabletop", executed=9)))
+    assert not (tmp_path / "out").exists()
+
+
+def test_of_chunks_that_are_shorter_than_usual_all_is_executed_and_recorded(
+    bundle: Bundle, short: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(closed_loop, "EXECUTED_ACTIONS", 6)
+    asked = {"bundles": [str(short), str(bundle.path)], "episodes": 1, "out": tmp_path}
+    horizons = [read_spec(path).action.horizon for path in (short, bundle.path)]
+    report = evaluate_suite(request(**asked, rules=Rules("tabletop", max_steps=3)))
+    assert report["executed"] == min(6, *horizons) == 4
+    assert json.loads((tmp_path / "rules.json").read_text())["executed"] == 4
+    assert closed_loop.evaluate(str(bundle.path), episodes=1)["executed"] == 4
 
 
 def test_without_assets_the_plate_suites_say_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

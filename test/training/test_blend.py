@@ -240,8 +240,10 @@ def test_a_run_in_openvla_s_layout_and_a_repository_are_found(tmp_path, monkeypa
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **_: str(old))
     told = blend("openvla/openvla-7b", tmp_path / "tuned", tmp_path / "out", 0.5)
     assert told["tensors"] == 5
-    assert json.loads((tmp_path / "out" / "config.json").read_text())["seed"] == 2
-    assert weights(tmp_path / "out").keys() == weights(new).keys()
+    mixed = tmp_path / "out" / "openvla"
+    assert json.loads((mixed / "config.json").read_text())["seed"] == 2
+    assert (tmp_path / "out" / "config.json").read_text() == "{}"
+    assert weights(mixed).keys() == weights(new).keys() and not weights(tmp_path / "out")
     refuse(tmp_path, ConfigurationError, "not found", "a/b/c", new, tmp_path / "second", 0.5)
 
 

@@ -240,6 +240,8 @@ JOINTS = [*(f"joint_{n}.pos" for n in range(1, 7)), "gripper.pos"]
         [*(f"ee.{axis}" for axis in ("x", "y", "z", "rx", "ry", "rz")), "gripper.pos"],
         [f"motor_{n}" for n in range(7)],
         ["gripper", "x", "y", "z", "roll", "pitch", "yaw"],
+        [*(f"{axis}.pos" for axis in ("x", "y", "z", "roll", "pitch", "yaw")), "gripper.pos"],
+        [*(f"world_vector_{n}" for n in (2, 0, 1)), "roll", "pitch", "yaw", "gripper"],
     ],
 )
 def test_seven_values_that_are_named_as_something_else_are_no_deltas(
@@ -259,6 +261,15 @@ def test_seven_values_that_are_named_as_something_else_are_no_deltas(
         ["dx", "dy", "dz", "drx", "dry", "drz", "gripper"],
         ["delta_x", "delta_y", "delta_z", "delta_rx", "delta_ry", "delta_rz", "gripper.pos"],
         ["X", "Y", "Z", "Roll", "Pitch", "Yaw", "gripper"],
+        ["dx", "dy", "dz", "droll", "dpitch", "dyaw", "grip"],
+        ["x", "y", "z", "axis_angle1", "axis_angle2", "axis_angle3", "gripper"],
+        [*(f"delta_{part}_{axis}" for part in ("pos", "rot") for axis in "xyz"), "gripper"],
+        [*(f"delta_{name}.pos" for name in ("x", "y", "z", "roll", "pitch", "yaw")), "gripper.pos"],
+        [*(f"{p}_{a}" for p in ("world_vector", "rotation_delta") for a in "xyz"), "open_gripper"],
+        [
+            *(f"{part}_{n}" for part in ("world_vector", "rotation_delta") for n in range(3)),
+            "gripper_closedness_action",
+        ],
         ["actions"],
         None,
     ],
@@ -269,6 +280,34 @@ def test_deltas_are_known_by_the_names_that_recorders_give(
     root = write_v2(tmp_path, make_episodes())
     change_feature(root, "action", names=names)
     assert open_sources([root], TOP)[0].selection.action_columns == tuple(range(7))
+
+
+@pytest.mark.parametrize("own", [["dx", "dy", "dz", "drx", "dry", "drz", "gripper"], None, JOINTS])
+def test_names_that_one_data_set_of_a_mixture_has_are_not_asked_of_another(
+    tmp_path: Path, own: list[str] | None
+) -> None:
+    motors = tuple(f"motor_{n}" for n in range(7))
+    roots = [write_v2(tmp_path / name, make_episodes()) for name in ("one", "other")]
+    change_feature(roots[0], "action", names=list(reversed(motors)))
+    change_feature(roots[1], "action", names=own)
+    config = replace(TOP, action_names=motors)
+    if own == JOINTS:
+        with pytest.raises(DataError, match="not look like end-effector deltas"):
+            open_sources(roots, config)
+        return
+    one, other = open_sources(roots, config)
+    assert one.selection.action_columns == tuple(reversed(range(7)))
+    assert other.selection.action_columns == tuple(range(7))
+
+
+def test_a_name_that_is_misspelt_does_not_undo_the_order_that_was_asked_for(
+    tmp_path: Path,
+) -> None:
+    root = write_v2(tmp_path, make_episodes())
+    change_feature(root, "action", names=["x", "y", "z", "roll", "pitch", "yaw", "gripper"])
+    swapped = ("y", "x", "z", "roll", "pitch", "jaw", "gripper")
+    with pytest.raises(DataError, match="expected y, x, z, roll, pitch, jaw"):
+        open_sources([root], replace(TOP, action_names=swapped))
 
 
 def test_named_actions_are_read_in_the_asked_order(root: Path) -> None:

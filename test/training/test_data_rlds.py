@@ -258,6 +258,23 @@ def test_another_split_or_version_is_not_added_to_a_conversion(tmp_path: Path, o
     assert LeRobotReader(out).episodes.num_rows == 3
 
 
+def test_an_older_conversion_goes_on_with_the_split_that_is_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = RldsFolder(write_rlds(tmp_path)), tmp_path / "out"
+    convert_rlds(folder, out, MAPPING, fps=5, progress=False)
+    path = out / "meta/conversion.json"
+    held = json.loads(path.read_text())
+    path.write_text(json.dumps({**held, "split": "val"}))
+    with pytest.raises(DataError, match="got split=train; expected split=val"):
+        convert_rlds(folder, out, MAPPING, fps=5, progress=False)
+    older = {key: value for key, value in held.items() if key not in ("split", "version")}
+    path.write_text(json.dumps(older))
+    assert not capsys.readouterr().err
+    assert convert_rlds(folder, out, MAPPING, fps=5, progress=False) == 3
+    assert "does not tell the version and split" in capsys.readouterr().err
+
+
 def test_names_of_the_state_are_written_and_counted(tmp_path: Path) -> None:
     folder, names = RldsFolder(write_rlds(tmp_path)), tuple("abcdefgh")
     mapping = find_mapping(folder, action=ACTION, state_names=names)

@@ -11,9 +11,11 @@ import pytest
 from tiny_run import SHORT, read_weights
 
 from training.config import RunConfig
+from training.consolidate import consolidate
 from training.data.sources import open_sources
 from training.export.source import RunSource
-from training.model.checkpoint import read_json
+from training.model.checkpoint import is_moved, read_json
+from training.model.openvla import find_folder
 from training.preview import preview
 from training.recipes import find_recipe
 from training.run_folder import Run
@@ -24,7 +26,7 @@ from training.sweep import SweepPlan, make_cells
 from training.sweep_tables import Row
 from training.train import train
 from vla_align_ros.contract.processor import Processor
-from vla_align_ros.errors import ConfigurationError
+from vla_align_ros.errors import ConfigurationError, TrainingError
 
 SECOND = (
     *(*SHORT, "optim.steps=2", "optim.vision_from_step=0", "optim.warmup_steps=1"),
@@ -101,16 +103,72 @@ def test_a_folder_that_is_nothing_is_refused(tmp_path: Path, tabletop_data: Path
         train("debug_cpu", [tabletop_data], tmp_path / "out", base=str(tmp_path / "nowhere"))
 
 
-@pytest.mark.parametrize("typed", ["absent", "here/absent", "./absent", "a/b/c", "~/absent"])
+@pytest.mark.parametrize("typed", ["absent", "./absent", "a/b/c", "~/absent"])
 def test_a_mistyped_folder_is_named_before_any_hub_is_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: str
 ) -> None:
-    (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *args, **_: pytest.fail("hub"))
     config = override(find_recipe("debug_cpu"), [f"base={typed}"])
     with pytest.raises(ConfigurationError, match=f"not found: got no folder {typed}"):
         find_base(config)
+
+
+def test_a_repository_is_asked_for_beside_a_folder_that_is_called_like_its_owner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "openvla").mkdir()
+    monkeypatch.chdir(tmp_path)
+    fetched = tmp_path / "cache"
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *args, **_: str(fetched))
+    assert find_folder("openvla/openvla-7b") == fetched
+
+    def refuse(*args: object, **options: object) -> str:
+        raise OSError("no connection")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+    with pytest.raises(ConfigurationError, match="no connection; openvla/ has no openvla-7b eith"):
+        find_folder("openvla/openvla-7b")
+
+
+def test_a_workspace_that_was_moved_goes_on(
+    short: Path, second: Path, tabletop_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = shutil.copytree(short, tmp_path / "moved/start")
+    out = shutil.copytree(second, tmp_path / "moved/out")
+    stored = json.loads((out / "config.json").read_text())
+    options = {"base": str(start), "settings": SECOND, "progress": False}
+    monkeypatch.chdir(tmp_path)
+    for recorded in (str(tmp_path / "old/start"), "runs/start"):
+        (out / "config.json").write_text(json.dumps({**stored, "base": recorded}))
+        train("debug_cpu", [tabletop_data], out, **options)
+        assert json.loads((out / "config.json").read_text())["base"] == str(start)
+    (out / "config.json").write_text(json.dumps({**stored, "base": str(tmp_path / "old/start")}))
+    Run.open(out).load_before()
+    consolidate(out)
+    for recorded in (str(tmp_path / "old/other"), str(short)):  # another name, or still there
+        (out / "config.json").write_text(json.dumps({**stored, "base": recorded}))
+        with pytest.raises(TrainingError, match="holds another run: got base="):
+            train("debug_cpu", [tabletop_data], out, **options)
+
+
+@pytest.mark.parametrize(
+    ("recorded", "asked", "same"),
+    [
+        ("/old/tuned/openvla", "tuned/openvla", True),
+        ("runs/tuned", "tuned/openvla", True),
+        ("/old/other/openvla", "tuned/openvla", False),
+        ("/old/openvla", "clones/openvla", True),
+        ("openvla/openvla-7b", "openvla-7b", False),  # no folder either: two repositories
+    ],
+)
+def test_a_moved_base_is_known_by_its_name(
+    tmp_path: Path, recorded: str, asked: str, same: bool
+) -> None:
+    for folder in ("tuned/openvla", "clones/openvla"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "tuned/config.json").write_text("{}")
+    assert is_moved(recorded, str(tmp_path / asked)) == same
 
 
 def test_a_base_is_found_again_from_another_folder(

@@ -184,7 +184,8 @@ def test_a_large_split_is_sampled_the_same_way_every_time(
     monkeypatch.setattr(evaluate, "BATCH", 3)
     one, other = OfflineEvaluator(parts), OfflineEvaluator(parts)
     held_out = parts.data.indices("val")
-    assert len(one.indices) == 4 and set(one.indices) < set(held_out)
+    drawn = np.random.default_rng(0).permutation(held_out)[:4]
+    assert set(one.indices[one.drawn]) == set(drawn) and set(drawn) < set(held_out)
     firsts = held_out[parts.data.frame_index[held_out] == 0]  # of three episodes
     assert set(one.indices[one.first]) == set(firsts) and one.first.sum() == 3
     np.testing.assert_array_equal(one.indices, other.indices)
@@ -211,10 +212,40 @@ def test_the_first_frame_is_the_first_that_is_used(
     assert starts == {episode: int(episode == begins_still) for episode in starts}
 
 
-@pytest.mark.parametrize("most", [1, 2])
-def test_fewer_frames_than_episodes_are_all_first_ones(
-    parts: RunParts, monkeypatch: pytest.MonkeyPatch, most: int
+def test_first_frames_are_looked_at_beside_the_draw_and_count_in_their_own_scalars_alone(
+    parts: RunParts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluate, "MAX_FRAMES", most)
+    held_out = parts.data.indices("val")
+    later = np.flatnonzero(parts.data.frame_index[held_out] > 0)
+    monkeypatch.setattr(evaluate, "MAX_FRAMES", 2)
+    monkeypatch.setattr(evaluate, "FIRST_FRAMES", 2)
+    # The draw meets no first frame, as in large data.
+    draw = _Draw(held_out, held_out[later[:2]])
+    monkeypatch.setattr(np.random, "default_rng", lambda seed: draw)
     evaluator = OfflineEvaluator(parts)
-    assert len(evaluator.indices) == most and evaluator.first.all()
+    assert evaluator.drawn.sum() == 2 and evaluator.first.sum() == 2
+    assert not (evaluator.drawn & evaluator.first).any()
+
+    def know_the_draw(actions: Any, batch: dict[str, Any]) -> Any:
+        wrong = ~evaluator.drawn
+        values = batch["actions"].numpy().copy()
+        values[wrong, :, :3] += 0.5
+        values[wrong, :, 6] = 1.0 - values[wrong, :, 6]
+        return values
+
+    monkeypatch.setattr(evaluator, "_read_actions", know_the_draw)
+    metrics = evaluator.measure(frozen_vision=True)
+    assert metrics["val/l1"] == 0.0 and metrics["val/gripper_accuracy"] == 1.0
+    assert metrics["val/displacement_m"] < 0.01 < metrics["val/first_frame_displacement_m"]
+
+
+class _Draw:
+    """A generator that puts chosen frames of the held-out ones first."""
+
+    def __init__(self, held_out: np.ndarray, ahead: np.ndarray) -> None:
+        self.held_out, self.ahead = held_out, ahead
+
+    def permutation(self, values: np.ndarray) -> np.ndarray:
+        if not np.array_equal(values, self.held_out):
+            return values
+        return np.concatenate([self.ahead, np.setdiff1d(values, self.ahead)])

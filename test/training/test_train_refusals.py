@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from tiny_run import (
 
 from training import checkpoint
 from training.commands.train import add_arguments, run
+from training.files import hold_alone
 from training.model import PrismaticVLA
 from training.parallel import Ranks
 from training.recipes import find_recipe
@@ -107,6 +110,30 @@ def test_a_run_goes_on_with_its_work_shared_and_watched_otherwise(
     assert stored["evaluate_every"] == 6 and stored["watch"]["scenes"] == 3
     with pytest.raises(TrainingError, match=r"got precision=fp32; expected precision=bf16"):
         run_short(tabletop_data, out, *others, "precision=fp32")
+
+
+def test_a_tower_that_is_never_let_go_is_told_and_trains_all_the_same(
+    tabletop_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = ("optim.steps=2", "optim.vision_from_step=2")
+    run_short(tabletop_data, tmp_path, *few)
+    assert capsys.readouterr().err.count("warning: optim.vision_from_step 2 of 2 steps") == 1
+    assert not override(find_recipe("debug_cpu"), SHORT).warnings()
+    config = override(find_recipe("tabletop_align"), ["optim.steps=400"])
+    config.check()
+    assert config.warnings()
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS])
+def test_a_file_system_without_locks_is_told_and_keeps_nobody_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], code: int
+) -> None:
+    def refuse(file: Any, how: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("training.files.fcntl.flock", refuse)
+    with hold_alone(tmp_path / ".run.lock", TrainingError("held", got="it", expected="not")):
+        assert "no lock, so start nothing twice there" in capsys.readouterr().err
 
 
 def test_a_second_start_in_the_folder_is_refused_and_harms_nothing(

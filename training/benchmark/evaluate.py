@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,11 @@ from training.benchmark import stages
 from training.benchmark.episode import Record
 from training.benchmark.figures import average_axes, compare, pool, summarise
 from training.benchmark.page import save_pictures, write_report
+from training.benchmark.policies import read_spec
 from training.benchmark.run import Actor, Task, find_actors, run_tasks
 from training.benchmark.stages import Rules
 from training.benchmark.store import EpisodeStore
+from training.closed_loop import choose_executed
 from vla_align_ros.errors import ConfigurationError
 
 SAMPLES = 2  # episodes of each environment whose pictures are kept
@@ -49,16 +51,19 @@ def evaluate_suite(request: Request) -> dict[str, Any]:
     """
     names = _choose(request.envs, stages.environment_names(request.rules.suite), "--envs")
     compared = _choose(request.compared, names, "--compare")
-    if request.episodes < 1 or request.jobs < 1 or request.rules.executed < 1:
+    asked = request.rules.executed
+    if request.episodes < 1 or request.jobs < 1 or (asked is not None and asked < 1):
         raise ConfigurationError(
             "Nothing to run",
-            got=f"{request.episodes} episodes, {request.jobs} jobs, {request.rules.executed} "
-            "actions a chunk",
+            got=f"{request.episodes} episodes, {request.jobs} jobs, {asked} actions a chunk",
             expected="at least one of each",
             fix="correct --episodes, --jobs or --execute",
         )
     assets = _describe_assets(request)
     actors = find_actors(request.bundles)
+    specs = [read_spec(actor.bundle) for actor in actors if actor.bundle is not None]
+    rules = replace(request.rules, executed=choose_executed(specs, asked))
+    request = replace(request, rules=rules)
     store = EpisodeStore(request.out, request.rules, assets)
     seeds = range(request.seed, request.seed + request.episodes)
     tasks = [

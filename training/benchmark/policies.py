@@ -92,6 +92,13 @@ def identify(path: str | Path) -> str:
     return Bundle.open(path).id
 
 
+def read_spec(path: str | Path) -> PolicySpec:
+    """Cameras, state and actions of a bundle or a run, without opening its engine."""
+    if is_run(Path(path)):
+        return Run.open(Path(path)).processor.spec
+    return Bundle.open(path).spec
+
+
 def find_training_seed(folder: Path) -> int | None:
     """The seed that a run was trained with; None for a bundle."""
     return Run.open(folder).config.seed if is_run(folder) else None

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from training.benchmark.episode import Notes, Record, Sim, make_record
 from training.benchmark.policies import Acting
-from training.closed_loop import check_executed
+from training.closed_loop import choose_executed
 from vla_align_ros.contract.observation import Observation
-from vla_align_ros.contract.spec import EXECUTED_ACTIONS, PolicySpec
+from vla_align_ros.contract.spec import PolicySpec
 from vla_align_ros.errors import ConfigurationError
 from vla_align_ros.sim.put_on_plate.environments import CONTROL_HZ, MAX_STEPS, SUITES
 from vla_align_ros.sim.robot import STATE_NAMES
@@ -31,11 +31,13 @@ SUITE_NAMES = (*SUITES, TABLETOP)
 class Rules:
     """How episodes are run; those of other rules are not comparable.
 
-    `size_px` is the camera's (width, height); the table-top draws its own size.
+    `executed` actions of each chunk; None, until `evaluate_suite` has put a number there, is what
+    `choose_executed` takes. `size_px` is the camera's (width, height); the table-top draws its own
+    size.
     """
 
     suite: str
-    executed: int = EXECUTED_ACTIONS
+    executed: int | None = None
     size_px: tuple[int, int] = (640, 480)
     render_backend: str = "cpu"
     max_steps: int = MAX_STEPS
@@ -94,11 +96,11 @@ def camera_of(spec: PolicySpec) -> str:
 
 
 def policy_actions(
-    policy: Acting, sim: Sim, instruction: str, executed: int, notes: Notes
+    policy: Acting, sim: Sim, instruction: str, executed: int | None, notes: Notes
 ) -> Iterator[Action]:
     """The actions of a policy that looks after every `executed` of them."""
     camera = camera_of(policy.spec)
-    check_executed(policy.spec, executed)
+    executed = choose_executed([policy.spec], executed)
     while True:
         seen = notes.look(sim)
         assert seen.image is not None

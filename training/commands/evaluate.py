@@ -29,9 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--execute",
         type=int,
-        default=EXECUTED_ACTIONS,
         metavar="K",
-        help="actions executed of each chunk",
+        help=f"actions executed of each chunk ({EXECUTED_ACTIONS}, or all of the shortest chunk)",
     )
     parser.add_argument("--threads", type=int, default=1, help="of the policy's inference")
     suite = parser.add_argument_group("a suite of environments")

@@ -44,7 +44,8 @@ class DataConfig:
     cameras: names to look for in each data set, in this order (without `observation.images.`);
     empty takes the only one there is. state_key, action_key: features of proprioception and action.
     action_names: which seven named values of the action are dx dy dz drx dry drz gripper; empty
-    takes all, which must not be named as something else. gripper: what the recorded gripper values
+    takes all, which must not be named as something else, as does a data set of seven values that
+    lacks these names. gripper: what the recorded gripper values
     mean. rate_hz: the rate of the policy, needed only where data sets of several rates are mixed;
     it is one of theirs, and nothing is resampled. frame: in whose axes actions and state are
     recorded; the arm's command_frame must be the same.

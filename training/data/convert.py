@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -221,9 +222,10 @@ def _hold_settings(out: Path, wanted: dict[str, Any]) -> None:
         with replace_atomically(path) as temporary:
             temporary.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
         return
-    # Conversions of before these were held: they could be of any version.
-    older = {"version": wanted["version"], "split": "train", "state_names": []}
-    found = {**older, **read_json(path)}
+    kept = read_json(path)
+    # Conversions of before these were held: they could be of any version and split.
+    older = {"version": wanted["version"], "split": wanted["split"], "state_names": []}
+    found = {**older, **kept}
     if found != wanted:
         differing = sorted(k for k in {*found, *wanted} if found.get(k) != wanted.get(k))
         raise DataError(
@@ -231,4 +233,10 @@ def _hold_settings(out: Path, wanted: dict[str, Any]) -> None:
             got=", ".join(f"{k}={wanted.get(k)}" for k in differing),
             expected=", ".join(f"{k}={found.get(k)}" for k in differing),
             fix="pass the same settings, or another --out",
+        )
+    if unknown := [key for key in ("version", "split") if key not in kept]:
+        print(
+            f"{path} does not tell the {' and '.join(unknown)} of what is there:"
+            f" taken for {', '.join(wanted[key] for key in unknown)}",
+            file=sys.stderr,
         )

@@ -16,17 +16,25 @@ from vla_align_ros.contract.spec import ACTION_DIM, ACTION_NAMES
 from vla_align_ros.errors import DataError
 
 IMAGE_PREFIX = "observation.images."
+_AXES = tuple(enumerate(zip("xyz", ("roll", "pitch", "yaw"), strict=True)))
 # Names under which recorders write end-effector deltas, by place, as `_identifier` spells them.
-# Joints and velocities have seven values as well, and read as metres they would move an arm.
+# Joints and velocities have seven values as well, and read as metres they would move an arm; so
+# have positions (x.pos, ee.x), and motor_0 to motor_6, which converters give to values that had no
+# names, say nothing.
 _DELTAS = tuple(
     re.compile(pattern)
     for pattern in (
-        *(f"(d|d_|delta_)?{axis}" for axis in "xyz"),
         *(
-            f"(d|d_|delta_)?({name}|r{axis}|rot_{axis})"
-            for axis, name in zip("xyz", ("roll", "pitch", "yaw"), strict=True)
+            rf"(d|d_|delta_)?{axis}|(d|d_|delta_)(pos_{axis}|{axis}_pos)"
+            rf"|world_vector_({axis}|{number}|{number + 1})"
+            for number, (axis, _) in _AXES
         ),
-        "gripper(_[a-z]+)*",
+        *(
+            rf"(d|d_|delta_)?({name}|r{axis}|rot_{axis})|(d|d_|delta_)({name}|r{axis})_pos"
+            rf"|(axis_angle_?|rotation_delta_)({axis}|{number}|{number + 1})"
+            for number, (axis, name) in _AXES
+        ),
+        r"(open_|close_)?grip(per)?(_[a-z]+)*",
     )
 )
 
@@ -69,7 +77,7 @@ def select_features(schema: DatasetSchema, config: DataConfig, root: str) -> Sel
     height, width = schema.features[camera].picture_size
     state_key = config.state_key if config.state_key in schema.features else None
     chunk = schema.features.get(CHUNK_KEY)
-    plain = config.action_key == "action" and not config.action_names
+    plain = config.action_key == "action" and not _goes_by_names(schema, config)
     has_chunks = plain and chunk is not None and chunk.shape[1:] == (ACTION_DIM,)
     return Selection(
         camera=camera,
@@ -114,7 +122,7 @@ def _action_columns(schema: DatasetSchema, config: DataConfig, root: str) -> tup
         )
     size = int(np.prod(feature.shape))
     names = feature.names or ()
-    wanted = config.action_names
+    wanted = config.action_names if _goes_by_names(schema, config) else ()
     if wanted and set(wanted) <= set(names):
         return tuple(names.index(name) for name in wanted)
     if not wanted and size == ACTION_DIM:
@@ -127,6 +135,22 @@ def _action_columns(schema: DatasetSchema, config: DataConfig, root: str) -> tup
         fix="name the seven end-effector deltas among them by --set 'data.action_names=[...]', or"
         " convert joint actions to end-effector deltas first",
     )
+
+
+def _goes_by_names(schema: DatasetSchema, config: DataConfig) -> bool:
+    """Whether `config.action_names` are meant for this data set.
+
+    In a mixture they may be another's: one of seven values without some of them is read as if none
+    were asked for, unless they ask for others in another order than its own.
+    """
+    wanted = config.action_names
+    feature = schema.features.get(config.action_key)
+    if feature is None or not wanted:
+        return bool(wanted)
+    names = feature.names or ()
+    shared = set(wanted) & set(names)
+    moved = any(names.index(name) != wanted.index(name) for name in shared)
+    return moved or len(shared) == len(wanted) or int(np.prod(feature.shape)) != ACTION_DIM
 
 
 def _check_are_deltas(names: Sequence[str], root: str) -> None:

@@ -15,11 +15,30 @@ DESCRIPTION = "model.json"
 WEIGHTS = "model.safetensors"
 OPENVLA_FOLDER = "openvla"
 """Of a run that started from an OpenVLA checkpoint: its weights, in the published layout."""
+_CONFIG = "config.json"  # a run's, and that of the published layout
 
 
 def holds_model(folder: str | Path | None) -> bool:
     """Whether a folder is one that `PrismaticVLA.save` wrote, as a finished run's is."""
     return folder is not None and (Path(folder).expanduser() / DESCRIPTION).is_file()
+
+
+def find_network(run: str | Path) -> Path | None:
+    """The folder that describes a run's whole network: its own, or its openvla/; None if neither.
+
+    An adapter alone in openvla/ is none. Whatever asks where a run's weights lie asks here.
+    """
+    run = Path(run).expanduser()
+    if holds_model(run):
+        return run
+    published = run / OPENVLA_FOLDER
+    return published if (published / _CONFIG).is_file() else None
+
+
+def is_consolidated(run: Path) -> bool:
+    """Whether a run's folder has the weights of its whole network."""
+    found = find_network(run)  # openvla/ appears whole, or not at all
+    return found is not None and (found != run or (run / WEIGHTS).is_file())
 
 
 def find_weights(source: str) -> str:
@@ -30,16 +49,40 @@ def find_weights(source: str) -> str:
     folder = Path(source).expanduser()
     if not folder.is_dir():
         return source
-    if not holds_model(folder) and (folder / OPENVLA_FOLDER).is_dir():
-        folder /= OPENVLA_FOLDER
-    elif not holds_model(folder) and (folder / "checkpoints").is_dir():
+    found = find_network(folder)
+    if found is None and (folder / "checkpoints").is_dir():
+        apart = (folder / OPENVLA_FOLDER).is_dir()
         raise ConfigurationError(
-            "The run has no weights yet",
-            got=f"neither {DESCRIPTION} nor {OPENVLA_FOLDER}/ in {folder}",
+            "The run has no weights of a whole network" if apart else "The run has no weights yet",
+            got=f"an adapter alone in {folder / OPENVLA_FOLDER}"
+            if apart
+            else f"neither {DESCRIPTION} nor {OPENVLA_FOLDER}/ in {folder}",
             expected="a finished run",
-            fix=f"let it finish, or `vla-align consolidate {folder}`",
+            fix=("" if apart else "let it finish, or ") + f"`vla-align consolidate {folder}`",
         )
-    return str(folder.resolve())
+    return str((found or folder).resolve())
+
+
+def find_moved(base: str, run: Path) -> str:
+    """The base of a run: as recorded, or beside the run where both were moved together."""
+    path = Path(base)
+    if not path.is_absolute() or path.is_dir():
+        return base
+    inner = path.name == OPENVLA_FOLDER
+    names = [*([f"{path.parent.name}/{path.name}"] if inner else []), path.name]
+    beside = [run.resolve().parent / name for name in names]
+    return next((str(folder) for folder in beside if folder.is_dir()), base)
+
+
+def is_moved(recorded: str, asked: str) -> bool:
+    """Whether the folder `asked` is called as the base `recorded`, which is no folder now."""
+    old, new = Path(recorded).expanduser(), Path(asked)
+    if old.is_dir() or not new.is_dir():
+        return False
+    if new.name == OPENVLA_FOLDER and (new.parent / _CONFIG).is_file():  # in a run
+        new = new.parent
+        old = old.parent if old.name == OPENVLA_FOLDER else old
+    return old.name == new.name
 
 
 def save_weights(model: nn.Module, path: Path) -> None:

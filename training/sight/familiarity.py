@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from training.consolidate import is_consolidated
 from training.data.dataset import ActionChunkDataset
 from training.data.sources import open_sources
 from training.files import replace_atomically
 from training.model import PrismaticVLA
+from training.model.checkpoint import is_consolidated
 from training.run_folder import Run
 from training.run_weights import RunWeights
 from training.sight.config import NEUTRAL_INSTRUCTION

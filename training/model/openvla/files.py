@@ -47,9 +47,10 @@ def find_folder(source: str | Path, revision: str | None = None) -> Path:
 
         return Path(snapshot_download(str(source), revision=revision, allow_patterns=_FETCHED))
     except Exception as error:  # the hub raises errors of its own, of requests and of the system
+        beside = f"; {folder.parent}/ has no {folder.name} either" if folder.parent.is_dir() else ""
         raise ConfigurationError(
             "checkpoint cannot be fetched",
-            got=f"{source}: {type(error).__name__}: {str(error).splitlines()[0]}",
+            got=f"{source}: {type(error).__name__}: {str(error).splitlines()[0]}{beside}",
             expected="a public repository and a connection, or a local folder",
             fix=f"hf download {source}, and give the folder that it prints",
         ) from error
@@ -57,8 +58,7 @@ def find_folder(source: str | Path, revision: str | None = None) -> Path:
 
 def looks_like_path(text: str) -> bool:
     """Whether `text`, which is no folder, was meant as one and not as a repository of a hub."""
-    first, _, _ = text.partition("/")
-    return text.count("/") != 1 or text.startswith((".", "/", "~")) or Path(first).is_dir()
+    return text.count("/") != 1 or text.startswith((".", "/", "~"))
 
 
 def read_document(folder: Path, name: str) -> dict[str, Any]:
