@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Any
 import pytest
 
 pytest.importorskip("torch", reason="needs the extra [train]")
-pytest.importorskip("mujoco", reason="needs the extra [sim]")
+if importlib.util.find_spec("mujoco") is None:
+    pytest.skip("needs the extra [sim]", allow_module_level=True)
 
 from training.benchmark.shipped import (
     BEGIN,
