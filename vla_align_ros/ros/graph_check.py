@@ -19,6 +19,7 @@ from vla_align_ros.ros.watching import CHECK_PERIOD_S, SourceWatch, WatchedSourc
 SECTION = "graph"
 DISCOVERY_S = 2.0
 LONGEST_DISCOVERY_S = 6.0  # a busy machine sees a graph bit by bit
+LONGEST_LOSS_S = 20.0  # what a node has is told again, some seconds apart, where it was lost
 SETTLE_S = 1.0
 LATEST = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
 PICTURES = {"sensor_msgs/msg/Image": Image, "sensor_msgs/msg/CompressedImage": CompressedImage}
@@ -95,7 +96,7 @@ class GraphCheck:
 
         A policy that has `joined` its topics has a camera's and a controller's among them.
         """
-        end_s = time.monotonic() + LONGEST_DISCOVERY_S
+        end_s = time.monotonic() + (LONGEST_LOSS_S if joined else LONGEST_DISCOVERY_S)
         known: tuple[Topics, Topics] = ([], [])
         while time.monotonic() < end_s:
             found = self._read_topics(name)
