@@ -73,6 +73,25 @@ def test_a_running_policy_is_found_with_its_camera_and_its_controller(
     assert "nothing arrives" in found["/policy_node/image"]["found"]
 
 
+def test_a_policy_is_seen_beside_another_node_of_its_name(
+    probe: Probe, start_node: Start, tiny_bundle: Path
+) -> None:
+    namesakes = [rclpy.create_node("policy_node") for _ in range(2)]
+    try:
+        start_node(
+            *("policy_node", "--params-file", str(WIDOWX), "-p", f"bundle:={tiny_bundle}"),
+            *("-p", "autostart:=true"),
+        )
+        probe.wait_for_state("active")
+        probe.grey = 128
+        found = look(probe)
+    finally:
+        for namesake in namesakes:
+            namesake.destroy_node()
+    assert found["/policy_node"]["ok"] and found["/policy_node/image"]["ok"], found
+    assert found["/policy_node/delta_twist_cmds"]["ok"], found
+
+
 def test_what_was_asked_for_and_is_not_there_fails_with_its_fix(probe: Probe) -> None:
     probe.grey = 128
     status, found = examine(

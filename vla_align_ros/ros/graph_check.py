@@ -19,7 +19,6 @@ from vla_align_ros.ros.watching import CHECK_PERIOD_S, SourceWatch, WatchedSourc
 SECTION = "graph"
 DISCOVERY_S = 2.0
 LONGEST_DISCOVERY_S = 6.0  # a busy machine sees a graph bit by bit
-LONGEST_LOSS_S = 20.0  # what a node has is told again, some seconds apart, where it was lost
 SETTLE_S = 1.0
 LATEST = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
 PICTURES = {"sensor_msgs/msg/Image": Image, "sensor_msgs/msg/CompressedImage": CompressedImage}
@@ -96,7 +95,7 @@ class GraphCheck:
 
         A policy that has `joined` its topics has a camera's and a controller's among them.
         """
-        end_s = time.monotonic() + (LONGEST_LOSS_S if joined else LONGEST_DISCOVERY_S)
+        end_s = time.monotonic() + LONGEST_DISCOVERY_S
         known: tuple[Topics, Topics] = ([], [])
         while time.monotonic() < end_s:
             found = self._read_topics(name)
@@ -110,16 +109,18 @@ class GraphCheck:
         return known
 
     def _read_topics(self, name: str) -> tuple[Topics, Topics]:
-        space, _, base = name.rpartition("/")
-        space, node = space or "/", self._node
-        if (base, space) not in node.get_node_names_and_namespaces():
-            return [], []
+        """What is subscribed to and published under a node's name, by all who have it.
+
+        The graph, asked for a node by its name, answers for one of them.
+        """
+        node = self._node
         heard, sent = (
-            sorted((topic, types[0]) for topic, types in ask(base, space))
-            for ask in (
-                node.get_subscriber_names_and_types_by_node,
-                node.get_publisher_names_and_types_by_node,
+            sorted(
+                (topic, types[0])
+                for topic, types in node.get_topic_names_and_types()
+                if name in map(_full_name, ends(topic))
             )
+            for ends in (node.get_subscriptions_info_by_topic, node.get_publishers_info_by_topic)
         )
         return heard, sent
 
@@ -191,11 +192,11 @@ class GraphCheck:
 
 def _name_ends(infos: list[Any]) -> set[str]:
     """Full names of the nodes at these ends of a topic, without watchdogs."""
-    return {
-        f"{info.node_namespace.rstrip('/')}/{info.node_name}"
-        for info in infos
-        if info.node_name != WATCHDOG
-    }
+    return {_full_name(info) for info in infos if info.node_name != WATCHDOG}
+
+
+def _full_name(info: Any) -> str:
+    return f"{info.node_namespace.rstrip('/')}/{info.node_name}"
 
 
 def _named_as_policies(names: set[str]) -> set[str]:
