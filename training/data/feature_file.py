@@ -10,10 +10,8 @@ from __future__ import annotations
 import io
 import json
 import os
-import shutil
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from training.data.cache_files import check_room, explain_errors
 from training.files import hold_lock, sync_folder
 from vla_align_ros.errors import DataError
 
@@ -29,6 +28,9 @@ Compute = Callable[[int, int], Features]
 JOURNAL_VERSION = 1
 _DTYPE = np.dtype(np.float16)
 _SPARE_BYTES = 1 << 20
+_WHAT = "The feature cache"
+_ELSEWHERE = "pass --cache DIR on another disk, or --set data.cache=false"
+_FREE_IT = "free the disk and start again: finished blocks are kept; or pass --cache DIR"
 
 
 def fill_feature_file(
@@ -91,7 +93,7 @@ class _Filling:
             while done < self.rows:
                 stop = min(done + self.block, self.rows)
                 part = self._check(compute(done, stop), stop - done)
-                with self._explain_errors():
+                with explain_errors(_WHAT, self.path, _FREE_IT):
                     if self.shape is None:
                         self._begin(part.shape[1:], data, journal)
                     self._append(done, part.tobytes(), data, journal)
@@ -106,14 +108,7 @@ class _Filling:
         """Write both headers, once the form of a row is known and the disk has room for all."""
         self._set_shape(shape)
         needed = self.rows * self._row_bytes() + _SPARE_BYTES
-        free = shutil.disk_usage(self.path.parent).free
-        if free < needed:
-            raise DataError(
-                f"The feature cache {self.path.name} does not fit the disk",
-                got=f"{free / 1e9:.2f} GB free in {self.path.parent}",
-                expected=f"{needed / 1e9:.2f} GB ({self.rows} frames)",
-                fix="pass --cache DIR on another disk, or --set data.cache=false",
-            )
+        check_room(_WHAT, self.path, needed, _ELSEWHERE)
         _write(data, self._array_header())
         line = {
             "version": JOURNAL_VERSION,
@@ -130,18 +125,6 @@ class _Filling:
         os.fsync(data.fileno())
         _write(journal, f"{start} {zlib.crc32(block):08x}\n".encode())
         os.fsync(journal.fileno())
-
-    @contextmanager
-    def _explain_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise DataError(
-                f"The feature cache {self.path.name} cannot be written",
-                got=str(error),
-                expected=f"room and permission in {self.path.parent}",
-                fix="free the disk and start again: finished blocks are kept; or pass --cache DIR",
-            ) from error
 
     def _resume(self) -> int:
         """Rows that an earlier process has left whole; takes over its block size."""

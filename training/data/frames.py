@@ -7,13 +7,13 @@ import errno
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
+from training.data.cache_files import check_room, explain_errors
 from training.data.pictures import TablePictures
 from training.data.reader import LeRobotReader, read_json
 from training.data.versions import Clip
@@ -25,6 +25,7 @@ from vla_align_ros.errors import DataError
 CACHE_FOLDER = "cache"
 _MAX_THREADS = 4
 _SPARE_BYTES = 1 << 20  # headers, the note of what is broken
+_WHAT = "The frame cache"
 _ELSEWHERE = "pass --cache DIR on another disk, or --set data.decode=online, which keeps no file"
 # Raise when decoding or resizing changes, so that old caches are not taken for new ones.
 _CACHE_VERSION = 2
@@ -55,7 +56,8 @@ class FrameStore:
         self.path = folder / f"frames-{cache_key(reader, video_key, transform)}.npy"
         self._broken_path = self.path.with_suffix(".broken.json")
         if not self.path.exists():
-            with self._explain_errors(), hold_lock(self.path.with_name(f".{self.path.name}.lock")):
+            lock = self.path.with_name(f".{self.path.name}.lock")
+            with explain_errors(_WHAT, self.path, _ELSEWHERE), hold_lock(lock):
                 if not self.path.exists():  # another process may have filled it meanwhile
                     self._fill(reader, video_key, transform, progress, skip_broken)
         self.frames: np.ndarray = np.load(self.path, mmap_mode="r", allow_pickle=False)
@@ -90,7 +92,8 @@ class FrameStore:
         shape = (len(reader), transform.size, transform.size, 3)
         broken: dict[int, str] = {}
         with replace_atomically(self.path) as temporary:
-            self._check_room(int(np.prod(shape)))
+            needed = int(np.prod(shape)) + _SPARE_BYTES
+            check_room(_WHAT, self.path, needed, _ELSEWHERE)
             target: np.memmap = np.lib.format.open_memmap(
                 temporary, mode="w+", dtype=np.uint8, shape=shape
             )
@@ -111,28 +114,6 @@ class FrameStore:
                     note.write_text(json.dumps(broken, indent=2) + "\n", encoding="utf-8")
             else:
                 self._broken_path.unlink(missing_ok=True)
-
-    def _check_room(self, size: int) -> None:
-        needed, free = size + _SPARE_BYTES, shutil.disk_usage(self.path.parent).free
-        if free < needed:
-            raise DataError(
-                f"The frame cache {self.path.name} does not fit the disk",
-                got=f"{free / 1e9:.2f} GB free in {self.path.parent}",
-                expected=f"{needed / 1e9:.2f} GB",
-                fix=_ELSEWHERE,
-            )
-
-    @contextlib.contextmanager
-    def _explain_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise DataError(
-                f"The frame cache {self.path.name} cannot be written",
-                got=str(error),
-                expected=f"room and permission in {self.path.parent}",
-                fix=_ELSEWHERE,
-            ) from error
 
 
 def _allocate(path: Path) -> None:
