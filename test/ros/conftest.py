@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import signal
@@ -47,7 +48,12 @@ def tiny_state_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def ros() -> Iterator[None]:
-    """A ROS context for nodes within the test's process."""
+    """A ROS context for nodes within the test's process.
+
+    A LifecycleNode that was destroyed stays on the graph, with its life cycle's services, until it
+    is collected as garbage: a second policy_node, for which questions by name were answered.
+    """
+    gc.collect()
     rclpy.init()
     yield
     rclpy.try_shutdown()

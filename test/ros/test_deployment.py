@@ -89,10 +89,9 @@ def find_spare(allowed: Names, real: Names) -> Names:
 def test_the_security_policy_allows_each_node_what_it_does_and_no_more(probe: Probe) -> None:
     for node in ("policy_node", "watchdog_node", "joystick_stop"):
         allowed = read_allowed(node)
-        # Discovery takes its time: a node's name arrives before its topics. And one that another
-        # test killed may answer to its name until its lease is over, after 20 s.
+        # Discovery takes its time: a node's name arrives before its topics.
         probe.wait_for(
-            lambda node=node, allowed=allowed: not find_spare(allowed, find_real(probe, node)), 45.0
+            lambda node=node, allowed=allowed: not find_spare(allowed, find_real(probe, node))
         )
         probe.spin(1.0)
         real = find_real(probe, node)
