@@ -60,7 +60,8 @@ def make_episodes(lengths: Sequence[int] = LENGTHS) -> list[LabEpisode]:
 def encode(path: Path, frames: np.ndarray, *, codec: str = "libx264", gop: int = 2) -> None:
     """Write an mp4 as recorders do: yuv420p, key frames `gop` apart, B-frames where allowed.
 
-    With one thread: with more, x264 gave other bytes for 10 of 3200 clips on a busy machine.
+    Two encodings may differ in bytes, if seldom (on a busy machine 10 of 3200 clips by several
+    threads, up to 5 of 200 by one in some processes): for the same file again, copy it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     options = {"g": str(gop), "crf": "18", "threads": "1"}

@@ -236,7 +236,13 @@ def test_an_interrupted_conversion_continues(
         convert_rlds(folder, broken, MAPPING, **options)
     assert LeRobotReader(broken).episodes.num_rows == 2
     assert convert_rlds(folder, broken, MAPPING, **options) == 3
-    assert LeRobotReader(broken).content_hash() == LeRobotReader(whole).content_hash()
+    mended, once = LeRobotReader(broken), LeRobotReader(whole)
+    for key, values in once.columns().items():
+        np.testing.assert_array_equal(mended.columns()[key], values)
+    for key in once.schema.video_keys:
+        for number in range(3):  # not their bytes: x264 is not exact (see lab_data.encode)
+            frames = [np.stack(list(r.episode_frames(key, number))) for r in (mended, once)]
+            np.testing.assert_allclose(frames[0].astype(int), frames[1].astype(int), atol=8)
 
 
 @pytest.mark.parametrize("other", ["split", "version"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -97,19 +98,19 @@ def test_an_episode_s_frames_can_be_had_alone(dataset: tuple[Path, list[LabEpiso
 
 
 def test_content_and_layout_decide_the_hash(tmp_path: Path) -> None:
-    one = LeRobotReader(write_v2(tmp_path / "a", make_episodes())).content_hash()
-    same = LeRobotReader(write_v2(tmp_path / "b", make_episodes())).content_hash()
-    other = LeRobotReader(write_v2(tmp_path / "c", make_episodes((5, 9, 4, 6)))).content_hash()
-    assert one == same != other
+    one = write_v2(tmp_path / "a", make_episodes())
+    same = shutil.copytree(one, tmp_path / "elsewhere/b")
+    other = write_v2(tmp_path / "c", make_episodes((5, 9, 4, 6)))
+    hashes = [LeRobotReader(root).content_hash() for root in (one, same, other)]
+    assert hashes[0] == hashes[1] != hashes[2]
 
 
 @pytest.mark.parametrize("layout", ["v2.1", "v3.0"])
 def test_words_and_names_change_what_numbers_mean_and_no_picture(
     tmp_path: Path, layout: str
 ) -> None:
-    plain, spoken, named = (
-        LAYOUTS[layout](tmp_path / name, make_episodes()) for name in ("plain", "spoken", "named")
-    )
+    plain = LAYOUTS[layout](tmp_path / "plain", make_episodes())
+    spoken, named = (shutil.copytree(plain, tmp_path / name) for name in ("spoken", "named"))
     correct_tasks(spoken, lambda text: text.upper())
     info = json.loads((named / "meta/info.json").read_text())
     info["features"]["action"]["names"] = info["features"]["action"]["names"][::-1]
