@@ -242,7 +242,7 @@ def test_an_interrupted_conversion_continues(
     for key in once.schema.video_keys:
         for number in range(3):  # not their bytes: x264 is not exact (see lab_data.encode)
             frames = [np.stack(list(r.episode_frames(key, number))) for r in (mended, once)]
-            np.testing.assert_allclose(frames[0].astype(int), frames[1].astype(int), atol=8)
+            assert np.abs(frames[0].astype(int) - frames[1]).mean() < 2
 
 
 @pytest.mark.parametrize("other", ["split", "version"])
