@@ -14,7 +14,7 @@ from training.memory import MemoryConfig
 from training.model.config import VlaConfig
 from training.optimizers import OptimConfig
 from training.parallel import ParallelConfig
-from training.settings import rebuild, store
+from training.settings import LATER, rebuild, store
 from training.sight.config import WatchConfig
 from training.vqa import VqaConfig
 from vla_align_ros.errors import ConfigurationError
@@ -35,17 +35,20 @@ class LossConfig:
     receptacle (labels from the simulator; 0 without labels). grounding_sigma: width of the target
     in patches. gripper: weight of the gripper within the L1 of an action, relative to the others.
     tokens: of the cross-entropy of action tokens that an insulated backbone learns beside the chunk
-    head (model.head.insulate).
+    head (model.head.insulate). displacement: of the L1 of the actions' running sums, that is of
+    where the arm would be after each step of a chunk (normalised units, without the gripper);
+    it helps where most steps of the demonstrations hardly move.
     """
 
     grounding: float = 0.0
     grounding_sigma: float = 0.6
     gripper: float = 1.0
     tokens: float = 0.0
+    displacement: float = field(default=0.0, metadata=LATER)
 
     def __post_init__(self) -> None:
         """Refuse what a loss would be maximised by."""
-        for name in ("grounding", "gripper", "tokens"):
+        for name in ("grounding", "gripper", "tokens", "displacement"):
             _check(f"loss.{name}", getattr(self, name), getattr(self, name) >= 0.0, "0 or more")
         sigma = self.grounding_sigma
         _check("loss.grounding_sigma", sigma, sigma > 0.0, "a number above 0")
@@ -105,6 +108,13 @@ class RunConfig:
                 f"loss.tokens {loss.tokens} without model.head.insulate",
                 "an insulated head, whose backbone learns from tokens",
                 "--set model.head.insulate=true, or loss.tokens=0",
+            ),
+            (
+                unreached,
+                loss.displacement > 0.0 and head.kind != "chunk",
+                f"loss.displacement {loss.displacement} with model.head.kind {head.kind}",
+                "a chunk head, whose steps add up to a movement",
+                "--set loss.displacement=0, or model.head.kind=chunk",
             ),
             (
                 unreached,

@@ -10,7 +10,13 @@ from torch import Tensor, nn
 
 from training.alignment import Aligner
 from training.config import LossConfig
-from training.model import PrismaticVLA, VlaOutput, chunk_l1_loss, grounding_loss
+from training.model import (
+    PrismaticVLA,
+    VlaOutput,
+    chunk_l1_loss,
+    displacement_l1_loss,
+    grounding_loss,
+)
 from training.vqa import vqa_loss
 from vla_align_ros.errors import TrainingError
 
@@ -55,9 +61,13 @@ class Objective(nn.Module):
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and the scalars to log, each without gradient."""
         output = self.predict(batch)
-        action = self._action_loss(output, batch)
+        action = total = self._action_loss(output, batch)
         scalars = {"loss/action": action.detach()}
-        total = action
+        if self.weights.displacement > 0.0 and output.actions is not None:
+            left_out = self._left_out(output.actions, batch)
+            moved = displacement_l1_loss(output.actions, batch["actions"], left_out)
+            scalars["loss/displacement"] = moved.detach()
+            total = total + self.weights.displacement * moved
         if self.aligner is not None:
             features = batch.get("teacher_features")
             total, cosines = self.aligner.total(total, output, features, self.align_weight)
@@ -93,13 +103,18 @@ class Objective(nn.Module):
 
     def _action_loss(self, output: VlaOutput, batch: Batch) -> Tensor:
         if output.actions is not None:
-            left_out, told = batch.get("is_pad"), batch.get("committed_mask")
-            if told is not None:
-                beyond = output.actions.shape[1] - told.shape[1]
-                decided = nn.functional.pad(told.bool(), (0, beyond))
-                left_out = decided if left_out is None else left_out | decided
+            left_out = self._left_out(output.actions, batch)
             return chunk_l1_loss(output.actions, batch["actions"], left_out, self.dim_weights)
         return self._token_loss(output, batch)
+
+    def _left_out(self, actions: Tensor, batch: Batch) -> Tensor | None:
+        """(B, H) bool: steps past the episode's end, and those that were told."""
+        left_out: Tensor | None = batch.get("is_pad")
+        told = batch.get("committed_mask")
+        if told is None:
+            return left_out
+        decided = nn.functional.pad(told.bool(), (0, actions.shape[1] - told.shape[1]))
+        return decided if left_out is None else left_out | decided
 
     def _token_loss(self, output: VlaOutput, batch: Batch) -> Tensor:
         if output.logits is None or "action_tokens" not in batch:

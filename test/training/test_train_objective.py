@@ -19,7 +19,12 @@ from tiny_run import make_parts, needs_teacher, read_scalars, read_weights
 
 from training.alignment import Aligner, AlignmentConfig
 from training.config import LossConfig
-from training.model import GroundingConfig, chunk_l1_loss, grounding_loss
+from training.model import (
+    GroundingConfig,
+    chunk_l1_loss,
+    displacement_l1_loss,
+    grounding_loss,
+)
 from training.objective import Objective, grounding_targets
 from training.parallel import split_batch
 from training.train import train
@@ -74,9 +79,10 @@ def test_pieces_add_up_to_the_batch_however_chunks_are_cut(data: st.DataObject) 
         "maps": torch.where(shown, maps / maps.sum(-1, keepdim=True), 0.0),
     }
 
-    def losses(piece: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-        action = chunk_l1_loss(piece["actions"], piece["target"], piece["is_pad"])
-        return action, grounding_loss(piece["logits"], piece["maps"])
+    def losses(piece: dict[str, Any]) -> tuple[torch.Tensor, ...]:
+        chunks = (piece["actions"], piece["target"], piece["is_pad"])
+        grounding = grounding_loss(piece["logits"], piece["maps"])
+        return chunk_l1_loss(*chunks), displacement_l1_loss(*chunks), grounding
 
     parts = [losses(piece) for piece in split_batch(batch, pieces)]
     for whole, some in zip(losses(batch), zip(*parts, strict=True), strict=True):
@@ -85,7 +91,8 @@ def test_pieces_add_up_to_the_batch_however_chunks_are_cut(data: st.DataObject) 
 
 @pytest.mark.parametrize("gripper", [1.0, 0.25])
 def test_the_loss_equals_a_plain_second_implementation(gripper: float) -> None:
-    objective = make_objective(LossConfig(grounding=0.3, gripper=gripper), weight=0.4)
+    loss = LossConfig(grounding=0.3, gripper=gripper, displacement=0.2)
+    objective = make_objective(loss, weight=0.4)
     batch = make_batch()
     with torch.no_grad():
         total, scalars = objective(batch)
@@ -106,10 +113,14 @@ def test_the_loss_equals_a_plain_second_implementation(gripper: float) -> None:
                 probability = np.exp(logits.numpy()) / np.exp(logits.numpy()).sum()
                 entropies.append(-(target.numpy() * np.log(probability)).sum())
     grounding = np.sum(entropies) / 4
-    assert total.item() == pytest.approx(action - 0.4 * cosine + 0.3 * grounding, abs=1e-5)
+    places = [np.abs((predicted - wanted)[:, : n + 1, :6].sum(axis=1)) for n in range(4)]
+    moved = np.mean(places)
+    whole = action + 0.2 * moved - 0.4 * cosine + 0.3 * grounding
+    assert total.item() == pytest.approx(whole, abs=1e-5)
     told = {name: float(value) for name, value in scalars.items()}
     assert told == {
         "loss/action": pytest.approx(action, abs=1e-6),
+        "loss/displacement": pytest.approx(moved, abs=1e-6),
         "align/cosine_layer_1": pytest.approx(cosine, abs=1e-6),
         "loss/grounding": pytest.approx(grounding, abs=1e-5),
         "loss/total": pytest.approx(total.item(), abs=1e-6),
@@ -130,7 +141,7 @@ def test_weights_of_zero_leave_the_action_loss_alone(weight: float | None) -> No
 @pytest.mark.parametrize("cut", [False, True])
 def test_told_actions_are_no_error_of_the_plan(cut: bool) -> None:
     """A second implementation: the mean over the steps that are neither told nor padding."""
-    objective = make_objective(LossConfig(), None)
+    objective = make_objective(LossConfig(displacement=0.5), None)
     objective.model.take_committed(2)
     batch = {key: value for key, value in make_batch().items() if key != "teacher_features"}
     batch["committed"] = batch["actions"][:, :2]
@@ -142,8 +153,12 @@ def test_told_actions_are_no_error_of_the_plan(cut: bool) -> None:
     planned = objective.predict(batch).actions
     assert planned is not None and planned[1, :2].equal(batch["actions"][1, :2])
     errors = (planned - batch["actions"]).abs().mean(dim=-1)
-    wanted = torch.stack([errors[row, own].mean() for row, own in enumerate(steps)]).mean()
-    torch.testing.assert_close(objective(batch)[0], wanted)
+    action = torch.stack([errors[row, own].mean() for row, own in enumerate(steps)]).mean()
+    sums = [
+        (planned - batch["actions"])[row, own, :6].cumsum(dim=0).abs().mean()
+        for row, own in enumerate(steps)
+    ]
+    torch.testing.assert_close(objective(batch)[0], action + 0.5 * torch.stack(sums).mean())
 
 
 def test_features_of_a_frozen_tower_replace_its_pictures() -> None:

@@ -312,6 +312,10 @@ def test_questions_and_action_tokens_train_an_insulated_backbone(
             ["alignment.at=encoder", "optim.vision_from_step=12"],
             "encoder with optim.vision_from_step 12 of 12 steps",
         ),
+        (
+            ["loss.displacement=1", "model.head.kind=tokens", "model.head.horizon=1"],
+            "loss.displacement 1.0 with model.head.kind tokens",
+        ),
         (["model.grounding=null"], "loss.grounding 0.05 without model.grounding"),
         (
             [

@@ -12,7 +12,7 @@ from training.model.config import (
 )
 from training.model.grounding import GroundingHead, grounding_loss
 from training.model.groups import GROUPS, group_of
-from training.model.heads import chunk_l1_loss
+from training.model.heads import chunk_l1_loss, displacement_l1_loss
 from training.model.output import VlaOutput
 from training.model.prismatic import PrismaticVLA
 
@@ -30,6 +30,7 @@ __all__ = [
     "VlaConfig",
     "VlaOutput",
     "chunk_l1_loss",
+    "displacement_l1_loss",
     "grounding_loss",
     "group_of",
 ]

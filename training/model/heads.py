@@ -92,6 +92,26 @@ def chunk_l1_loss(
         error = error * (dim_weights / dim_weights.mean())
     if is_pad is None:
         return error.mean()
+    return _mean_of_chunks(error, is_pad)
+
+
+def displacement_l1_loss(actions: Tensor, target: Tensor, is_pad: Tensor | None = None) -> Tensor:
+    """Mean absolute error of where the arm would be after each step: of the actions' running sums.
+
+    Arguments as for `chunk_l1_loss`; the last dimension, the gripper, is no displacement and is
+    left out. Most single steps of a demonstration are near zero, and the median, which L1 asks
+    for, is zero for as long as a network does not know *when* the arm moves; the sums already
+    tell it *where to*.
+    """
+    error = actions[..., :-1].float() - target[..., :-1].float()
+    if is_pad is None:
+        return error.cumsum(dim=1).abs().mean()
+    error = error.masked_fill(is_pad.unsqueeze(-1), 0.0)
+    return _mean_of_chunks(error.cumsum(dim=1).abs(), is_pad)
+
+
+def _mean_of_chunks(error: Tensor, is_pad: Tensor) -> Tensor:
+    """Mean of (B, H, A) over each chunk's steps that exist, then over the chunks."""
     kept = (~is_pad).to(error.dtype)
     of_chunks = (error.mean(dim=-1) * kept).sum(dim=-1) / kept.sum(dim=-1).clamp(min=1.0)
     return of_chunks.mean()
