@@ -28,7 +28,12 @@ from training.benchmark import run as runner
 from training.benchmark.evaluate import Request, evaluate_suite
 from training.benchmark.policies import open_policy, read_spec
 from training.benchmark.run import Actor, Task, run_tasks
-from training.benchmark.stages import Rules
+from training.benchmark.stages import (
+    Rules,
+    axis_of,
+    environment_names,
+    nameable_environments,
+)
 from training.benchmark.store import EpisodeStore
 from training.data.video import decode_video
 from training.export.restore import denormalize
@@ -296,6 +301,15 @@ def test_of_chunks_that_are_shorter_than_usual_all_is_executed_and_recorded(
     assert report["executed"] == min(6, *horizons) == 4
     assert json.loads((tmp_path / "rules.json").read_text())["executed"] == 4
     assert closed_loop.evaluate(str(bundle.path), episodes=1)["executed"] == 4
+
+
+def test_the_training_distribution_can_be_named_and_is_no_row_of_the_suite() -> None:
+    assert nameable_environments("put_on_plate") == ("Main", *environment_names("put_on_plate"))
+    assert axis_of("put_on_plate", "Main") == axis_of("tabletop", "none") == "none"
+    for suite in ("tabletop", "vl_think"):
+        assert nameable_environments(suite) == environment_names(suite)
+    with pytest.raises(ConfigurationError, match=r"expected all, or some of Main, Carrot"):
+        evaluate_suite(request(rules=Rules("put_on_plate"), envs=["moonlight"]))
 
 
 def test_without_assets_the_plate_suites_say_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

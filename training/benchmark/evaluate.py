@@ -49,8 +49,10 @@ def evaluate_suite(request: Request) -> dict[str, Any]:
 
     ConfigurationError on a request that makes no sense; SimulationError when a worker dies.
     """
-    names = _choose(request.envs, stages.environment_names(request.rules.suite), "--envs")
-    compared = _choose(request.compared, names, "--compare")
+    suite = request.rules.suite
+    every, nameable = stages.environment_names(suite), stages.nameable_environments(suite)
+    names = _choose(request.envs, nameable, "--envs", every)
+    compared = _choose(request.compared, names, "--compare", names)
     asked = request.rules.executed
     if request.episodes < 1 or request.jobs < 1 or (asked is not None and asked < 1):
         raise ConfigurationError(
@@ -96,10 +98,12 @@ def evaluate_suite(request: Request) -> dict[str, Any]:
     return report
 
 
-def _choose(asked: Sequence[str], there: tuple[str, ...], option: str) -> tuple[str, ...]:
-    """The environments asked for, "all" meaning all that are there."""
+def _choose(
+    asked: Sequence[str], there: Sequence[str], option: str, every: tuple[str, ...]
+) -> tuple[str, ...]:
+    """The environments asked for, of those that are there; "all" means `every`."""
     if list(asked) == ["all"]:
-        return there
+        return every
     unknown = [name for name in asked if name not in there]
     if unknown or not asked:
         raise ConfigurationError(

@@ -13,16 +13,22 @@ from numpy.typing import NDArray
 from training.benchmark.episode import Notes, Record, Sim, make_record
 from training.benchmark.policies import Acting
 from training.closed_loop import choose_executed
+from training.data.schema import PUT_ON_PLATE, TABLETOP
 from vla_align_ros.contract.observation import Observation
 from vla_align_ros.contract.spec import PolicySpec
 from vla_align_ros.errors import ConfigurationError
-from vla_align_ros.sim.put_on_plate.environments import CONTROL_HZ, MAX_STEPS, SUITES
+from vla_align_ros.sim.put_on_plate.environments import (
+    CONTROL_HZ,
+    MAX_STEPS,
+    SUITES,
+    TRAINING,
+    find_environment,
+)
 from vla_align_ros.sim.robot import STATE_NAMES
 from vla_align_ros.sim.shifts import SHIFTS
 
 Action = NDArray[np.float64]
 
-TABLETOP = "tabletop"
 LOOK_EVERY = 4  # steps of the expert, for the times
 SUITE_NAMES = (*SUITES, TABLETOP)
 
@@ -64,11 +70,15 @@ def environment_names(suite: str) -> tuple[str, ...]:
     )
 
 
+def nameable_environments(suite: str) -> tuple[str, ...]:
+    """Those of a suite, and the scenes of put-on-plate's demonstrations: no row of the paper's."""
+    own = environment_names(suite)
+    return (TRAINING.name, *own) if suite == PUT_ON_PLATE else own
+
+
 def axis_of(suite: str, env: str) -> str:
     """The axis that an environment belongs to."""
-    if suite == TABLETOP:
-        return SHIFTS[env].axis
-    return next(found.axis for found in SUITES[suite] if found.name == env)
+    return SHIFTS[env].axis if suite == TABLETOP else find_environment(env).axis
 
 
 def open_stage(rules: Rules, assets: str | None) -> Stage:
