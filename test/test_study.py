@@ -20,6 +20,7 @@ import pytest
 from training.recipes import find_recipe
 from training.settings import flatten, override
 from vla_align_ros.cli import build_parser, find_commands
+from vla_align_ros.sim.put_on_plate.environments import PUT_ON_PLATE
 
 ROOT = Path(__file__).resolve().parents[1]
 # In place of `vla-align`: notes what it is asked for; leaves finished runs, an episode a policy.
@@ -151,6 +152,30 @@ def test_the_narrow_study_shows_one_instruction_and_asks_for_all(
     assert (args.episodes, args.seed, args.out) == (128, 1000, out / where / "evaluation")
 
 
+def test_the_benchmark_has_a_start_of_its_own_and_the_paper_s_environments(
+    tmp_path: Path,
+) -> None:
+    status, calls, said = run_script("study", tmp_path, failing="nothing", BENCHMARK="1")
+    assert status == 0, said
+    trained = [call for call in calls if call[0] == "train"]
+    assert all(parse(call).data == ["data/put_on_plate"] for call in trained)
+    start, default = settings_of(trained[0])[1], settings_of(trained[1])[1]
+    assert (start["optim.steps"], start["optim.lr"]) == (3000, 1.5e-3)
+    assert start["loss.displacement"] == default["loss.displacement"] == 0.25
+    assert start["optim.vision_lr"] is None
+    assert (default["optim.lr"], default["optim.vision_lr"]) == (1e-4, 5e-5)
+    args = parse(calls[-2])
+    assert (args.suite, args.size, args.execute) == ("put_on_plate", (320, 240), 4)
+    assert set(args.compare) < set(args.envs) and len(args.compare) == 7
+    assert set(args.envs) == {"Main", *(env.name for env in PUT_ON_PLATE)}
+    shown = "put carrot on plate"
+    _, calls, said = run_script(
+        "study", tmp_path, failing="nothing", BENCHMARK="1", NARROW="1", SEEDS="0"
+    )
+    assert settings_of(calls[1])[1]["data.instructions"] == (shown,), said
+    assert parse(calls[-2]).envs == ["Main"]
+
+
 @pytest.mark.parametrize(("parallel", "most"), [("1", 3), ("2", 19)])
 def test_a_run_that_fails_ends_the_study(tmp_path: Path, parallel: str, most: int) -> None:
     """With several at once some may begin before the failure is seen: here they take no time."""
@@ -244,6 +269,13 @@ def test_what_is_too_large_to_travel_is_refused(tmp_path: Path) -> None:
     (tmp_path / "out/runs/start/model.safetensors").write_bytes(bytes(65 << 20))
     status, _, complaint = run_script("gpu_study", tmp_path, "pack", str(tmp_path / "carried"))
     assert status == 1 and "64 may travel" in complaint
+
+
+@pytest.mark.parametrize("other", ["BENCHMARK", "NARROW"])
+def test_only_the_first_study_travels(tmp_path: Path, other: str) -> None:
+    words, folder = ("pack", str(tmp_path / "carried")), tmp_path / "carried"
+    status, _, complaint = run_script("gpu_study", tmp_path, *words, **{other: "1"})
+    assert status == 1 and "there is scripts/study" in complaint and not folder.exists()
 
 
 @pytest.mark.parametrize("words", [(), ("pack",), ("step", "one"), ("fly", "away")])

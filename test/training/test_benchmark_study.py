@@ -6,6 +6,7 @@ import importlib.util
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -19,18 +20,20 @@ from training.benchmark.narrow import STUDIES
 from training.benchmark.plot import draw_rates
 from training.benchmark.stages import Rules
 from training.benchmark.study import (
-    BEGIN,
-    END,
-    PLOT,
-    RESULTS,
+    FIRST,
+    WIDE,
     gather,
     publish,
-    put_tables,
     write_tables,
 )
 from vla_align_ros.errors import ConfigurationError
+from vla_align_ros.pages import put_between
 
-PAGE = f"before\n{BEGIN}\nold\n{END}\nafter\n"
+PAGE = f"before\n{FIRST.begin}\nold\n{FIRST.end}\nafter\n"
+
+
+def tables_of(results: dict[str, Any], name: str = FIRST.name) -> tuple[str, str, str]:
+    return WIDE[name].begin, WIDE[name].end, f"{write_tables(results)}\n"
 
 
 @pytest.fixture(scope="module")
@@ -100,8 +103,8 @@ def test_publishing_writes_figures_plot_and_tables(study: Path, tmp_path: Path) 
     publish(study, page)
     once = page.read_text()
     results = json.loads((tmp_path / "results/study.json").read_text())
-    assert put_tables(PAGE, write_tables(results)) == once and "old" not in once
-    ElementTree.parse(tmp_path / "images/study_success.svg")
+    assert put_between(PAGE, *tables_of(results)) == once and "old" not in once
+    ElementTree.parse(tmp_path / "images/study.svg")
     publish(study, page)
     assert page.read_text() == once
 
@@ -129,12 +132,24 @@ def test_a_study_without_evaluation_or_a_page_without_marks_is_told(
     with pytest.raises(ConfigurationError, match="scripts/study evaluate"):
         publish(tmp_path, page)
     assert page.read_text() == PAGE
+    page.write_text("a page")
     with pytest.raises(ConfigurationError, match="no place for the tables"):
-        put_tables("a page", "| a |")
+        publish(study, page)
 
 
-def test_the_published_page_shows_the_published_figures() -> None:
-    docs = Path(__file__).resolve().parents[2] / "docs"
-    page, results = (docs / "results.md").read_text(), json.loads((docs / RESULTS).read_text())
-    assert put_tables(page, write_tables(results)) == page
-    assert (docs / PLOT).read_text() == draw_rates(results)
+def test_the_benchmark_s_study_is_published_beside_the_first(study: Path, tmp_path: Path) -> None:
+    page, plate = tmp_path / "results.md", WIDE["plate"]
+    page.write_text(f"{PAGE}{plate.begin}\nnot yet\n{plate.end}\n")
+    publish(study, page, plate)
+    assert page.read_text().startswith(PAGE) and "not yet" not in page.read_text()
+    published = [path.name for path in sorted(tmp_path.glob("*/study*"))]
+    assert published == ["study_plate.svg", "study_plate.json"]
+
+
+@pytest.mark.parametrize("name", WIDE)
+def test_the_published_page_shows_the_published_figures(name: str) -> None:
+    docs, place = Path(__file__).resolve().parents[2] / "docs", WIDE[name]
+    page = (docs / "results.md").read_text()
+    results = json.loads((docs / place.results).read_text())
+    assert put_between(page, *tables_of(results, name)) == page
+    assert (docs / place.plot).read_text() == draw_rates(results)

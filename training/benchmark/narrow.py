@@ -29,9 +29,10 @@ from vla_align_ros.sim.catalogue import OBJECTS
 
 @dataclass(frozen=True)
 class Study:
-    """A narrow study's folder under OUT, and where its figures and tables are published."""
+    """Where a study's figures and tables are published. A narrow one's name is its folder, too."""
 
     name: str
+    stem: str = "study_{name}"
 
     @property
     def begin(self) -> str:
@@ -46,12 +47,12 @@ class Study:
     @property
     def results(self) -> str:
         """The file of figures, from the page's folder."""
-        return f"results/study_{self.name}.json"
+        return f"results/{self.stem.format(name=self.name)}.json"
 
     @property
     def plot(self) -> str:
         """The picture of its rates, from the page's folder."""
-        return f"images/study_{self.name}.svg"
+        return f"images/{self.stem.format(name=self.name)}.svg"
 
 
 STUDIES = (Study("narrow"), Study("narrow2"), Study("narrow3"))

@@ -1,9 +1,9 @@
 """From the folders of scripts/study to what is published of it: figures, a plot and tables.
 
-``python -m training.benchmark.study OUT PAGE`` reads OUT/evaluation, OUT/diagnosis (where it is)
-and OUT/runs, writes study.json into results/ and study_success.svg into images/ beside PAGE, and
-the tables between PAGE's marks; of the studies in `narrow.STUDIES` the same. What was not
-evaluated under OUT stays as it was published.
+``python -m training.benchmark.study OUT PAGE [NAME]`` reads OUT/evaluation, OUT/diagnosis (where
+it is) and OUT/runs, writes figures into results/ and a plot into images/ beside PAGE, and the
+tables between PAGE's marks; beside the first study those in `narrow.STUDIES`. What was not
+evaluated under OUT stays as it was published. NAME is one of WIDE, the first if none is given.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from training.files import read_json_if_there, replace_atomically
 from vla_align_ros.errors import ConfigurationError
 from vla_align_ros.pages import put_between
 
-BEGIN, END = "<!-- study: written by scripts/study publish -->", "<!-- end of study -->"
-RESULTS, PLOT = "results/study.json", "images/study_success.svg"
+FIRST = narrow.Study("study", "study")
+WIDE = {study.name: study for study in (FIRST, narrow.Study("plate"))}
 KEPT = ("successes", "episodes", "success_rate", "interval", "rates")
 COST = ("seconds", "samples", "samples_per_s", "val/l1", "commit", "machine", "trained_parameters")
 TESTED = (("align", "default"), ("align_lite", "default"))  # better, worse: what the plan tests
@@ -38,7 +38,7 @@ START = "start"
 
 
 def gather(out: Path) -> dict[str, Any] | None:
-    """All figures of the first study that are published; None before it was evaluated."""
+    """All figures that are published of a study under OUT; None before it was evaluated."""
     report = read_json_if_there(out / "evaluation" / "report.json")
     if report is None:
         return None
@@ -73,11 +73,6 @@ def write_tables(results: Mapping[str, Any]) -> str:
     )
 
 
-def put_tables(page: str, tables: str) -> str:
-    """Replace what stands between the marks of a page; ConfigurationError without them."""
-    return put_between(page, BEGIN, END, f"{tables}\n")
-
-
 def _success(results: Mapping[str, Any]) -> list[str]:
     variants, axes = results["variants"], results["axes_of_envs"]
     lines = write_head("environment", "axis", *(variant["name"] for variant in variants))
@@ -91,7 +86,7 @@ def _success(results: Mapping[str, Any]) -> list[str]:
 def _comparisons(results: Mapping[str, Any]) -> list[str]:
     rows = results["comparisons"]  # every pair, in both directions
     told = [write_comparison(figures) for figures in rows if figures["worse"] == BASELINE]
-    return [*write_head(*COMPARISON), *told, ""]
+    return [*write_head(*COMPARISON), *told, ""] if told else []
 
 
 def _cost(results: Mapping[str, Any]) -> list[str]:
@@ -109,20 +104,20 @@ def _cost(results: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def publish(out: Path, page: Path) -> None:
+def publish(out: Path, page: Path, study: narrow.Study = FIRST) -> None:
     """Write figures and plot beside `page`, and the tables into it.
 
     ConfigurationError where no study was evaluated.
     """
     text, files = page.read_text(encoding="utf-8"), []
     if (results := gather(out)) is not None:
-        text = put_tables(text, write_tables(results))
-        files += [(RESULTS, _write(results)), (PLOT, draw_rates(results))]
-    for study in narrow.STUDIES:
-        if (found := narrow.gather(out / study.name)) is not None:
+        text = put_between(text, study.begin, study.end, f"{write_tables(results)}\n")
+        files += [(study.results, _write(results)), (study.plot, draw_rates(results))]
+    for other in narrow.STUDIES if study == FIRST else ():
+        if (found := narrow.gather(out / other.name)) is not None:
             tables = narrow.write_tables(found)
-            text = put_between(text, study.begin, study.end, f"{tables}\n")
-            files += [(study.results, _write(found)), (study.plot, narrow.draw(found))]
+            text = put_between(text, other.begin, other.end, f"{tables}\n")
+            files += [(other.results, _write(found)), (other.plot, narrow.draw(found))]
     if not files:
         raise ConfigurationError(
             "No study has an evaluation yet",
@@ -142,4 +137,4 @@ def _write(results: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    publish(Path(sys.argv[1]), Path(sys.argv[2]))
+    publish(Path(sys.argv[1]), Path(sys.argv[2]), WIDE[(*sys.argv, FIRST.name)[3]])
