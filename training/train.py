@@ -65,7 +65,8 @@ def train(
     dataset.json (which data), golden_inputs.npz (held-out observations for the export's proof),
     run.json (what it took), checkpoints/ and tensorboard/. SIGTERM or SIGUSR1 stop it after the
     step that is under way: it saves, and the summary has the key `stopped`. A second start in a
-    folder in which a run is training is refused.
+    folder in which a run is training is refused. A finished run is looked at: what it took, by
+    which commit and on which machine, stays as it was written.
     """
     commit = find_commit()
     config = override(find_recipe(recipe), settings)
@@ -78,7 +79,10 @@ def train(
         start_ranks(config.parallel) as ranks,
         _hold_folder(out) if ranks.is_first else nullcontext(),
     ):
+        finished = read_json(out / RUN_FILE) if is_finished(out) else None
         parts, result = _run(config, roots, out, cache, ranks, signals, progress)
+        if finished is not None:
+            return finished
         summary = {
             "recipe": recipe,
             "out": str(out),
@@ -121,10 +125,15 @@ def _run(
     result["trained_parameters"] = count_trained(trainer)
     if "stopped" not in result:
         # Without run.json the weights may be half written, or those of an earlier step.
-        if ranks.is_first and not (is_consolidated(out) and (out / RUN_FILE).exists()):
+        if ranks.is_first and not is_finished(out):
             consolidate(out)
         ranks.wait()
     return parts, result
+
+
+def is_finished(out: Path) -> bool:
+    """Whether a run went through in this folder; run.json is written last."""
+    return is_consolidated(out) and (out / RUN_FILE).exists()
 
 
 def _describe(parts: RunParts, config: RunConfig, out: Path) -> None:

@@ -283,13 +283,15 @@ def test_measuring_draws_no_random_number(tabletop_data: Path, tmp_path: Path) -
     assert torch.equal(before[0], after[0]) and before[1:] == after[1:]
 
 
-def test_a_finished_run_stays_as_it_is(tabletop_data: Path, short: Path) -> None:
+def test_a_finished_run_stays_as_it_is(
+    tabletop_data: Path, short: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who looks at it later, with newer code on another machine, has not trained it."""
     before = hash_files(short)
-    told = json.loads((short / "run.json").read_text())
+    monkeypatch.setattr(train_module, "find_commit", lambda: "a later commit")
+    monkeypatch.setattr(train_module, "describe_machine", lambda: "another machine")
     again = run_short(tabletop_data, short)
     after = hash_files(short)
-    told_again = ("tensorboard", "run.json", "report.html")
-    fixed = [name for name in before if not name.startswith(told_again)]
+    fixed = [name for name in before if not name.startswith("tensorboard")]
     assert {name: after[name] for name in fixed} == {name: before[name] for name in fixed}
-    assert again["seconds"] == pytest.approx(told["seconds"], rel=0.5)
-    assert again["samples_per_s"] > 0.5 * told["samples_per_s"]
+    assert again == json.loads((short / "run.json").read_text())

@@ -137,4 +137,5 @@ def _write(results: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    publish(Path(sys.argv[1]), Path(sys.argv[2]), WIDE[(*sys.argv, FIRST.name)[3]])
+    out, page, *name = sys.argv[1:]
+    publish(Path(out), Path(page), WIDE[name[0]] if name else FIRST)
