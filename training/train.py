@@ -79,10 +79,11 @@ def train(
         start_ranks(config.parallel) as ranks,
         _hold_folder(out) if ranks.is_first else nullcontext(),
     ):
-        finished = read_json(out / RUN_FILE) if is_finished(out) else None
-        parts, result = _run(config, roots, out, cache, ranks, signals, progress)
-        if finished is not None:
-            return finished
+        finished = is_finished(out)  # before anybody can end it
+        parts = _prepare(config, roots, out, cache, ranks, progress)
+        if finished:
+            return read_json(out / RUN_FILE)
+        result = _run(parts, out, ranks, signals, progress)
         summary = {
             "recipe": recipe,
             "out": str(out),
@@ -100,16 +101,15 @@ def train(
     return summary
 
 
-def _run(
+def _prepare(
     config: RunConfig,
     roots: Sequence[str | Path],
     out: Path,
     cache: Path | None,
     ranks: Ranks,
-    signals: StopSignals,
     progress: bool,
-) -> tuple[RunParts, dict[str, Any]]:
-    """Set up, train, and put the weights together; returns the parts and what the run measured."""
+) -> RunParts:
+    """Set up, and refuse to go on with what is in `out` unless it is this very run."""
     _check_same(out / CONFIG_FILE, config.to_dict(), free=HOW_IT_RUNS)
     for warning in config.warnings() if ranks.is_first else ():
         print(f"warning: {warning}", file=sys.stderr)
@@ -118,6 +118,13 @@ def _run(
         parts = set_up(config, roots, cache, progress=shown, device=ranks.device)
         if ranks.is_first:
             _describe(parts, config, out)
+    return parts
+
+
+def _run(
+    parts: RunParts, out: Path, ranks: Ranks, signals: StopSignals, progress: bool
+) -> dict[str, Any]:
+    """Train, and put the weights together; returns what the run measured."""
     trainer = Trainer(parts, out, ranks=ranks, signals=signals, progress=progress)
     result = trainer.run()
     numbers = parts.adapter
@@ -128,7 +135,7 @@ def _run(
         if ranks.is_first and not is_finished(out):
             consolidate(out)
         ranks.wait()
-    return parts, result
+    return result
 
 
 def is_finished(out: Path) -> bool:

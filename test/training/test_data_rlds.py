@@ -243,6 +243,9 @@ def test_an_interrupted_conversion_continues(
         for number in range(3):  # not their bytes: x264 is not exact (see lab_data.encode)
             frames = [np.stack(list(r.episode_frames(key, number))) for r in (mended, once)]
             assert np.abs(frames[0].astype(int) - frames[1]).mean() < 2
+            assert np.abs(np.diff(frames[1].astype(int), axis=0)).mean() > 2  # so others would show
+    files = [{path.relative_to(root) for path in root.rglob("*.*")} for root in (broken, whole)]
+    assert files[0] == files[1]
 
 
 @pytest.mark.parametrize("other", ["split", "version"])
