@@ -79,11 +79,10 @@ def train(
         start_ranks(config.parallel) as ranks,
         _hold_folder(out) if ranks.is_first else nullcontext(),
     ):
-        finished = is_finished(out)  # before anybody can end it
-        parts = _prepare(config, roots, out, cache, ranks, progress)
-        if finished:
-            return read_json(out / RUN_FILE)
-        result = _run(parts, out, ranks, signals, progress)
+        finished = read_json(out / RUN_FILE) if is_finished(out) else None
+        parts, result = _run(config, roots, out, cache, ranks, signals, progress)
+        if finished is not None:
+            return finished
         summary = {
             "recipe": recipe,
             "out": str(out),
@@ -101,15 +100,16 @@ def train(
     return summary
 
 
-def _prepare(
+def _run(
     config: RunConfig,
     roots: Sequence[str | Path],
     out: Path,
     cache: Path | None,
     ranks: Ranks,
+    signals: StopSignals,
     progress: bool,
-) -> RunParts:
-    """Set up, and refuse to go on with what is in `out` unless it is this very run."""
+) -> tuple[RunParts, dict[str, Any]]:
+    """Set up, train, and put the weights together; returns the parts and what the run measured."""
     _check_same(out / CONFIG_FILE, config.to_dict(), free=HOW_IT_RUNS)
     for warning in config.warnings() if ranks.is_first else ():
         print(f"warning: {warning}", file=sys.stderr)
@@ -118,13 +118,6 @@ def _prepare(
         parts = set_up(config, roots, cache, progress=shown, device=ranks.device)
         if ranks.is_first:
             _describe(parts, config, out)
-    return parts
-
-
-def _run(
-    parts: RunParts, out: Path, ranks: Ranks, signals: StopSignals, progress: bool
-) -> dict[str, Any]:
-    """Train, and put the weights together; returns what the run measured."""
     trainer = Trainer(parts, out, ranks=ranks, signals=signals, progress=progress)
     result = trainer.run()
     numbers = parts.adapter
@@ -135,7 +128,7 @@ def _run(
         if ranks.is_first and not is_finished(out):
             consolidate(out)
         ranks.wait()
-    return result
+    return parts, result
 
 
 def is_finished(out: Path) -> bool:
