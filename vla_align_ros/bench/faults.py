@@ -20,12 +20,13 @@ from vla_align_ros.bench.catalogue import (
 )
 from vla_align_ros.bench.motion import MotionEnd, find_motion_ends
 from vla_align_ros.bench.scene import SERVO_TIMEOUT_S, Scene, Setup
-from vla_align_ros.errors import ConfigurationError, VlaAlignError
+from vla_align_ros.errors import ConfigurationError, SimulationError, VlaAlignError
 from vla_align_ros.runtime.stops import Reason
 from vla_align_ros.runtime.watchdog import CEASED, SILENT
 
 WATCH_S = 1.0  # beyond the bar: nothing may move again
 SETTLE_S = 1.2
+TRIES = 5  # to find the arm moving at the moment of the fault
 PERIODS_ALLOWED = 2
 # A deactivation is told by the lifecycle; the controller's timeout has nobody left to tell it.
 NAMED_IN_LOG = {reason.value for reason in Reason} - {Reason.INACTIVE.value} | {SILENT, CEASED}
@@ -121,11 +122,7 @@ class Laboratory:
 
 def measure(scene: Scene, fault: Fault, slack_s: float = 0.0) -> Outcome:
     """One fault, from steady motion to recovery."""
-    scene.wait_until_moving()
-    scene.stage.spin(SETTLE_S)
-    scene.wait_until_moving()
-    # Waiting ends with a command; a fault may come at any time between two of them.
-    scene.stage.spin(random.Random(fault.name).uniform(0.0, PERIOD_S))
+    wait_for_steady_motion(scene, random.Random(fault.name))
     log_before, stops_before = len(scene.log("policy")), scene.stage.status["stop_count"]
     trips_before = scene.stage.watchdog.get("trips", 0)
     detection_s = fault.detection_s(scene) if fault.stops else None
@@ -172,6 +169,27 @@ def measure(scene: Scene, fault: Fault, slack_s: float = 0.0) -> Outcome:
     )
 
 
+def wait_for_steady_motion(scene: Scene, moments: random.Random) -> None:
+    """Return at any moment between two commands of an arm that moves.
+
+    An arm that a starved machine holds just then would not show when a fault stops it: it is waited
+    for again; SimulationError where it does not move at five such moments.
+    """
+    for _ in range(TRIES):
+        scene.wait_until_moving()
+        scene.stage.spin(SETTLE_S)
+        scene.wait_until_moving()
+        scene.stage.spin(moments.uniform(0.0, PERIOD_S))
+        if scene.moves_at(time.monotonic()):
+            return
+    raise SimulationError(
+        "The arm does not move steadily: no fault can be measured",
+        got=f"{TRIES} starts after each of which it stood again, status {scene.stage.status}",
+        expected=f"a command at least every {SERVO_TIMEOUT_S:g} s",
+        fix="run nothing beside the measurement, or see why the policy holds",
+    )
+
+
 def _judge_motion(
     scene: Scene,
     fault: Fault,
@@ -187,7 +205,8 @@ def _judge_motion(
             problems.append("the arm stands, although nothing is wrong with the motion")
         return None
     if not ends:
-        problems.append(f"the arm still moved {until_s - start_s:.2f} s later")
+        late = f"the arm still moved {until_s - start_s:.2f} s later"
+        problems.append(late if moves else "the arm already stood when the fault came")
         return None
     stop = ends[0] if fault.may_resume else ends[-1]
     if moves and not fault.may_resume:
