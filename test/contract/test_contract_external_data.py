@@ -1,4 +1,4 @@
-"""A bundle's graphs read no weights but those whose hashes its manifest has."""
+"""A bundle's graphs read no weights but those whose hashes its manifest has, nor compiled parts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,12 @@ from google.protobuf.message import Message
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vla_align_ros.contract.external_data import PARTS, check_external_data, list_external_files
+from vla_align_ros.contract.external_data import (
+    PARTS,
+    References,
+    check_external_data,
+    read_references,
+)
 from vla_align_ros.errors import BundleError
 
 ENTRY = "StringStringEntryProto"
@@ -43,8 +48,17 @@ def test_the_parts_are_those_of_onnx_that_lead_to_a_tensor() -> None:
             assert parts == {n: part for n, part in fields.items() if leads_to_a_tensor(part)}
 
 
-def grow(message: Message, draw: Callable[[Any], Any], places: set[str], depth: int) -> None:
-    """Fill some of the parts of a message, and give its tensors data in files of drawn names."""
+def grow(
+    message: Message,
+    draw: Callable[[Any], Any],
+    places: set[str],
+    operators: set[str],
+    depth: int,
+) -> None:
+    """Fill some parts of a message: operators of drawn names, tensors with data in drawn files."""
+    if message.DESCRIPTOR.name == "NodeProto":
+        message.op_type = draw(st.sampled_from(["Add", "EPContext"]))  # type: ignore[attr-defined]
+        operators.add(message.op_type)  # type: ignore[attr-defined]
     for number, part in PARTS[message.DESCRIPTOR.name].items():
         field = message_fields(message.DESCRIPTOR.name)[number]
         for _ in range(draw(st.integers(0, 2 if depth else 0))):
@@ -55,17 +69,18 @@ def grow(message: Message, draw: Callable[[Any], Any], places: set[str], depth: 
                 inner.value = draw(st.text(max_size=8))
                 places |= {inner.value} if inner.key == "location" else set()
             else:
-                grow(inner, draw, places, depth - 1)
+                grow(inner, draw, places, operators, depth - 1)
 
 
 @in_one_folder
 @given(data=st.data())
-def test_every_place_is_found_wherever_its_tensor_stands(tmp_path: Path, data: Any) -> None:
-    model, places = onnx.ModelProto(producer_name="p", ir_version=10), set[str]()
-    grow(model, data.draw, places, 5)
+def test_every_place_and_operator_is_found_wherever_it_stands(tmp_path: Path, data: Any) -> None:
+    model = onnx.ModelProto(producer_name="p", ir_version=10)
+    places, operators = set[str](), set[str]()
+    grow(model, data.draw, places, operators, 5)
     path = tmp_path / "any.onnx"
     path.write_bytes(model.SerializeToString())
-    assert list_external_files(path) == places
+    assert read_references(path) == References(frozenset(places), frozenset(operators))
 
 
 @in_one_folder
@@ -74,7 +89,7 @@ def test_any_bytes_are_read_or_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "any.onnx"
     path.write_bytes(content)
     with contextlib.suppress(BundleError):
-        list_external_files(path)
+        read_references(path)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +105,7 @@ def test_any_bytes_are_read_or_refused(tmp_path: Path, content: bytes) -> None:
 def test_what_is_no_graph_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "policy.onnx").write_bytes(content)
     with pytest.raises(BundleError, match=r"policy\.onnx is no ONNX file"):
-        list_external_files(tmp_path / "policy.onnx")
+        read_references(tmp_path / "policy.onnx")
 
 
 def write_graph(root: Path, location: str) -> None:
@@ -123,6 +138,23 @@ def test_weights_in_a_listed_file_beside_the_graph_are_taken(tmp_path: Path) -> 
 def test_weights_in_any_other_file_are_refused(tmp_path: Path, location: str) -> None:
     write_graph(tmp_path, location)
     with pytest.raises(BundleError, match="does not vouch for"):
+        check_external_data(tmp_path, "model/policy.onnx", LISTED)
+
+
+@pytest.mark.parametrize("branch", [False, True], ids=["node", "branch_of_a_node"])
+def test_a_part_that_was_compiled_beforehand_is_refused(tmp_path: Path, branch: bool) -> None:
+    compiled = onnx.NodeProto(op_type="EPContext", domain="com.microsoft")
+    compiled.attribute.add(name="ep_cache_context", s=b"../engine.bin")
+    nodes = onnx.GraphProto(node=[compiled])
+    if branch:
+        choice = onnx.NodeProto(op_type="If")
+        choice.attribute.add(name="then_branch", g=nodes)
+        nodes = onnx.GraphProto(node=[choice])
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "policy.onnx").write_bytes(
+        onnx.ModelProto(graph=nodes).SerializeToString()
+    )
+    with pytest.raises(BundleError, match="compiled for a device beforehand"):
         check_external_data(tmp_path, "model/policy.onnx", LISTED)
 
 

@@ -1,12 +1,14 @@
-"""Which files an ONNX graph takes its weights from, by the file's own bytes; needs no onnx.
+"""What an ONNX graph brings from elsewhere, by the file's own bytes; needs no onnx.
 
-Only the parts of protobuf's wire format that lead to a tensor are followed; weights are skipped.
+That is the files that it takes weights from, and what was compiled for a device beforehand. Of
+protobuf's wire format only what leads to a node or a tensor is followed; weights are skipped.
 """
 
 from __future__ import annotations
 
 import mmap
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -33,25 +35,46 @@ PARTS: Mapping[str, Mapping[int, str]] = {
 }
 """By message of onnx.proto: the numbers of its fields that may hold a tensor's external data."""
 
+COMPILED = "EPContext"
+"""ONNX Runtime's operator for a device's program, in the node or in a file: it is run unread."""
+
 _ENTRY = "StringStringEntryProto"
+_NODE, _OPERATOR = "NodeProto", 4
 _VARINT, _EIGHT_BYTES, _LENGTH, _FOUR_BYTES = 0, 1, 2, 5
 _LARGEST_TAG = 2**32 - 1
 
 
+@dataclass(frozen=True, slots=True)
+class References:
+    """What a graph names: the places of its tensors' external data, and its operators."""
+
+    files: frozenset[str]
+    operators: frozenset[str]
+
+
 def check_external_data(root: Path, graph: str, files: Mapping[str, Any]) -> None:
-    """Check that a graph reads no file but those beside it whose hashes the manifest has.
+    """Check that a graph is all there: operators, and weights in files whose hashes are known.
 
     Args:
         root: the bundle's folder. graph: path of the graph in it. files: what the manifest lists.
 
     Raises:
-        BundleError: if it would read another file, or is no ONNX file.
+        BundleError: if it would read a file that does not lie beside it or that the manifest does
+            not list, holds a part that was compiled beforehand, or is no ONNX file.
     """
     if not graph.endswith(GRAPH_SUFFIX):
         raise BundleError("bundle's graph is no ONNX file", got=graph, expected=f"*{GRAPH_SUFFIX}")
     folder = PurePosixPath(graph).parent
     beside = {name.name for name in map(PurePosixPath, files) if name.parent == folder}
-    strange = list_external_files(root / graph) - beside
+    found = read_references(root / graph)
+    if COMPILED in found.operators:
+        raise BundleError(
+            f"{graph} holds a part that was compiled for a device beforehand",
+            got=f"an operator {COMPILED}",
+            expected="operators that can be read and proven; engines lie in a folder of their own",
+            fix="export the policy again; do not use this bundle",
+        )
+    strange = found.files - beside
     if strange:
         raise BundleError(
             f"{graph} takes weights from a file that the manifest does not vouch for",
@@ -61,8 +84,8 @@ def check_external_data(root: Path, graph: str, files: Mapping[str, Any]) -> Non
         )
 
 
-def list_external_files(path: Path) -> set[str]:
-    """Return what an ONNX file names as the places of external data; nothing of them is read.
+def read_references(path: Path) -> References:
+    """Return what an ONNX file names as places of external data and as operators.
 
     Raises:
         BundleError: if the file cannot be read, or is no protobuf message.
@@ -72,23 +95,30 @@ def list_external_files(path: Path) -> set[str]:
             path.open("rb") as stream,
             mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data,
         ):
-            return set(_find_locations(data))
+            found = set(_find_references(data))
     except (OSError, ValueError) as cause:
         raise BundleError(
             f"{path.name} is no ONNX file", got=cause, expected="a serialised ModelProto"
         ) from cause
+    files, operators = (
+        frozenset(name for message, name in found if message == kind) for kind in (_ENTRY, _NODE)
+    )
+    return References(files, operators)
 
 
-def _find_locations(data: mmap.mmap) -> Iterator[str]:
+def _find_references(data: mmap.mmap) -> Iterator[tuple[str, str]]:
+    """Give ("StringStringEntryProto", place) and ("NodeProto", operator) as often as they stand."""
     waiting = [("ModelProto", 0, len(data))]
     while waiting:
         message, begin, end = waiting.pop()
         if message == _ENTRY:
             entry = {n: data[first:last] for n, first, last in _read_fields(data, begin, end)}
             if entry.get(1) == b"location":
-                yield entry.get(2, b"").decode(errors="replace")
+                yield _ENTRY, entry.get(2, b"").decode(errors="replace")
             continue
         for number, first, last in _read_fields(data, begin, end):
+            if message == _NODE and number == _OPERATOR:
+                yield _NODE, data[first:last].decode(errors="replace")
             part = PARTS[message].get(number)
             if part is not None:
                 waiting.append((part, first, last))
