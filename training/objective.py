@@ -61,11 +61,10 @@ class Objective(nn.Module):
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and the scalars to log, each without gradient."""
         output = self.predict(batch)
-        action = total = self._action_loss(output, batch)
+        action, moved = self._action_losses(output, batch)
+        total = action
         scalars = {"loss/action": action.detach()}
-        if self.weights.displacement > 0.0 and output.actions is not None:
-            left_out = self._left_out(output.actions, batch)
-            moved = displacement_l1_loss(output.actions, batch["actions"], left_out)
+        if moved is not None:
             scalars["loss/displacement"] = moved.detach()
             total = total + self.weights.displacement * moved
         if self.aligner is not None:
@@ -101,11 +100,13 @@ class Objective(nn.Module):
             output = self.model(batch["pixel_values"], *texts, action_tokens=tokens)
         return output
 
-    def _action_loss(self, output: VlaOutput, batch: Batch) -> Tensor:
-        if output.actions is not None:
-            left_out = self._left_out(output.actions, batch)
-            return chunk_l1_loss(output.actions, batch["actions"], left_out, self.dim_weights)
-        return self._token_loss(output, batch)
+    def _action_losses(self, output: VlaOutput, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """Loss of the single actions, and of their sums where it counts."""
+        if output.actions is None:
+            return self._token_loss(output, batch), None
+        plan = output.actions, batch["actions"], self._left_out(output.actions, batch)
+        action = chunk_l1_loss(*plan, self.dim_weights)
+        return action, displacement_l1_loss(*plan) if self.weights.displacement > 0.0 else None
 
     def _left_out(self, actions: Tensor, batch: Batch) -> Tensor | None:
         """(B, H) bool: steps past the episode's end, and those that were told."""
