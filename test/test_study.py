@@ -167,7 +167,7 @@ def test_the_benchmark_has_a_start_of_its_own_and_the_paper_s_environments(
     args = parse(calls[-2])
     assert (args.suite, args.size, args.execute) == ("put_on_plate", (320, 240), 4)
     assert args.episodes == 64 and len(args.bundle) == 1 + 2 * 5 + 3 * 3
-    assert set(args.compare) < set(args.envs) and len(args.compare) == 7
+    assert set(args.compare) < set(args.envs) and len(args.compare) == 8
     assert set(args.envs) == {"Main", *(env.name for env in PUT_ON_PLATE)}
     shown = "put carrot on plate"
     _, calls, said = run_script(

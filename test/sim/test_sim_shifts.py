@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from vla_align_ros.errors import SimulationError
 from vla_align_ros.sim import catalogue
-from vla_align_ros.sim.layout import draw_layout
+from vla_align_ros.sim.layout import (
+    MOVE_LENGTH_M,
+    OBJECT_GAP_M,
+    RECEPTACLE_GAP_M,
+    draw_layout,
+)
 from vla_align_ros.sim.shifts import SHIFTS, find_shift
 
 seeds = st.integers(min_value=0, max_value=2**32)
@@ -66,3 +72,18 @@ def test_every_shift_names_its_axis() -> None:
 def test_an_unknown_shift_lists_the_valid_ones() -> None:
     with pytest.raises(SimulationError, match="unseen_table"):
         find_shift("upside_down")
+
+
+@given(seeds)
+def test_a_moved_object_lands_where_nothing_lies(seed: int) -> None:
+    layout = draw_layout(seed, find_shift("object_moved"))
+    assert np.hypot(*layout.move_m) == pytest.approx(MOVE_LENGTH_M)
+    (moved,) = (thing for thing in layout.objects if thing.name == layout.task.object)
+    x, y = moved.x_m + layout.move_m[0], moved.y_m + layout.move_m[1]
+    for thing in layout.objects:
+        assert thing is moved or np.hypot(x - thing.x_m, y - thing.y_m) > OBJECT_GAP_M
+    for thing in layout.receptacles:
+        assert np.hypot(x - thing.x_m, y - thing.y_m) > RECEPTACLE_GAP_M
+    # What else the seed decides is what it decides without the jump.
+    still = draw_layout(seed, find_shift("none"))
+    assert (layout.objects, layout.task, layout.light) == (still.objects, still.task, still.light)

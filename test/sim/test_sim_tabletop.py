@@ -159,3 +159,11 @@ def test_an_object_moves_once_under_the_moved_object_shift(env: TabletopEnv) -> 
     for _ in range(4):
         env.advance(STILL_OPEN)
     assert np.linalg.norm(env.object_pose(name)[0] - before) == pytest.approx(0.06, abs=0.015)
+
+
+@pytest.mark.parametrize("seed", [1051, 1065, 10021])
+def test_a_jump_is_no_success_of_an_arm_that_stands_still(env: TabletopEnv, seed: int) -> None:
+    env.reset(seed, shift="object_moved")
+    for _ in range(8):
+        env.advance(STILL_OPEN)
+        assert not env.succeeded()

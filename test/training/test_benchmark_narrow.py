@@ -46,6 +46,18 @@ def test_what_was_forgotten_is_compared_by_training_seed(tmp_path: Path) -> None
     assert "| `align/seed_4` | 64 | 10 | 0.0400 |" in tables
 
 
+def test_later_trainings_do_not_change_what_was_judged(tmp_path: Path) -> None:
+    judged = {("start", 0): (1, 1, 1, 1), ("default", 5): (1, 1, 0, 0), ("align", 5): (1, 1, 1, 0)}
+    write_folder(tmp_path / "then", judged)
+    later = {("default", 10): (1, 1, 1, 1), ("align", 10): (1, 1, 0, 0)}
+    write_folder(tmp_path / "now", {**judged, **later})
+    then, now = gather(tmp_path / "then"), gather(tmp_path / "now", seeds=(5,))
+    everything = gather(tmp_path / "now")
+    assert then is not None and now is not None and everything is not None
+    for key in ("variants", "comparisons"):
+        assert now[key] == then[key] != everything[key]
+
+
 def test_the_networks_sight_stands_beside_their_success_once_diagnosed(tmp_path: Path) -> None:
     write_folder(tmp_path, {("default", 0): (1, 1, 0, 0), ("freeze", 0): (1, 1, 1, 0)})
     undiagnosed = gather(tmp_path)

@@ -29,10 +29,14 @@ from vla_align_ros.sim.catalogue import OBJECTS
 
 @dataclass(frozen=True)
 class Study:
-    """Where a study's figures and tables are published. A narrow one's name is its folder, too."""
+    """Where a study's figures and tables are published. A narrow one's name is its folder, too.
+
+    `seeds` are the training seeds that were judged; later ones in its folder do not change it.
+    """
 
     name: str
     stem: str = "study_{name}"
+    seeds: tuple[int, ...] | None = None
 
     @property
     def begin(self) -> str:
@@ -55,7 +59,7 @@ class Study:
         return f"images/{self.stem.format(name=self.name)}.svg"
 
 
-STUDIES = (Study("narrow"), Study("narrow2"), Study("narrow3"))
+STUDIES = (Study("narrow"), Study("narrow2", seeds=(5, 6, 7, 8, 9)), Study("narrow3"))
 PARTS = {
     "other": "names another object",
     "shown": "names the object shown",
@@ -63,15 +67,18 @@ PARTS = {
 }
 """The plan's two parts, and of the second the episodes whose receptacle was shown, too."""
 DRAWN = {"other": "another object", "shown": "the object shown", "exact": "as it was shown"}
-BASELINE = "default"
+BASELINE, START = "default", "start"
 TESTED = tuple(
     (name, BASELINE) for name in ("align", "align_strong", "freeze")
 )  # probes side by side
 COST = ("seconds", "samples", "val/l1", "commit", "machine")
 
 
-def gather(folder: Path) -> dict[str, Any] | None:
-    """All that is published of a narrow study; None before it was evaluated."""
+def gather(folder: Path, seeds: Sequence[int] | None = None) -> dict[str, Any] | None:
+    """All that is published of a narrow study; None before it was evaluated.
+
+    Of the networks that were trained with `seeds` alone, where they are given.
+    """
     report = read_json_if_there(folder / "evaluation" / "report.json")
     if report is None:
         return None
@@ -80,7 +87,7 @@ def gather(folder: Path) -> dict[str, Any] | None:
         for path in sorted((folder / "runs").glob("*/seed_*/run.json"))
     }
     instructions = _instructions(runs.values())
-    lines = _read_lines(EpisodeStore.open(folder / "evaluation"), report)
+    lines = _read_lines(EpisodeStore.open(folder / "evaluation"), report, seeds)
     split = {name: split_lines(own, instructions) for name, own in lines.items()}
     return {
         "instructions": instructions,
@@ -165,11 +172,15 @@ def _instructions(runs: Iterable[Path]) -> list[str]:
     return sorted(text for texts in found for text in texts)
 
 
-def _read_lines(store: EpisodeStore, report: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """The report's episodes by variant, with the training seed as "repeat"."""
+def _read_lines(
+    store: EpisodeStore, report: Mapping[str, Any], trained: Sequence[int] | None
+) -> dict[str, list[dict[str, Any]]]:
+    """The report's episodes by variant, with the training seed as "repeat"; the start's always."""
     seeds = range(report["seed"], report["seed"] + report["episodes"])
     found: dict[str, list[dict[str, Any]]] = {}
     for policy in report["policies"]:
+        if trained is not None and policy["name"] != START and policy["repeat"] not in trained:
+            continue
         lines = store.select((policy["policy"], "none", seed) for seed in seeds)
         own = found.setdefault(policy["name"], [])
         own += [{**line, "repeat": policy["repeat"]} for line in lines]

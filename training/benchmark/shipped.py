@@ -55,7 +55,7 @@ DIFFERS = {
     "overlay_05": "the same at 0.5",
     "camera_moved": "camera up to 3 cm off on each axis",
     "outer_positions": "objects in a ring around the training square",
-    "start_pose": "start up to 8 cm off on each axis (training 2 cm), turned by up to 0.4 rad",
+    "start_pose": "start up to 8 cm off on each axis, turned by up to 0.4 rad",
     "object_moved": "the named object jumps 6 cm after one second",
 }
 

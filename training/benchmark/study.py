@@ -33,8 +33,6 @@ WIDE = {study.name: study for study in (FIRST, narrow.Study("plate"))}
 KEPT = ("successes", "episodes", "success_rate", "interval", "rates")
 COST = ("seconds", "samples", "samples_per_s", "val/l1", "commit", "machine", "trained_parameters")
 TESTED = (("align", "default"), ("align_lite", "default"))  # better, worse: what the plan tests
-BASELINE = "default"
-START = "start"
 
 
 def gather(out: Path) -> dict[str, Any] | None:
@@ -61,7 +59,7 @@ def gather(out: Path) -> dict[str, Any] | None:
             {"name": str(path.parent.relative_to(out / "runs")), **{k: run[k] for k in COST}}
             for path in sorted((out / "runs").glob("**/run.json"))
             if (run := read_json_if_there(path)) is not None
-            if path.parent.name == START or path.parent.name.startswith("seed_")
+            if path.parent.name == narrow.START or path.parent.name.startswith("seed_")
         ],
     }
 
@@ -85,7 +83,7 @@ def _success(results: Mapping[str, Any]) -> list[str]:
 
 def _comparisons(results: Mapping[str, Any]) -> list[str]:
     rows = results["comparisons"]  # every pair, in both directions
-    told = [write_comparison(figures) for figures in rows if figures["worse"] == BASELINE]
+    told = [write_comparison(figures) for figures in rows if figures["worse"] == narrow.BASELINE]
     return [*write_head(*COMPARISON), *told, ""] if told else []
 
 
@@ -114,7 +112,7 @@ def publish(out: Path, page: Path, study: narrow.Study = FIRST) -> None:
         text = put_between(text, study.begin, study.end, f"{write_tables(results)}\n")
         files += [(study.results, _write(results)), (study.plot, draw_rates(results))]
     for other in narrow.STUDIES if study == FIRST else ():
-        if (found := narrow.gather(out / other.name)) is not None:
+        if (found := narrow.gather(out / other.name, other.seeds)) is not None:
             tables = narrow.write_tables(found)
             text = put_between(text, other.begin, other.end, f"{tables}\n")
             files += [(other.results, _write(found)), (other.plot, narrow.draw(found))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,18 +75,23 @@ def draw_layout(seed: int, shift: Shift) -> Layout:
     objects = _place_objects([*named, *distractors], receptacles, shift, rng)
     template = str(rng.choice(shift.templates))
     tasks = tuple(Task(str(thing), str(vessel), template) for thing in named for vessel in vessels)
-    angle = rng.uniform(-np.pi, np.pi)
+    move_m = _turn_move(rng)
+    table, light = int(rng.choice(shift.tables)), float(rng.uniform(*shift.light))
+    task = tasks[int(rng.integers(len(tasks)))]
+    if shift.move_at_s is not None:
+        # Its own numbers: what else the seed decides stays.
+        move_m = _keep_clear(move_m, task, objects, receptacles, np.random.default_rng((seed, 1)))
     return Layout(
         objects=objects,
         receptacles=receptacles,
-        table=int(rng.choice(shift.tables)),
-        light=float(rng.uniform(*shift.light)),
-        task=tasks[int(rng.integers(len(tasks)))],
+        table=table,
+        light=light,
+        task=task,
         tasks=tasks,
         start_position_m=START_POSITION_M + rng.uniform(-1, 1, 3) * shift.start_jitter_m,
         start_yaw_rad=float(rng.uniform(-1, 1)) * shift.start_yaw_rad,
         camera_offset_m=rng.uniform(-1, 1, 3) * shift.camera_jitter_m,
-        move_m=MOVE_LENGTH_M * np.array([np.cos(angle), np.sin(angle)]),
+        move_m=move_m,
         overlay_seed=int(rng.integers(2**31)),
     )
 
@@ -127,6 +133,39 @@ def _place_objects(
     )
 
 
+def _turn_move(rng: np.random.Generator) -> Array:
+    angle = rng.uniform(-np.pi, np.pi)
+    return MOVE_LENGTH_M * np.array([np.cos(angle), np.sin(angle)])
+
+
+def _keep_clear(
+    move_m: Array,
+    task: Task,
+    objects: tuple[Placed, ...],
+    receptacles: tuple[Placed, ...],
+    rng: np.random.Generator,
+) -> Array:
+    """`move_m`, or one in another direction if the task's object would land by another thing."""
+    (moved,) = (thing for thing in objects if thing.name == task.object)
+    others = [thing for thing in objects if thing is not moved]
+    for _ in range(200):
+        x, y = moved.x_m + move_m[0], moved.y_m + move_m[1]
+        if _is_clear(x, y, others, receptacles):
+            return move_m
+        move_m = _turn_move(rng)
+    raise SimulationError(
+        "The object cannot be moved",
+        got=f"{moved.name} at {moved.x_m:.3f}, {moved.y_m:.3f} m, {MOVE_LENGTH_M} m to go",
+        expected="a direction in which nothing lies",
+        fix="draw another scene",
+    )
+
+
+def _is_clear(x: float, y: float, objects: Sequence[Placed], receptacles: Sequence[Placed]) -> bool:
+    clear = all(np.hypot(x - p.x_m, y - p.y_m) > OBJECT_GAP_M for p in objects)
+    return clear and all(np.hypot(x - p.x_m, y - p.y_m) > RECEPTACLE_GAP_M for p in receptacles)
+
+
 def _find_spot(
     placed: list[Placed],
     receptacles: tuple[Placed, ...],
@@ -136,10 +175,8 @@ def _find_spot(
     x_low, x_high, y_low, y_high = shift.objects_region_m
     for _ in range(100):
         x, y = float(rng.uniform(x_low, x_high)), float(rng.uniform(y_low, y_high))
-        clear = all(np.hypot(x - p.x_m, y - p.y_m) > OBJECT_GAP_M for p in placed)
-        clear &= all(np.hypot(x - p.x_m, y - p.y_m) > RECEPTACLE_GAP_M for p in receptacles)
         hole = shift.holes_region_m
-        if clear and not (hole is not None and _inside(x, y, hole)):
+        if _is_clear(x, y, placed, receptacles) and not (hole is not None and _inside(x, y, hole)):
             return x, y
     return None
 

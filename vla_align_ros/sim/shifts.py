@@ -1,4 +1,9 @@
-"""Named distribution shifts: what each changes, and which values training never sees."""
+"""Named distribution shifts: what each changes. Training sees none of the semantic and visual ones.
+
+Of those of execution it sees no object in the outer ring. It does see other starts than the first
+2 cm (its clips also start anywhere over the table), and an object that has jumped may lie where
+one could have lain from the start.
+"""
 
 from __future__ import annotations
 
