@@ -209,6 +209,23 @@ def test_a_clock_that_jumps_back_starts_afresh(make_rig: MakeRig) -> None:
     assert rig.hold_reason() is None
 
 
+@pytest.mark.parametrize("jump_s", [-0.3, -50.0, 50.0])
+def test_where_the_clock_jumps_it_is_known_where_to_stop(make_rig: MakeRig, jump_s: float) -> None:
+    rig = make_rig()
+    rig.runner.set_instruction(SAY)
+    rig.feed()
+    assert rig.hold_reason() is None
+    pose = rig.runner.fresh_pose()
+    rig.now_s += jump_s
+    rig.steady_s += 0.05
+    step = rig.runner.tick()
+    assert step.stop and step.hold is not None
+    assert ("the clock went back by" in step.hold.detail) == (jump_s < 0)
+    np.testing.assert_array_equal(rig.runner.fresh_pose(), pose)
+    rig.steady_s += 0.46
+    assert rig.runner.fresh_pose() is None, "a target where the arm was long ago"
+
+
 def test_an_inference_under_way_while_the_clock_jumps_back_leaves_no_plan(
     make_rig: MakeRig,
 ) -> None:

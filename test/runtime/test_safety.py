@@ -196,6 +196,25 @@ def test_however_old_the_pose_the_arm_stays_within_its_space(
         path.append((now_s, arm))
 
 
+@pytest.mark.parametrize(
+    ("gap_s", "speed", "closed"), [(0.09, 0.25, 0.09), (0.11, 0.05, 0.05), (0.6, 0.05, 0.05)]
+)
+def test_after_a_gap_in_which_the_arm_was_stopped_it_speeds_up_from_zero(
+    gap_s: float, speed: float, closed: float
+) -> None:
+    motion = MotionLimits(linear_m_s2=1.0, gripper_per_s=1.0)
+    gate = SafetyGate(replace(LIMITS, motion=motion), GATE.timeouts, command_period_s=0.05)
+    cruising = replace(GOOD, action=plan([0.05, 0, 0, 0, 0, 0, 0.0]), gripper=1.0)
+    for _ in range(10):
+        before = gate.check(cruising)
+    after = gate.check(replace(cruising, since_tick_s=gap_s))
+    assert isinstance(before, Command) and isinstance(after, Command)
+    assert (before.twist[0], after.twist[0]) == (pytest.approx(0.25), pytest.approx(speed))
+    # Nobody stops a gripper for its silence: it goes on from what it was told.
+    assert before.gripper == pytest.approx(0.5)
+    assert after.gripper == pytest.approx(0.5 - closed)
+
+
 @pytest.mark.parametrize("side", ["workspace_m", "keep_out_m"])
 def test_a_command_slows_down_for_a_side_within_the_limit_of_acceleration(side: str) -> None:
     wall = ((0.4, -1.0, 0.0), (0.6, 1.0, 0.4))

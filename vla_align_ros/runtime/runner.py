@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
@@ -90,6 +91,7 @@ class PolicyRunner:
         self._last_plan = 0
         self._last_now_s = float("-inf")
         self._last_tick_s = 0.0
+        self._last_pose: tuple[NDArray[np.float64], float] | None = None  # and when it was measured
         self._last_sight_s = float("-inf")
         self._instruction_s = float("-inf")
         self._hold_since_s = float("-inf")
@@ -131,8 +133,21 @@ class PolicyRunner:
         return self.state.needs_gripper or self._gate.limits.motion.gripper_per_s is not None
 
     def fresh_pose(self) -> NDArray[np.float64] | None:
-        """The end effector's pose (6,) in m and rad; None if it is older than the state may be."""
-        return self._fresh(self.state.pose)
+        """The end effector's pose (6,) in m and rad; None if it is older than the state may be.
+
+        A clock that jumps makes every stamp useless, and the arm must be stopped where it is: what
+        was fresh at the last tick counts for as long by the monotonic clock.
+        """
+        fresh = self._fresh(self.state.pose)
+        if fresh is not None or self._last_pose is None:
+            return fresh
+        pose, measured_s = self._last_pose
+        return pose if self._steady() - measured_s <= self._gate.timeouts.state_s else None
+
+    def _note_pose(self, now_s: float, steady_s: float) -> None:
+        pose = self._fresh(self.state.pose)
+        if pose is not None:
+            self._last_pose = pose, steady_s - self.state.pose.lag_s(now_s, steady_s)
 
     def _fresh(self, source: Source[T]) -> T | None:
         age_s = source.age_s(self._clock(), self._steady())
@@ -216,9 +231,12 @@ class PolicyRunner:
         When a person forbids motion, and when it is permitted again, what was planned is dropped.
         """
         now_s, steady_s = self._clock(), self._steady()
-        if now_s < self._last_now_s - CLOCK_JUMP_S:
+        back_s = self._last_now_s - now_s
+        if back_s > CLOCK_JUMP_S:
             self._forget(keep_instruction=True)
+            self.metrics.count("clock_jumps_back")
         self._last_now_s = now_s
+        self._note_pose(now_s, steady_s)
         forbidden = self.interlock.check(steady_s)
         if self._permitted != (forbidden is None):
             self._permitted = forbidden is None
@@ -226,6 +244,9 @@ class PolicyRunner:
         decision = self._gate.check(self._situation(now_s, steady_s, forbidden))
         self._last_tick_s = steady_s
         if isinstance(decision, Hold):
+            if back_s > CLOCK_JUMP_S:
+                told = f"the clock went back by {back_s:.2f} s; {decision.detail}"
+                decision = replace(decision, detail=told)
             return Step(hold=decision, stop=self._note_hold(decision))
         self.hold = None
         self.stops.note_motion()

@@ -15,6 +15,7 @@ from vla_align_ros.runtime.boxes import Box, check_box, confine
 from vla_align_ros.runtime.chunks import ScheduledAction
 from vla_align_ros.runtime.motion import MotionLimiter, MotionLimits, Travel
 from vla_align_ros.runtime.stops import Hold, Reason
+from vla_align_ros.runtime.watchdog import PERIODS
 
 LONGEST_TICK_S = 0.2  # a later tick speeds up no faster than this one would
 
@@ -144,7 +145,8 @@ class SafetyGate:
 
     Reads no clock. It remembers the last command, from which it limits the next one, and the way
     commanded since the pose was measured, which tells where the arm is by now. A command stays in
-    force for `command_period_s`.
+    force for `command_period_s`; after a gap of two of them, the watchdog's limit, the arm stands
+    and the next one starts from zero.
     """
 
     def __init__(
@@ -161,6 +163,10 @@ class SafetyGate:
     def check(self, situation: Situation) -> Command | Hold:
         """Decide for one tick; order: person, inputs, inference, plan, the command itself."""
         self._travel.note(self._limiter.twist[:3], situation.since_tick_s)
+        if situation.since_tick_s > PERIODS * self._command_period_s:
+            # The watchdog's zero or the controller's timeout has stopped the arm by now.
+            self._limiter.stand()
+            situation = replace(situation, since_tick_s=self._command_period_s)
         decision = self._decide(situation)
         if isinstance(decision, Hold):
             self._limiter.rest(situation.gripper)
