@@ -22,12 +22,15 @@ ALLOWED: dict[str, set[str]] = {
     "vla_align_ros.share": {"errors"},
     "vla_align_ros.flags": {"errors"},
     "vla_align_ros.pages": {"errors"},
+    "vla_align_ros.machine": set(),
     "vla_align_ros.contract": {"errors"},
-    "vla_align_ros.inference": {"errors", "contract", "extras"},
+    "vla_align_ros.inference": {"errors", "machine", "contract", "extras"},
     "vla_align_ros.runtime": {"errors", "contract", "inference"},
     "vla_align_ros.sim": {"errors", "contract"},
     "vla_align_ros.ros": {"errors", "extras", "share", "contract", "inference", "runtime", "sim"},
-    "vla_align_ros.demo": {"errors", "share", "contract", "inference", "runtime", "sim", "ros"},
+    "vla_align_ros.demo": {
+        *("errors", "machine", "share", "contract", "inference", "runtime", "sim", "ros"),
+    },
     "vla_align_ros.bench": {
         *("errors", "share", "pages", "contract", "inference", "runtime", "sim", "ros", "demo"),
     },
@@ -35,7 +38,7 @@ ALLOWED: dict[str, set[str]] = {
         *("errors", "extras", "share", "contract", "inference", "runtime", "sim"),
     },
     "vla_align_ros.cli": {"errors", "extras"},
-    "training": {"errors", "extras", "contract"},
+    "training": {"errors", "machine", "extras", "contract"},
     "training.data": {"errors", "contract", "runtime", "sim"},  # DAgger flies the policy
     "training.closed_loop": {"errors", "contract", "runtime", "sim", "demo"},
     "training.benchmark": {"errors", "pages", "contract", "inference", "runtime", "sim"},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from training.data.dataset import ActionChunkDataset
 from training.data.layout import COLLECTION_PATH
 from training.model.checkpoint import read_json
 from training.vqa import VqaConfig, fingerprint_samples, read_samples
+from vla_align_ros.machine import find_processor
 
 
 def describe_data(data: ActionChunkDataset) -> dict[str, Any]:
@@ -58,8 +58,5 @@ def find_commit() -> str | None:
 
 def describe_machine() -> str:
     """Processor, cores and accelerator, for a run's provenance."""
-    cpu = Path("/proc/cpuinfo")
-    lines = cpu.read_text().splitlines() if cpu.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores{gpu}"
+    return f"{find_processor()}, {os.cpu_count()} cores{gpu}"

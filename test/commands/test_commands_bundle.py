@@ -85,7 +85,7 @@ def test_inspect_shows_the_verdict_of_the_last_proof(tmp_path, capsys):
     run(verify, bundle.path)
     capsys.readouterr()
     assert run(inspect, bundle.path)["report"]["verify"]["ok"] is False
-    assert "REFUSED on 3 samples (onnx, fp32)" in capsys.readouterr().out
+    assert "REFUSED on 3 samples (onnx, fp32; onnxruntime " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("ok", "verdict"), [(True, "proved"), (False, "REFUSED")])
@@ -101,7 +101,7 @@ def test_inspect_calls_proved_what_the_node_would_run(tmp_path, capsys, ok, verd
     bundle.engine("sm89").add_gates({DEVICE: proof})
     run(inspect, bundle.path)
     output = capsys.readouterr().out
-    assert f"{verdict} on 3 samples (onnx, fp32)" in output
+    assert f"{verdict} on 3 samples (onnx, fp32; {proof['runs_on']})" in output
     (line,) = (line for line in output.splitlines() if line.startswith("  sm89: "))
     assert line.endswith(", proved") is ok
 

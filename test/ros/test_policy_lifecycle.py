@@ -23,6 +23,7 @@ from ros_graph import WIDOWX
 from sensor_msgs.msg import JointState
 from std_msgs.msg import String
 
+from vla_align_ros.contract.bundle import Bundle
 from vla_align_ros.ros.policy_node import PolicyNode
 
 OK, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
@@ -247,13 +248,24 @@ def break_graph(bundle: Path, folder: Path) -> Path:
     return copy
 
 
+def take_proof(bundle: Path, folder: Path) -> Path:
+    path = tiny_policy.write_tiny_bundle(folder)
+    Bundle.open(path).change_report(lambda report: {"proofs": {}})
+    return path
+
+
 def move_frame(bundle: Path, folder: Path) -> Path:
     return tiny_policy.write_tiny_bundle(folder, frame="world")
 
 
 @pytest.mark.parametrize(
     ("damage", "says"),
-    [(break_missing, "nowhere"), (break_graph, "altered"), (move_frame, "world")],
+    [
+        (break_missing, "nowhere"),
+        (break_graph, "altered"),
+        (move_frame, "world"),
+        (take_proof, "vla-align verify"),
+    ],
 )
 def test_refuses_a_bundle_it_cannot_run_and_takes_the_next(
     make_node: MakeNode,
@@ -275,6 +287,18 @@ def test_refuses_a_bundle_it_cannot_run_and_takes_the_next(
     assert answers[0].successful
     assert node.trigger_configure() == OK
     assert node.reporter.error is None
+
+
+def test_a_bundle_that_was_proved_elsewhere_is_proved_here_before_it_runs(
+    make_node: MakeNode, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tiny_policy.write_tiny_bundle(tmp_path)
+    elsewhere = {"runs_on": "onnxruntime 1.2.3 on another processor"}
+    Bundle.open(path).change_report(
+        lambda report: {"proofs": {"onnx": {**report["proofs"]["onnx"], **elsewhere}}}
+    )
+    assert make_node(path).trigger_configure() == OK
+    assert "the bundle's proof is from elsewhere: replayed" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vla_align_ros.contract.bundle import Bundle
-from vla_align_ros.runtime.proofs import DEVICE
+from vla_align_ros.runtime.proofs import DEVICE, read_proofs
 from vla_align_ros.runtime.table import is_proved
 
 SUMMARY = "check a bundle's hashes and print what it sees, does and comes from"
@@ -69,7 +69,7 @@ def describe_bundle(bundle: Bundle, report: dict[str, Any]) -> dict[str, list[st
 
 
 def _find_proofs(report: dict[str, Any]) -> list[dict[str, Any] | None]:
-    return list(report.get("proofs", {}).values()) or [None]
+    return list(read_proofs(report).values()) or [None]
 
 
 def _describe_engines(bundle: Bundle) -> list[str]:
@@ -97,5 +97,6 @@ def _describe_proof(proof: dict[str, Any] | None) -> str:
     if proof is None:
         return "none; run `vla-align verify`"
     verdict = "proved" if is_proved(proof) else "REFUSED"
-    how = f"{proof.get('backend')}, {proof.get('precision')}"
+    place = f"; {proof['runs_on']}" if "runs_on" in proof else ""
+    how = f"{proof.get('backend')}, {proof.get('precision')}{place}"
     return f"{verdict} on {proof.get('samples')} samples ({how})"

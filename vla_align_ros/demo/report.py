@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from vla_align_ros.machine import find_processor
 from vla_align_ros.runtime.metrics import STAGES
 from vla_align_ros.runtime.statistics import wilson_interval
 
@@ -172,14 +173,8 @@ def summarise_commands(episodes: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def describe_machine() -> dict[str, Any]:
     """Where the numbers come from."""
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
-        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-        model = names[0] if names else model
     return {
-        "cpu": model,
+        "cpu": find_processor(),
         "cores": len(os.sched_getaffinity(0)),
         "system": platform.platform(),
         "python": platform.python_version(),

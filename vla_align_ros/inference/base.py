@@ -56,6 +56,14 @@ class Backend(Protocol):
         ...
 
 
+def name_place(backend: Backend) -> str:
+    """What a backend's numbers depend on beside the graph: library, version, processor or GPU.
+
+    That is its attribute `runs_on`; its name, where it has none.
+    """
+    return str(getattr(backend, "runs_on", backend.name))
+
+
 def open_backend(name: str, graph_path: Path | str, **options: Any) -> Backend:
     """Open an engine by name for one graph.
 

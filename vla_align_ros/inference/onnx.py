@@ -13,6 +13,7 @@ import onnxruntime
 from vla_align_ros.contract.spec import TensorSpec
 from vla_align_ros.errors import BackendError
 from vla_align_ros.inference.base import check_inputs, check_threads
+from vla_align_ros.machine import find_processor
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
@@ -98,6 +99,8 @@ class OnnxBackend:
         _check_providers(providers, session.get_providers(), "in use")
         _check_options(settings, session.get_provider_options())
         session.disable_fallback()
+        used = "" if tuple(providers) == (CPU,) else f" ({', '.join(providers)})"
+        self.runs_on = f"onnxruntime {onnxruntime.__version__}{used} on {find_processor()}"
         self._session: Any = session
         self._inputs = tuple(_describe(node) for node in session.get_inputs())
         self._outputs = tuple(_describe(node) for node in session.get_outputs())

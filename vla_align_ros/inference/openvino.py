@@ -13,6 +13,7 @@ from vla_align_ros.contract.spec import TensorSpec
 from vla_align_ros.errors import BackendError
 from vla_align_ros.inference.base import check_inputs, check_threads
 from vla_align_ros.inference.signal_stack import keep_signal_stack
+from vla_align_ros.machine import find_processor
 
 _TELEMETRY = "openvino_telemetry"
 
@@ -81,6 +82,7 @@ class OpenVinoBackend:
         if used != _HINTS[precision]:
             raise _refuse_precision(precision, f"{used} in use")
         self.precision = precision
+        self.runs_on = f"openvino {openvino.get_version()} on {find_processor()}"
         self.name = "openvino" if precision == "fp32" else f"openvino_{precision}"
         self._inputs = tuple(_describe(port) for port in compiled.inputs)
         self._outputs = tuple(_describe(port) for port in compiled.outputs)

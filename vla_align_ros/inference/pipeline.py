@@ -13,7 +13,14 @@ from vla_align_ros.contract.engines import LIBRARIES
 from vla_align_ros.contract.graphs import GraphSpec
 from vla_align_ros.contract.spec import ACTION_DIM, TensorSpec
 from vla_align_ros.errors import BackendError
-from vla_align_ros.inference.base import WHOLE, Backend, check_graph, check_inputs, open_backend
+from vla_align_ros.inference.base import (
+    WHOLE,
+    Backend,
+    check_graph,
+    check_inputs,
+    name_place,
+    open_backend,
+)
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -44,6 +51,7 @@ class GraphPipeline:
         first = next(iter(backends.values()))
         self.name = first.name
         self.precision = getattr(first, "precision", "fp32")
+        self.runs_on = name_place(first)
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:

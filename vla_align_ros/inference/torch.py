@@ -17,6 +17,7 @@ from vla_align_ros.contract.spec import TensorSpec
 from vla_align_ros.errors import BackendError, VlaAlignError
 from vla_align_ros.extras import install_hint
 from vla_align_ros.inference.base import check_inputs, check_threads
+from vla_align_ros.machine import find_processor
 
 GROUP = "vla_align_ros.torch_policies"
 """Entry points that rebuild a network: called as ``LoadPolicy``, installed beside the robot."""
@@ -71,6 +72,9 @@ class TorchBackend:
             )
         torch.set_num_threads(threads)
         self.precision = precision
+        on_gpu = self._device.type == "cuda"
+        place = torch.cuda.get_device_name(self._device) if on_gpu else find_processor()
+        self.runs_on = f"torch {torch.__version__} on {place}"
         self.name = "torch" if precision == "fp32" else f"torch_{precision}"
         self.inputs, self.outputs = policy.inputs, policy.outputs
         self._module: torch.nn.Module | None = policy.module.eval().requires_grad_(False)

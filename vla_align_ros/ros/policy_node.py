@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from vla_align_ros.ros.transitions import Result, answer_illegal_requests, trans
 from vla_align_ros.ros.watching import CHECK_PERIOD_S, SourceWatch
 from vla_align_ros.runtime.interlock import Interlock
 from vla_align_ros.runtime.policy import Policy
-from vla_align_ros.runtime.proofs import require_proof
+from vla_align_ros.runtime.proofs import find_proof, require_proof
 from vla_align_ros.runtime.runner import PolicyRunner
 from vla_align_ros.runtime.safety import SafetyGate
 
@@ -159,7 +160,7 @@ class PolicyNode(LifecycleNode):
                 fix="use the robot file that the policy was trained for",
             )
         if not parameters.allow_unproven:
-            require_proof(policy)
+            self._require_proof(policy)
         policy.warm_up()
         self._sight = SightTopics(self, policy.bundle, parameters)
         limits = parameters.limits.tighten(policy.bundle.limits)
@@ -193,6 +194,16 @@ class PolicyNode(LifecycleNode):
             f"bundle {policy.bundle_id[:12]} ready on {parameters.backend}: "
             f"{policy.spec.action.horizon} steps at {policy.spec.action.rate_hz:g} Hz in {frame}"
         )
+
+    def _require_proof(self, policy: Policy) -> None:
+        begun_s = time.monotonic()
+        proof = require_proof(policy)
+        if proof != find_proof(policy):
+            self.get_logger().info(
+                f"the bundle's proof is from elsewhere: replayed {proof['samples']} golden samples "
+                f"on {proof['runs_on']} in {time.monotonic() - begun_s:.1f} s, within their "
+                "limits; `vla-align verify` keeps such a proof"
+            )
 
     def _stand_still(self) -> None:
         """Send zero and stop inference, if the node was commanding the arm."""

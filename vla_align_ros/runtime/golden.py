@@ -11,7 +11,7 @@ from vla_align_ros.contract.bundle import Bundle
 from vla_align_ros.contract.golden import iterate_observations
 from vla_align_ros.contract.processor import Processor
 from vla_align_ros.contract.spec import ACTION_NAMES
-from vla_align_ros.inference.base import Backend
+from vla_align_ros.inference.base import Backend, name_place
 from vla_align_ros.runtime.limits import GoldenLimits, find_golden_limits
 from vla_align_ros.runtime.numbers import judge_numbers, relative_rms
 from vla_align_ros.runtime.policy import Policy
@@ -83,7 +83,7 @@ def prove_bundle(bundle: Bundle, backend: Backend, precision: str | None = None)
     Returns:
         {"ok", "dimensions" (see `judge_errors`), "numbers" (see `judge_actions`; None for a bundle
         without a noise floor), "agreement" (of tokens; None for a chunk policy), "backend",
-        "precision", "samples"}, as a report keeps it.
+        "runs_on" (see `name_place`), "precision", "samples"}, as a report keeps it.
 
     Raises:
         BundleError: if the precision has no limits; else as ``replay_golden``.
@@ -106,6 +106,7 @@ def prove_bundle(bundle: Bundle, backend: Backend, precision: str | None = None)
         "numbers": numbers,
         "agreement": agreement,
         "backend": backend.name,
+        "runs_on": name_place(backend),
         "precision": precision,
         "samples": int(reference.shape[0]),
     }

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from vla_align_ros.errors import BundleError
+from vla_align_ros.inference.base import name_place
+from vla_align_ros.runtime.golden import prove_bundle
 from vla_align_ros.runtime.policy import Policy
 from vla_align_ros.runtime.table import is_proved
 
@@ -42,7 +44,7 @@ def keep_proof(policy: Policy, proof: Mapping[str, Any]) -> None:
         return
     kept, name = dict(proof), policy.backend.name
     policy.bundle.change_report(
-        lambda report: {"proofs": {**report.get("proofs", {}), name: kept}, "verify": kept}
+        lambda report: {"proofs": {**read_proofs(report), name: kept}, "verify": kept}
     )
 
 
@@ -51,24 +53,38 @@ def find_proof(policy: Policy) -> dict[str, Any] | None:
     engines = getattr(policy.backend, "engines", None)
     if engines is not None:
         engines = policy.bundle.engine(engines.target)  # what was added since it was opened
-    proofs: Mapping[str, Any] = (
-        policy.bundle.report().get("proofs", {}) if engines is None else engines.gates
-    )
-    found = proofs.get(policy.backend.name if engines is None else DEVICE)
-    return found if isinstance(found, dict) else None
+    if engines is None:
+        return read_proofs(policy.bundle.report()).get(policy.backend.name)
+    return engines.gates.get(DEVICE)
 
 
-def require_proof(policy: Policy) -> None:
-    """Raise a BundleError, with the command that mends it, unless the policy is proved.
+def read_proofs(report: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The proofs in a bundle's report by backend; what is none is left out."""
+    proofs = report.get("proofs")
+    if not isinstance(proofs, dict):
+        return {}
+    return {name: proof for name, proof in proofs.items() if isinstance(proof, dict)}
 
-    Each backend is proved by itself: another engine rounds otherwise.
+
+def require_proof(policy: Policy) -> dict[str, Any]:
+    """Return the proof of a policy on its backend, on what it runs on here.
+
+    Each backend is proved by itself: another engine rounds otherwise. So does another version of
+    its library, or another processor: a proof from elsewhere is made again, now, and not kept.
+
+    Raises:
+        BundleError: with the command that mends it, unless the policy is proved.
     """
-    proof, backend = find_proof(policy), policy.backend.name
+    proof, backend, place = find_proof(policy), policy.backend.name, name_place(policy.backend)
+    got = "no proof" if proof is None else "a proof that failed"
+    if proof is not None and is_proved(proof) and proof.get("runs_on") != place:
+        got = f"a proof of {proof.get('runs_on', 'an older version')}, which fails on {place}"
+        proof = {**proof, **prove_bundle(policy.bundle, policy.backend, policy.precision)}
     if proof is not None and is_proved(proof):
-        return
+        return proof
     raise BundleError(
         "policy is not proved",
-        got="no proof" if proof is None else "a proof that failed",
+        got=got,
         expected=f"golden samples within their limits on the backend {backend!r}",
         fix=f"run `vla-align verify {policy.bundle.path} --backend {backend}` on this machine, or "
         "set the parameter allow_unproven",

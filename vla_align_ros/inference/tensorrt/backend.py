@@ -36,7 +36,8 @@ class TensorRTBackend:
 
     Args:
         engines: that fit library and GPU. library: imported. cuda: the device, owned from now on.
-        kernels: for TensorRT-RTX. cuda_graph: whether to record.
+        kernels: for TensorRT-RTX. cuda_graph: whether to record. place: the GPU and its driver, for
+            people and for proofs.
 
     Raises:
         BackendError: if an engine cannot be loaded, bound or run.
@@ -50,8 +51,10 @@ class TensorRTBackend:
         *,
         kernels: KernelCache | None = None,
         cuda_graph: bool = True,
+        place: str = "a GPU",
     ) -> None:
         self.name = library.name
+        self.runs_on = f"{library.title} on {place}"
         self.engines = engines
         self._cuda = cuda
         self._kernels = kernels

@@ -47,7 +47,10 @@ def open_engines(
     cache = None
     if loaded.compiles_at_load:
         cache = KernelCache((kernels or user_cache("kernels")) / _name_kernels(engines))
-    return TensorRTBackend(engines, loaded, Cuda(device), kernels=cache, cuda_graph=cuda_graph)
+    place = f"{gpu.name} (driver of CUDA {gpu.driver})"
+    return TensorRTBackend(
+        engines, loaded, Cuda(device), kernels=cache, cuda_graph=cuda_graph, place=place
+    )
 
 
 def _name_kernels(engines: EngineSet) -> str:

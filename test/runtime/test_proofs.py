@@ -1,0 +1,88 @@
+"""A policy runs by a proof of what it runs on here; one from elsewhere is made again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sample_policy import make_bundle
+
+from vla_align_ros.errors import BundleError
+from vla_align_ros.runtime.golden import prove_bundle
+from vla_align_ros.runtime.policy import Policy
+from vla_align_ros.runtime.proofs import find_proof, keep_proof, require_proof
+
+
+class Counting:
+    """A backend that counts its inferences, and gives all actions a push."""
+
+    def __init__(self, inner: Any, push: float = 0.0) -> None:
+        self.inner, self.push, self.count = inner, push, 0
+        self.name, self.runs_on = inner.name, inner.runs_on
+        self.inputs, self.outputs = inner.inputs, inner.outputs
+
+    def infer(self, inputs: Any) -> Any:
+        self.count += 1
+        return {name: values + self.push for name, values in self.inner.infer(inputs).items()}
+
+    def close(self) -> None:
+        self.inner.close()
+
+
+def open_proved(folder: Path, *, push: float = 0.0, **changes: object) -> Policy:
+    """A policy whose kept proof says what it measured, but for some changes."""
+    policy = Policy.open(make_bundle(folder))
+    keep_proof(policy, {**prove_bundle(policy.bundle, policy.backend), **changes})
+    return Policy(policy.bundle, Counting(policy.backend, push))
+
+
+def test_a_proof_names_library_version_and_processor(tmp_path: Path) -> None:
+    policy = open_proved(tmp_path)
+    proof = find_proof(policy)
+    assert proof is not None and proof["runs_on"] == policy.backend.runs_on
+    library, _, processor = proof["runs_on"].partition(" on ")
+    assert library.startswith("onnxruntime 1.") and processor
+
+
+def test_a_proof_of_this_machine_is_enough(tmp_path: Path) -> None:
+    policy = open_proved(tmp_path)
+    assert require_proof(policy) == find_proof(policy)
+    assert policy.backend.count == 0
+
+
+@pytest.mark.parametrize("place", ["onnxruntime 1.2.3 on another processor", None])
+def test_a_proof_from_elsewhere_is_made_again_and_not_kept(
+    tmp_path: Path, place: str | None
+) -> None:
+    behaviour = {"ok": True, "verdict": "not worse"}
+    policy = open_proved(tmp_path, runs_on=place, behaviour=behaviour)
+    kept, made = find_proof(policy), require_proof(policy)
+    assert policy.backend.count == made["samples"]
+    assert made["runs_on"] == policy.backend.runs_on and made["behaviour"] == behaviour
+    assert find_proof(policy) == kept
+
+
+def test_what_does_not_hold_here_is_refused_with_where_it_did(tmp_path: Path) -> None:
+    policy = open_proved(tmp_path, push=0.5, runs_on="onnxruntime 1.2.3 on another processor")
+    with pytest.raises(BundleError, match=r"a proof of onnxruntime 1\.2\.3 .*, which fails on"):
+        require_proof(policy)
+
+
+@pytest.mark.parametrize("changes", [{"ok": False}, {"behaviour": {"ok": False}}])
+@pytest.mark.parametrize("place", [{}, {"runs_on": "elsewhere"}])
+def test_a_proof_that_failed_anywhere_is_refused(
+    tmp_path: Path, changes: dict[str, object], place: dict[str, object]
+) -> None:
+    policy = open_proved(tmp_path, **changes, **place)
+    with pytest.raises(BundleError, match="a proof that failed"):
+        require_proof(policy)
+    assert policy.backend.count == 0
+
+
+@pytest.mark.parametrize("proofs", [None, [1], "onnx", {"onnx": [1]}, {"onnx": None}])
+def test_a_report_that_holds_something_else_proves_nothing(tmp_path: Path, proofs: object) -> None:
+    policy = open_proved(tmp_path)
+    policy.bundle.change_report(lambda report: {"proofs": proofs})
+    with pytest.raises(BundleError, match="no proof"):
+        require_proof(policy)
