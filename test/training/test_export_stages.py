@@ -18,7 +18,7 @@ import pytest
 
 from training.export.stages import Stages, digest, open_stages
 from training.files import hold_lock
-from vla_align_ros.errors import ExportError
+from vla_align_ros.errors import BackendError, BundleError, ExportError
 
 
 def quietly(_line):
@@ -85,7 +85,7 @@ def test_a_full_disk_is_one_error_and_keeps_what_is_whole(tmp_path):
     assert names(tmp_path) == []
 
 
-@pytest.mark.parametrize("error", [ExportError("no"), None])
+@pytest.mark.parametrize("error", [ExportError("no"), BundleError("no"), BackendError("no"), None])
 def test_a_refusal_and_a_good_end_leave_nothing(tmp_path, error):
     def export():
         with open_stages(tmp_path / "bundle", quietly) as stages:
@@ -96,9 +96,17 @@ def test_a_refusal_and_a_good_end_leave_nothing(tmp_path, error):
     if error is None:
         export()
     else:
-        with pytest.raises(ExportError):
+        with pytest.raises(type(error)):
             export()
     assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("kind", [ExportError, BundleError])
+def test_a_refusal_by_the_disk_keeps_what_is_whole_whoever_tells_it(tmp_path, kind):
+    with pytest.raises(kind), open_stages(tmp_path / "bundle", quietly) as stages:
+        stages.run("first", {}, write("whole"))
+        raise kind("cannot be written") from OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert [name for name in names(tmp_path / ".bundle.stages") if name.startswith("first-")]
 
 
 def test_an_interrupt_keeps_what_is_whole(tmp_path):

@@ -23,7 +23,7 @@ from vla_align_ros.contract.files import (
     sync_path,
     write_durably,
 )
-from vla_align_ros.errors import ContractError, ExportError
+from vla_align_ros.errors import ContractError, ExportError, VlaAlignError
 
 _INDEX = "stage.json"
 
@@ -102,9 +102,9 @@ def digest(folder: Path) -> str:
 def open_stages(out: Path, say: Callable[[str], None] = print) -> Iterator[Stages]:
     """Give the steps of an export to `out`, for one process at a time.
 
-    They are dropped when the block ends well or refuses (an ExportError other than of the disk, if
-    `keep` was not set), and kept when it is interrupted. Whoever waited for another process looks
-    for what that one made in the block.
+    They are dropped when the block ends well or refuses (an error of this package, other than of
+    the disk, if `keep` was not set), and kept when it is interrupted. Whoever waited for another
+    process looks for what that one made in the block.
 
     Raises:
         ExportError: also for an OSError of the block, as that of a full disk.
@@ -130,7 +130,7 @@ def _kept_if_interrupted(stages: Stages) -> Iterator[None]:
     root = stages.root
     try:
         yield
-    except ExportError as error:
+    except VlaAlignError as error:  # an engine that refuses a graph, too, refuses it the next time
         if not (stages.keep or isinstance(error.__cause__, OSError)):
             shutil.rmtree(root, ignore_errors=True)
         raise
