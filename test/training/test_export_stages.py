@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from training.export.makers import SOURCES, describe_makers, hash_sources
 from training.export.stages import Stages, digest, open_stages
 from training.files import hold_lock
 from vla_align_ros.errors import BackendError, BundleError, ExportError
@@ -47,6 +48,29 @@ def test_a_step_is_done_once_for_the_same_facts(tmp_path):
     assert len(made) == 1 and stages.reused == ["step"]
     assert stages.run("step", {"seed": 2}, make) != first
     assert len(made) == 2
+
+
+def test_a_step_of_other_code_or_another_library_is_done_again(tmp_path, monkeypatch):
+    for makers in ({"code": "a"}, {"code": "a"}, {"code": "b"}):
+        monkeypatch.setattr("training.export.stages.describe_makers", lambda makers=makers: makers)
+        stages = Stages(tmp_path, quietly)
+        stages.run("step", {}, write("x"))
+    assert len(names(tmp_path)) == 2 and stages.reused == []
+
+
+def test_makers_tell_code_and_libraries_apart(tmp_path):
+    (tmp_path / "room" / "__pycache__").mkdir(parents=True)
+    code = tmp_path / "room" / "code.py"
+    found = []
+    for text in ("one", "two"):
+        code.write_text(text)
+        (tmp_path / "room" / "__pycache__" / "code.pyc").write_text(text)
+        found.append(hash_sources([tmp_path / "room"]))
+        (tmp_path / "room" / "__pycache__" / "code.pyc").write_text("made again")
+        assert hash_sources([tmp_path / "room"]) == found[-1]
+    assert found[0] != found[1] and all(place.exists() for place in SOURCES)
+    told = describe_makers()
+    assert told["code"] == hash_sources(SOURCES) and "numpy" in told["versions"]
 
 
 def test_a_damaged_result_is_made_again(tmp_path):

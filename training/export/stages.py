@@ -1,4 +1,4 @@
-"""Steps that are done once: each result lies under a key of all that it depends on.
+"""Steps that are done once: each result lies under a key of all that it depends on, code included.
 
 An export that is killed, or runs out of disk, goes on where it was when it is called again. A
 result is there whole or not at all, and is looked at by hash before it is used.
@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from training.export.makers import describe_makers
 from training.files import hold_lock, sync_folder
 from vla_align_ros.contract.files import (
     canonical_json,
@@ -49,13 +50,15 @@ class Stages:
         """Return the folder of a step's files, made by `make` unless it lies there whole.
 
         Args:
-            name: of the step. facts: JSON of all that the result depends on; give `digest` of an
-                earlier step's folder for its files. make: fills an empty folder.
+            name: of the step. facts: JSON of all that the result depends on beside this package's
+                code and the libraries; give `digest` of an earlier step's folder for its files.
+            make: fills an empty folder.
 
         Raises:
             ExportError: if the disk is full or not writable; what is whole stays for the next call.
         """
-        key = hashlib.sha256(canonical_json({"step": name, **facts})).hexdigest()[:16]
+        known = {"step": name, "makers": describe_makers(), **facts}
+        key = hashlib.sha256(canonical_json(known)).hexdigest()[:16]
         target = self.root / f"{name}-{key}"
         if target in self._made:
             return target
