@@ -89,7 +89,8 @@ def export_run(
         if episodes:
             stages.keep = True  # another number of episodes needs nothing of it anew
             exact = Bundle.open(stages.root / "bundle-fp32")
-            proof["behaviour"] = prove_behaviour(exact, bundle, episodes)
+            with Policy.open(bundle) as policy:
+                proof["behaviour"] = prove_behaviour(exact, policy, episodes)
             require_proof(
                 proof,
                 f"{FIX}; where it was undecided, give more --episodes. What was exported waits for"
