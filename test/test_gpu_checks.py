@@ -76,7 +76,24 @@ def test_every_command_parses_and_every_setting_is_the_recipes(tmp_path: Path) -
     assert {config.teacher.name for config in trained} == {f"radio:{tmp_path}/out/work/radio"}
     verbs = [words[0] for words in asked]
     trains = ["doctor", *["bench"] * 7, "train", "train"]
-    assert verbs == [*trains, "bench", *["export", "verify"] * 4, "bench"]
+    assert verbs == [*trains, "bench", *["export", "verify"] * 3, "bench"]
+
+
+@pytest.mark.parametrize(
+    ("precision", "made"),
+    [("fp32", ["fp32", "bf16", "fp16", "auto"]), ("int8", ["bf16", "fp16", "auto"])],
+)
+def test_engines_in_fp32_are_asked_of_a_bundle_in_fp32_alone(
+    tmp_path: Path, precision: str, made: list[str]
+) -> None:
+    (tmp_path / "bundle").mkdir()
+    manifest = {"provenance": {"precision": precision}}
+    (tmp_path / "bundle/manifest.json").write_text(json.dumps(manifest))
+    out, bundle = str(tmp_path / "out"), str(tmp_path / "bundle")
+    status, said, asked = run_checks(tmp_path, out, "tensorrt", BUNDLE=bundle)
+    assert status == 0, said
+    exports = [words for words in asked if words[0] == "export"]
+    assert [words[words.index("--precision") + 1] for words in exports] == made
 
 
 def test_figures_and_logs_are_kept_and_a_failure_is_named(tmp_path: Path) -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
+import onnx
 import pytest
+from sample_engines import ENGINES, make_engine_set
 from sample_policy import make_bundle
 
-from vla_align_ros.bench.engine_rows import AGAIN, Row, Worker, measure_rows
+from vla_align_ros.bench.engine_rows import AGAIN, Row, Worker, measure_rows, measure_size
 from vla_align_ros.bench.engine_table import summarise_rows
 from vla_align_ros.cli import run_command
+from vla_align_ros.contract.bundle import write_bundle
 from vla_align_ros.errors import BackendError
 
 
@@ -33,6 +38,42 @@ def test_rows_take_turns_and_the_first_has_a_twin(bundle):
         assert row["memory_mb"] is None or row["memory_mb"] > 10.0
         assert row["size_mb"] > 0.0 and row["load_s"] > 0.0
     assert "opening two threads" in lines
+
+
+def test_the_size_is_of_the_files_that_are_loaded(tmp_path):
+    """Weights beside a graph count; a graph that does not act does not."""
+    plain = make_bundle(tmp_path)
+    model = onnx.load(plain.graph_path())
+    (tmp_path / "graphs").mkdir()
+    graph, sight = (tmp_path / "graphs" / f"{name}.onnx" for name in ("policy", "other"))
+    onnx.save(
+        model,
+        graph,
+        save_as_external_data=True,
+        location="policy.onnx.data",
+        size_threshold=64,
+    )
+    sight.write_bytes(plain.graph_path().read_bytes())
+    bundle = write_bundle(
+        tmp_path / "apart",
+        processor=plain.processor,
+        graphs={"policy": graph, "other": sight},
+        golden=plain.golden(),
+        provenance={"precision": "fp32"},
+    )
+    row = Row("onnx", bundle.path, "onnx")
+    backend = row.open(bundle)
+    loaded = [bundle.path / "model" / name for name in ("policy.onnx", "policy.onnx.data")]
+    assert measure_size(row, bundle, backend) == sum(path.stat().st_size for path in loaded)
+    backend.close()
+
+
+def test_the_size_of_engines_is_their_own(tmp_path):
+    bundle = make_bundle(tmp_path)
+    make_engine_set(bundle)
+    backend = SimpleNamespace(engines=bundle.engine("sm89"))
+    row = Row("tensorrt", bundle.path, "tensorrt")
+    assert measure_size(row, bundle, backend) == sum(map(len, ENGINES.values()))
 
 
 def test_a_row_that_strays_is_not_proved(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+from types import SimpleNamespace
 
 import pytest
 from sample_engines import make_engine_set
@@ -113,6 +114,35 @@ def test_verify_leaves_out_behaviour_beside_an_unnamed_reference(tmp_path):
         keep_proof(policy, {**prove_bundle(bundle, policy.backend), "behaviour": measured})
     assert "behaviour" not in run(verify, bundle.path)
     assert "behaviour" not in bundle.report()["proofs"]["onnx"]
+
+
+def test_verify_runs_the_policy_that_is_open_and_as_many_threads_in_episodes(tmp_path, monkeypatch):
+    """A second engine beside the first would need its memory twice, on a GPU above all."""
+    for folder in ("a", "reference"):
+        (tmp_path / folder).mkdir()
+    candidate, reference = make_bundle(tmp_path / "a"), make_bundle(tmp_path / "reference")
+    opened, asked = [], {}
+    real = Policy.open
+
+    def count(bundle, *options):
+        opened.append((bundle.path, *options))
+        return real(bundle, *options)
+
+    def gate(first, policy, episodes, *, threads):
+        policy.warm_up(1)
+        asked.update(reference=first.path, policy=policy, episodes=episodes, threads=threads)
+        return {"ok": True, "verdict": "not worse", "reference_id": first.id}
+
+    point = SimpleNamespace(name="behaviour", load=lambda: gate)
+    monkeypatch.setattr(verify, "entry_points", lambda group: [point])
+    monkeypatch.setattr(Policy, "open", count)
+    monkeypatch.setattr(verify, "describe_proof", lambda proof: [])
+    options = ["--episodes", 42, "--reference", reference.path, "--threads", 2]
+    result = run(verify, candidate.path, *options)
+    assert opened == [(candidate.path, "onnx", 2)]
+    assert asked["policy"].bundle.path == candidate.path
+    assert (asked["reference"], asked["episodes"], asked["threads"]) == (reference.path, 42, 2)
+    assert result["behaviour"]["verdict"] == "not worse"
 
 
 def test_inspect_refuses_a_tampered_bundle(tmp_path):

@@ -7,7 +7,12 @@ import sys
 import pytest
 
 from vla_align_ros.commands import engine_checks
-from vla_align_ros.commands.engine_checks import PROBES, check_engine, check_engines
+from vla_align_ros.commands.engine_checks import (
+    PROBES,
+    check_engine,
+    check_engines,
+    check_provider,
+)
 from vla_align_ros.errors import BackendError
 from vla_align_ros.inference import BACKENDS
 from vla_align_ros.inference.base import open_backend
@@ -21,6 +26,19 @@ def test_every_backend_is_looked_at():
 def test_the_base_engine_works_and_names_its_providers():
     finding = check_engine("onnx")
     assert finding.ok and "CPUExecutionProvider" in finding.found
+
+
+@pytest.mark.parametrize("built_in", [True, False])
+def test_a_provider_of_a_gpu_is_said_to_be_for_python_code_and_not_for_the_node(
+    monkeypatch, built_in
+):
+    there = ["CUDAExecutionProvider"] if built_in else ["CPUExecutionProvider"]
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: there)
+    finding = check_provider("onnx on CUDA", "CUDAExecutionProvider")
+    assert finding.ok is built_in
+    told = finding.found if built_in else finding.fix
+    assert "Python code" in told
+    assert built_in or ("the node use a GPU by tensorrt" in told and "onnxruntime-gpu" in told)
 
 
 @pytest.mark.parametrize(

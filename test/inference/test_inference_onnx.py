@@ -123,6 +123,7 @@ def test_providers_of_a_gpu_are_told_to_round_nothing(graph, monkeypatch, provid
             seen.update(dict(providers))
             raise RuntimeError("no GPU in this test")
 
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: [provider])
     monkeypatch.setattr("onnxruntime.InferenceSession", Session)
     with pytest.raises(BackendError, match="no GPU in this test"):
@@ -132,6 +133,14 @@ def test_providers_of_a_gpu_are_told_to_round_nothing(graph, monkeypatch, provid
     with pytest.raises(BackendError, match="no GPU in this test"):
         OnnxBackend(graph, providers=(provider,), provider_options=given)
     assert seen[provider][option] == "1"
+
+
+def test_tensorrts_provider_is_refused_where_nothing_keeps_it_from_tf32(graph, monkeypatch):
+    provider = "TensorrtExecutionProvider"
+    monkeypatch.delenv("NVIDIA_TF32_OVERRIDE", raising=False)
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: [provider])
+    with pytest.raises(BackendError, match=r"TF32.*expected NVIDIA_TF32_OVERRIDE=0"):
+        OnnxBackend(graph, providers=(provider,))
 
 
 def test_weights_beside_a_graph_are_read(graph, inputs, tmp_path):

@@ -42,11 +42,16 @@ def write_twin(folder, golden, precision, samples):
     )
 
 
+def prove(reference, candidate, episodes):
+    with Policy.open(candidate) as policy:
+        return prove_behaviour(reference, policy, episodes)
+
+
 def test_a_policy_beside_its_reference_loses_nothing_and_two_episodes_decide_nothing(
     tmp_path, golden
 ):
     reference = write_twin(tmp_path, golden, "fp32", 3)
-    verdict = prove_behaviour(reference, write_twin(tmp_path, golden, "int8", 2), 2)
+    verdict = prove(reference, write_twin(tmp_path, golden, "int8", 2), 2)
     assert (verdict["lost"], verdict["won"], verdict["episodes"]) == (0, 0, 2)
     assert verdict["reference"] == verdict["candidate"] > 0, "it can do the task"
     assert verdict["verdict"] == "undecided" and not verdict["ok"]
@@ -56,24 +61,24 @@ def test_a_policy_beside_its_reference_loses_nothing_and_two_episodes_decide_not
 def test_a_policy_is_no_reference_of_itself(tmp_path, golden):
     exact = write_twin(tmp_path, golden, "fp32", 2)
     with pytest.raises(ExportError, match="twice the bundle"):
-        prove_behaviour(exact, exact, 1)
+        prove(exact, exact, 1)
 
 
 def test_the_reference_must_be_in_fp32(tmp_path, golden):
     with pytest.raises(ExportError, match="got a reference in auto_weights; expected fp32"):
-        prove_behaviour(Bundle.open(SHIPPED), write_twin(tmp_path, golden, "int8", 2), 1)
+        prove(Bundle.open(SHIPPED), write_twin(tmp_path, golden, "int8", 2), 1)
 
 
 def test_the_reference_must_act_as_the_model_that_the_candidate_was_made_from(tmp_path, golden):
     reference = write_twin(tmp_path, golden, "fp32", 2)
     with pytest.raises(ExportError, match=r"another policy than the candidate: got .* off by"):
-        prove_behaviour(reference, Bundle.open(SHIPPED), 1)
+        prove(reference, Bundle.open(SHIPPED), 1)
 
 
 def test_a_policy_of_another_robot_cannot_be_compared(tmp_path):
     other = make_bundle(tmp_path)
     with pytest.raises(ExportError, match="behaviour cannot be compared"):
-        prove_behaviour(Bundle.open(SHIPPED), other, 1)
+        prove(Bundle.open(SHIPPED), other, 1)
 
 
 def test_verify_asks_for_the_reference(tmp_path, capsys):

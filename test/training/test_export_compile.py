@@ -197,6 +197,31 @@ def test_options_reach_the_builder(tmp_path):
         build(graph, tmp_path / "small", options=parse_options(["memPoolSize=workspace:1K"]))
 
 
+def test_float32_is_not_rounded_to_tf32(tmp_path, monkeypatch):
+    flags = []
+    real = compile_module.apply_options
+
+    def look(library, config, options):
+        flags.append(config.get_flag(library.module.BuilderFlag.TF32))
+        real(library, config, options)
+
+    monkeypatch.setattr(compile_module, "apply_options", look)
+    graph = write_attention(tmp_path / "graph.onnx", "fp32")
+    exact = build(graph, tmp_path / "exact")
+    assert flags == [False], "and an option comes after it"
+    monkeypatch.setattr(compile_module, "set_defaults", lambda *_: None)
+    rounded = build(graph, tmp_path / "rounded")
+    assert flags[1] and rounded.path.read_bytes() != exact.path.read_bytes()
+
+
+def test_an_engine_that_was_built_by_other_settings_is_not_taken(tmp_path, monkeypatch):
+    graph, cache = write_attention(tmp_path / "graph.onnx", "bf16"), tmp_path / "cache"
+    first = build(graph, tmp_path / "first", cache=cache)
+    monkeypatch.setattr("training.export.compile_cache.SETTINGS", -1)
+    assert build(graph, tmp_path / "second", cache=cache).key != first.key
+    assert len([path for path in (cache / "engines").iterdir() if path.is_dir()]) == 2
+
+
 # -- faults -------------------------------------------------------------------------------------
 def test_a_full_disk_leaves_the_old_engine(tmp_path, monkeypatch):
     graph = write_attention(tmp_path / "graph.onnx", "bf16")

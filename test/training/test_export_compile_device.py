@@ -80,12 +80,18 @@ def make_builder(version: str, journal: list[object], layer: str = "conv") -> Mo
 
     module = ModuleType("tensorrt")
     module.__version__ = version.split()[1]
+    assert "TF32" in API[version]["BuilderFlag"].split()
+    module.BuilderFlag = SimpleNamespace(TF32="TF32")
     module.NetworkDefinitionCreationFlag = SimpleNamespace(STRONGLY_TYPED=1)
     module.ILogger = type("ILogger", (), {})
     levels = API[version]["ILogger.Severity"].split()
     module.ILogger.Severity = SimpleNamespace(**{level: level for level in levels})
     module.IProgressMonitor = type("IProgressMonitor", (), {})
-    config = {"set_timing_cache": set_timing_cache, "create_timing_cache": Cache}
+    config = {
+        "set_timing_cache": set_timing_cache,
+        "create_timing_cache": Cache,
+        "clear_flag": lambda flag: journal.append(("cleared", flag)),
+    }
     calls = {
         "create_builder_config": lambda: Offered(version, "IBuilderConfig", **config),
         "create_network": make_network,
@@ -116,7 +122,8 @@ def build(graph: Path, chosen: Target, cache: Path | None = None):
 def test_every_version_builds_strongly_typed_with_what_it_has(graph, version):
     journal: list[object] = []
     built = build(graph, target(version, journal))
-    assert journal == [("flags", 1 << 1)], "the types in the graph are the types that run"
+    assert journal[0] == ("cleared", "TF32"), "which is on by default"
+    assert journal[1:] == [("flags", 1 << 1)], "the types in the graph are the types that run"
     assert built.path.read_bytes() == b"engine"
     assert (built.target, built.library) == ("sm87", "tensorrt")
     assert built.library_version == version.split()[1]
@@ -144,6 +151,15 @@ def test_timings_of_another_build_at_the_same_time_are_not_lost(tmp_path):
     for timings in (here, there):
         timings.save(SimpleNamespace(create_timing_cache=Cache))
     assert here.read() == b"one,two"
+
+
+def test_timings_of_other_settings_are_left_alone(graph, tmp_path, monkeypatch):
+    journal: list[object] = []
+    build(graph, target(FULL[0], journal), tmp_path)
+    graph.write_bytes(b"another graph")
+    monkeypatch.setattr("training.export.compile_timings.SETTINGS", -1)
+    build(graph, target(FULL[0], journal), tmp_path)
+    assert [what for kind, what in journal if kind == "known"] == [[], []]
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[:-1], lambda b: b[:10], lambda b: b"", bytes.upper])

@@ -197,8 +197,15 @@ def test_auto_keeps_the_worst_parts_until_the_gates_pass(bundle, monkeypatch):
 
 def test_a_bundle_with_rounded_activations_is_no_source(bundles, tmp_path):
     export_run(bundles / "run", tmp_path / "b", "int8_dynamic", say=quietly)
-    with pytest.raises(ExportError, match="engines cannot be made of this bundle"):
+    with pytest.raises(ExportError, match="engines in bf16 cannot be made of this bundle"):
         export_engines(tmp_path / "b", "sm89", "bf16", say=quietly)
+
+
+def test_engines_in_fp32_of_weights_that_are_rounded_are_refused_before_any_work(bundles):
+    said = []
+    with pytest.raises(ExportError, match="got a bundle in int8; expected one in fp32; fix"):
+        export_engines(bundles / "int8", "sm89", "fp32", say=said.append)
+    assert said == []
 
 
 def test_int4_that_moves_the_arm_too_far_is_refused_with_what_would_do(bundle):

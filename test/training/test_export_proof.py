@@ -13,6 +13,7 @@ import onnx
 from onnx import numpy_helper
 from tiny_export import make_model, make_run
 
+from training.export import proof as proof_module
 from training.export.bundle import export_run
 from training.export.precision import Plan, write_plan
 from training.export.proof import measure_graphs, prove_graphs, require_proof
@@ -53,10 +54,10 @@ def prepare(path):
     return bundle, samples, measure_graphs(bundle.acting_graphs, exact, noisy, samples)
 
 
-def prove(policy, folder, precision):
+def prove(policy, folder, precision, *, fused=False):
     bundle, samples, floors = policy
     return prove_graphs(
-        bundle, bundle.path / "model", folder, precision, samples, floors, fused=False
+        bundle, bundle.path / "model", folder, precision, samples, floors, fused=fused
     )
 
 
@@ -102,6 +103,23 @@ def test_rounding_to_bfloat16_is_its_own_measure(chunk, tmp_path):
     assert proof["ok"]
     assert proof["numbers"]["outputs"]["policy.actions"]["ratio"] == pytest.approx(1.0)
     assert not prove(chunk, folder, "fp32")["ok"]
+
+
+def test_both_gates_see_a_bundles_graphs_by_the_kernels_that_run_them(chunk, tmp_path, monkeypatch):
+    folder = copy(chunk, tmp_path)
+    write_plan(folder / "policy.onnx", folder / "policy.onnx", Plan("int8_weights"))
+    seen = []
+    real = proof_module.open_backend
+
+    def look(name, path, *, optimization):
+        seen.append((path.parent == folder, optimization))
+        return real(name, path, optimization=optimization)
+
+    monkeypatch.setattr(proof_module, "open_backend", look)
+    for fused, level in ((True, "all"), (False, "basic")):
+        seen.clear()
+        assert prove(chunk, folder, "int8", fused=fused)["ok"]
+        assert seen == [(False, "basic"), (True, level), (True, level)]
 
 
 @pytest.mark.parametrize("precision", ["bf16", "int8", "int4"])

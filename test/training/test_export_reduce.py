@@ -147,6 +147,19 @@ def test_a_reduced_token_policy_holds_its_language_model_once(runs, tmp_path, mo
         assert beside == {"vision.onnx.data", "prefill.onnx.data"}
 
 
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_a_graph_that_is_small_when_reduced_takes_its_other_weights_along(
+    runs, tmp_path, monkeypatch, precision
+):
+    """The exact one has its weights in a file beside it; the reduced one holds them itself."""
+    whole = (runs / "chunk/bundle/model/policy.onnx").stat().st_size
+    monkeypatch.setattr("training.export.graph_file._ONE_FILE_UP_TO_BYTES", int(0.8 * whole))
+    export_run(runs / "chunk/run", tmp_path / "exact", say=quietly)
+    assert located(tmp_path / "exact/model/policy.onnx").keys() == {"policy.onnx.data"}
+    assert export_run(runs / "chunk/run", tmp_path / "b", precision, say=quietly)["ok"]
+    assert located(tmp_path / "b/model/policy.onnx") == {}
+
+
 def test_graphs_of_a_bundle_are_judged_as_the_robot_runs_them(runs, tmp_path):
     bundle = Bundle.open(runs / "chunk/bundle")
     stages = Stages(tmp_path / "stages", quietly)

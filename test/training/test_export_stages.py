@@ -16,9 +16,10 @@ from pathlib import Path
 
 import pytest
 
+from training.export.makers import SOURCES, describe_makers, hash_sources
 from training.export.stages import Stages, digest, open_stages
 from training.files import hold_lock
-from vla_align_ros.errors import ExportError
+from vla_align_ros.errors import BackendError, BundleError, ExportError
 
 
 def quietly(_line):
@@ -47,6 +48,29 @@ def test_a_step_is_done_once_for_the_same_facts(tmp_path):
     assert len(made) == 1 and stages.reused == ["step"]
     assert stages.run("step", {"seed": 2}, make) != first
     assert len(made) == 2
+
+
+def test_a_step_of_other_code_or_another_library_is_done_again(tmp_path, monkeypatch):
+    for makers in ({"code": "a"}, {"code": "a"}, {"code": "b"}):
+        monkeypatch.setattr("training.export.stages.describe_makers", lambda makers=makers: makers)
+        stages = Stages(tmp_path, quietly)
+        stages.run("step", {}, write("x"))
+    assert len(names(tmp_path)) == 2 and stages.reused == []
+
+
+def test_makers_tell_code_and_libraries_apart(tmp_path):
+    (tmp_path / "room" / "__pycache__").mkdir(parents=True)
+    code = tmp_path / "room" / "code.py"
+    found = []
+    for text in ("one", "two"):
+        code.write_text(text)
+        (tmp_path / "room" / "__pycache__" / "code.pyc").write_text(text)
+        found.append(hash_sources([tmp_path / "room"]))
+        (tmp_path / "room" / "__pycache__" / "code.pyc").write_text("made again")
+        assert hash_sources([tmp_path / "room"]) == found[-1]
+    assert found[0] != found[1] and all(place.exists() for place in SOURCES)
+    told = describe_makers()
+    assert told["code"] == hash_sources(SOURCES) and "numpy" in told["versions"]
 
 
 def test_a_damaged_result_is_made_again(tmp_path):
@@ -85,7 +109,7 @@ def test_a_full_disk_is_one_error_and_keeps_what_is_whole(tmp_path):
     assert names(tmp_path) == []
 
 
-@pytest.mark.parametrize("error", [ExportError("no"), None])
+@pytest.mark.parametrize("error", [ExportError("no"), BundleError("no"), BackendError("no"), None])
 def test_a_refusal_and_a_good_end_leave_nothing(tmp_path, error):
     def export():
         with open_stages(tmp_path / "bundle", quietly) as stages:
@@ -96,9 +120,17 @@ def test_a_refusal_and_a_good_end_leave_nothing(tmp_path, error):
     if error is None:
         export()
     else:
-        with pytest.raises(ExportError):
+        with pytest.raises(type(error)):
             export()
     assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("kind", [ExportError, BundleError])
+def test_a_refusal_by_the_disk_keeps_what_is_whole_whoever_tells_it(tmp_path, kind):
+    with pytest.raises(kind), open_stages(tmp_path / "bundle", quietly) as stages:
+        stages.run("first", {}, write("whole"))
+        raise kind("cannot be written") from OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert [name for name in names(tmp_path / ".bundle.stages") if name.startswith("first-")]
 
 
 def test_an_interrupt_keeps_what_is_whole(tmp_path):

@@ -62,18 +62,19 @@ def _check_cameras(spec: PolicySpec) -> None:
 
 def prove_behaviour(
     reference: Bundle,
-    candidate: Bundle,
+    candidate: Policy,
     episodes: int,
     *,
-    backend: str = "onnx",
+    threads: int = 1,
     shift: str = "none",
     seed: int = FIRST_SEED,
 ) -> dict[str, Any]:
     """Run both policies on the same scenes of the table-top, and judge the candidate.
 
     Args:
-        reference: the same policy in fp32, on ONNX Runtime. candidate: the bundle in question, run
-            on `backend`. episodes: pairs. shift: of the scenes. seed: of the first.
+        reference: the same policy in fp32, to run on ONNX Runtime. candidate: the policy in
+            question, as it is open; it stays so. episodes: pairs. threads: of the reference.
+            shift: of the scenes. seed: of the first.
 
     Returns:
         As `judge_pairs`, with "shift", "seed", "backend", and the reference's "reference_id".
@@ -95,14 +96,11 @@ def prove_behaviour(
         )
     env = TabletopEnv()
     try:
-        with (
-            Policy.open(reference, REFERENCE_BACKEND) as first,
-            Policy.open(candidate, backend) as second,
-        ):
-            _check_reference(first, second)
+        with Policy.open(reference, REFERENCE_BACKEND, threads) as first:
+            _check_reference(first, candidate)
             outcomes: list[list[bool]] = [[], []]
             for number in tqdm(range(episodes), desc="behaviour", unit="pair"):
-                for policy, found in zip((first, second), outcomes, strict=True):
+                for policy, found in zip((first, candidate), outcomes, strict=True):
                     episode = run_episode(
                         policy, env, seed + number, shift, executed=EXECUTED_ACTIONS, swap=False
                     )
@@ -114,7 +112,7 @@ def prove_behaviour(
         **verdict,
         "shift": shift,
         "seed": seed,
-        "backend": backend,
+        "backend": candidate.backend.name,
         "reference_id": reference.id,
     }
 

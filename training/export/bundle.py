@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from training.export.behaviour import check_gate, prove_behaviour
 from training.export.graph_file import OPSET
+from training.export.makers import library_versions
 from training.export.precision import find_plan
 from training.export.products import DELICATE
 from training.export.proof import check_parity, require_proof, run_graphs
@@ -88,7 +89,8 @@ def export_run(
         if episodes:
             stages.keep = True  # another number of episodes needs nothing of it anew
             exact = Bundle.open(stages.root / "bundle-fp32")
-            proof["behaviour"] = prove_behaviour(exact, bundle, episodes)
+            with Policy.open(bundle) as policy:
+                proof["behaviour"] = prove_behaviour(exact, policy, episodes)
             require_proof(
                 proof,
                 f"{FIX}; where it was undecided, give more --episodes. What was exported waits for"
@@ -164,7 +166,7 @@ def _trace(
         "parity": parity,
         "noise_floor": floors.actions,
         "kept_in_float": list(DELICATE),
-        "versions": source.versions(),
+        "versions": library_versions(),
     }
     return exact, reference, facts
 

@@ -18,7 +18,7 @@ from training.export.compile_cache import (
     keep_engine,
     take_engine,
 )
-from training.export.compile_options import apply_options
+from training.export.compile_options import apply_options, set_defaults
 from training.export.compile_progress import PhaseTracker, ProgressLine, Report, make_monitor
 from training.export.compile_target import Target, resolve_target
 from training.export.compile_timings import TimingCache
@@ -129,6 +129,7 @@ def _build(
     logger.take_errors()
     builder = trt.Builder(logger)
     config = builder.create_builder_config()
+    set_defaults(library, config)
     _set_target(library, config, target)
     apply_options(library, config, options)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from training.export.compile_options import SETTINGS
 from training.export.compile_target import Target
 from training.files import hold_lock, replace_atomically
 from vla_align_ros.contract.files import canonical_json, claim_folder, hash_file, user_cache
@@ -70,6 +71,7 @@ def engine_key(onnx_sha256: str, target: Target, options: Mapping[str, str]) -> 
         "target": target.name,
         "device": target.device,
         "library": [target.library.name, target.library.version],
+        "settings": SETTINGS,
         "options": dict(options),
     }
     return hashlib.sha256(canonical_json(facts)).hexdigest()

@@ -20,6 +20,8 @@ POOLS = {
 }
 _UNITS = {"": 20, "B": 0, "K": 10, "M": 20, "G": 30}  # trtexec, too, takes a bare number as MiB
 _GONE = ("fp16", "bf16", "int8", "fp8", "int4", "best", "calib", "precisionConstraints")
+SETTINGS = 2
+"""Version of `set_defaults`, in the names of what is cached; raise it when they change."""
 _LEVELS = {"0": "NONE", "1": "FAST", "2": "MODERATE", "3": "FULL"}
 
 Apply = Callable[[Any, Any, str], None]
@@ -61,6 +63,12 @@ def parse_options(words: Iterable[str]) -> dict[str, str]:
             raise ConfigurationError("TensorRT option is given twice", got=word)
         options[name] = value
     return options
+
+
+def set_defaults(library: Library, config: Any) -> None:
+    """Set on an IBuilderConfig what holds for every build, unless an option says otherwise."""
+    # TensorRT lets float32 products be rounded to TF32 by default, strongly typed or not.
+    config.clear_flag(library.module.BuilderFlag.TF32)
 
 
 def apply_options(library: Library, config: Any, options: Mapping[str, str]) -> None:

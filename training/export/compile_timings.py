@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from training.export.compile_options import SETTINGS
 from training.files import hold_lock, replace_atomically
 from vla_align_ros.contract.files import read_sealed, seal
 from vla_align_ros.errors import DataError
@@ -15,10 +16,11 @@ if TYPE_CHECKING:
 
 
 class TimingCache:
-    """One file for a library's version and a GPU: its sha256, then TensorRT's own content.
+    """One file for a library's version, a GPU and our settings: sha256, then TensorRT's content.
 
     TensorRT finds entries by the content of a layer, and refuses a cache of another version or
-    device by itself; a file that was damaged or cut is dropped by its hash before it is looked at.
+    device by itself, but not one of settings that allowed other kernels; a file that was damaged or
+    cut is dropped by its hash before it is looked at.
 
     Args:
         folder: of all caches. target: with library and device.
@@ -26,7 +28,8 @@ class TimingCache:
 
     def __init__(self, folder: Path, target: Target) -> None:
         library = target.library
-        name = "".join(c if c.isalnum() else "_" for c in f"{target.name}-{target.device}")
+        words = f"{target.name}-{target.device}-{SETTINGS}"
+        name = "".join(c if c.isalnum() else "_" for c in words)
         self.path = folder / "timings" / f"{library.name}-{library.version}-{name}"
         self._cache: Any = None
 

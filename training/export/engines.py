@@ -24,7 +24,8 @@ from vla_align_ros.contract.files import read_json_object, readable_json, write_
 from vla_align_ros.errors import ExportError
 
 SOURCES = ("fp32", "int8", "auto_weights", "int4")
-"""Precisions of bundles that engines can be made of: float32, or weights alone in fewer bits."""
+"""Precisions of bundles that engines can be made of: float32, or weights alone in fewer bits.
+Engines in float32 of the first alone: the others' weights stray further than its limits."""
 
 FIX = "build in a higher precision, or with --precision auto"
 
@@ -83,6 +84,7 @@ def export_engines(
     """
     bundle = Bundle.open(path)
     order = check_order(targets, precision, options=options, block=block)
+    _check_source(bundle, precision)
     cache = open_user_cache()
     with open_stages(bundle.path, say) as stages:
         exact = _restore(stages, bundle)
@@ -146,18 +148,26 @@ def _read_calibration(bundle: Bundle, data: Sequence[str | Path]) -> Sequence[Ar
     return read_calibration(data, bundle.processor, config)
 
 
+def _check_source(bundle: Bundle, precision: str) -> None:
+    """Refuse, before any work, a bundle of whose graphs no engines in a precision can be made."""
+    found, sources = _precision(bundle), ("fp32",) if precision == "fp32" else SOURCES
+    if found not in sources:
+        raise ExportError(
+            f"engines in {precision} cannot be made of this bundle",
+            got=f"a bundle in {found}",
+            expected="one in " + " or ".join(sources),
+            fix="export the run with --precision fp32, and build from that bundle",
+        )
+
+
+def _precision(bundle: Bundle) -> str:
+    return str(bundle.manifest["provenance"]["precision"])
+
+
 def _restore(stages: Stages, bundle: Bundle) -> Exact:
     """Return the bundle's graphs in float32: its own, or with their weights restored."""
     specs = bundle.acting_graphs
-    precision = str(bundle.manifest["provenance"]["precision"])
-    if precision not in SOURCES:
-        raise ExportError(
-            "engines cannot be made of this bundle",
-            got=f"a bundle in {precision}",
-            expected="one in " + " or ".join(SOURCES),
-            fix="export the run with --precision fp32",
-        )
-    if precision == "fp32":
+    if _precision(bundle) == "fp32":
         return Exact(specs, bundle.graph_path(specs[0].name).parent, bundle.id, bundle=bundle)
 
     def make(folder: Path) -> None:

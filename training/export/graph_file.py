@@ -29,13 +29,20 @@ def save_graphs(models: Iterable[tuple[str, Any]], folder: Path) -> None:
 def save_graph(model: Any, path: Path) -> None:
     """Write a graph; large weights go to one file beside it, `<path>.data`, tensor by tensor.
 
-    Weights that lie in that folder already, beside another graph, stay where they are.
+    Weights that lie in that folder already, beside another graph, stay where they are; those that
+    lie beside a graph elsewhere come along.
     """
     import onnx_ir as ir
 
-    held = [value.const_value for value in model.graph.initializers.values()]
-    size = sum(tensor.nbytes for tensor in held if not _lies_in(path.parent, tensor))
+    initializers = model.graph.initializers.values()
+    moved = [value for value in initializers if not _lies_in(path.parent, value.const_value)]
+    size = sum(value.const_value.nbytes for value in moved)
     beside = path.name + ".data" if size > _ONE_FILE_UP_TO_BYTES else None
+    if beside is None:
+        # A graph names the files of its weights by their names alone, as if they lay beside it.
+        for value in moved:
+            if isinstance(value.const_value, ir.ExternalTensor):
+                value.const_value = ir.tensor(value.const_value.numpy(), name=value.name)
     ir.save(
         model,
         path,

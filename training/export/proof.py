@@ -79,17 +79,20 @@ def measure_graphs(
     exact: Path,
     other: Path,
     samples: Sequence[Mapping[str, npt.NDArray[Any]]],
+    *,
+    fused: bool = False,
 ) -> Errors:
     """Give each graph of `other` the inputs that its twin of `exact` had; compare the outputs.
 
-    Of policies whose caches are large, only as many samples as fit in memory are compared.
+    Of policies whose caches are large, only as many samples as fit in memory are compared. `other`
+    runs as written, or by `fused` kernels (see `opened`).
     """
     extents = [t.shape for spec in specs for t in (*spec.inputs, *spec.outputs)]
     size = 8 * sum(int(np.prod([extent or 1 for extent in shape])) for shape in extents)
     count = max(1, min(len(samples), _RECORDED_BYTES // size))
     with opened(specs, exact) as backends:
         calls = record_graphs(specs, backends, samples[:count])
-    with opened(specs, other) as backends:
+    with opened(specs, other, fused=fused) as backends:
         return {name: measure_outputs(calls[name], backends[name]) for name in calls}
 
 
@@ -108,8 +111,8 @@ def prove_graphs(
     Args:
         bundle: whose golden samples and processor are used. exact: folder of the float32 graphs.
         other: folder of the graphs in question. precision: whose limits count. samples: for the
-            numbers. floors: what rounding to bfloat16 does to the same outputs. fused: whether the
-            actions are those of a bundle, by fused kernels, or an engine's.
+            numbers. floors: what rounding to bfloat16 does to the same outputs. fused: whether they
+            are a bundle's graphs, which run by fused kernels, or an engine's.
 
     Returns:
         As `prove_bundle`, with "numbers" for every output of every graph. If an action is not
@@ -117,7 +120,7 @@ def prove_graphs(
     """
     limits = find_golden_limits(precision)
     specs = bundle.acting_graphs
-    errors = measure_graphs(specs, exact, other, samples)
+    errors = measure_graphs(specs, exact, other, samples, fused=fused)
     numbers = judge_numbers(errors, floors, limits.noise, limits.agreement)
     with opened(specs, other, fused=fused) as backends:
         try:

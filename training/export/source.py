@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -67,14 +66,7 @@ class RunSource:
         return {
             "files": {**self.weights.hashes(), **others},
             "opset": OPSET,
-            "versions": self.versions(),
         }
-
-    @staticmethod
-    def versions() -> dict[str, str]:
-        """Return the versions of the libraries that make the graphs."""
-        names = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime")
-        return {name: version(name) for name in names}
 
     def samples(self) -> list[Arrays]:
         """Return the golden inputs as the first graphs take them."""

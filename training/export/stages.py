@@ -1,4 +1,4 @@
-"""Steps that are done once: each result lies under a key of all that it depends on.
+"""Steps that are done once: each result lies under a key of all that it depends on, code included.
 
 An export that is killed, or runs out of disk, goes on where it was when it is called again. A
 result is there whole or not at all, and is looked at by hash before it is used.
@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from training.export.makers import describe_makers
 from training.files import hold_lock, sync_folder
 from vla_align_ros.contract.files import (
     canonical_json,
@@ -23,7 +24,7 @@ from vla_align_ros.contract.files import (
     sync_path,
     write_durably,
 )
-from vla_align_ros.errors import ContractError, ExportError
+from vla_align_ros.errors import ContractError, ExportError, VlaAlignError
 
 _INDEX = "stage.json"
 
@@ -49,13 +50,15 @@ class Stages:
         """Return the folder of a step's files, made by `make` unless it lies there whole.
 
         Args:
-            name: of the step. facts: JSON of all that the result depends on; give `digest` of an
-                earlier step's folder for its files. make: fills an empty folder.
+            name: of the step. facts: JSON of all that the result depends on beside this package's
+                code and the libraries; give `digest` of an earlier step's folder for its files.
+            make: fills an empty folder.
 
         Raises:
             ExportError: if the disk is full or not writable; what is whole stays for the next call.
         """
-        key = hashlib.sha256(canonical_json({"step": name, **facts})).hexdigest()[:16]
+        known = {"step": name, "makers": describe_makers(), **facts}
+        key = hashlib.sha256(canonical_json(known)).hexdigest()[:16]
         target = self.root / f"{name}-{key}"
         if target in self._made:
             return target
@@ -102,9 +105,9 @@ def digest(folder: Path) -> str:
 def open_stages(out: Path, say: Callable[[str], None] = print) -> Iterator[Stages]:
     """Give the steps of an export to `out`, for one process at a time.
 
-    They are dropped when the block ends well or refuses (an ExportError other than of the disk, if
-    `keep` was not set), and kept when it is interrupted. Whoever waited for another process looks
-    for what that one made in the block.
+    They are dropped when the block ends well or refuses (an error of this package, other than of
+    the disk, if `keep` was not set), and kept when it is interrupted. Whoever waited for another
+    process looks for what that one made in the block.
 
     Raises:
         ExportError: also for an OSError of the block, as that of a full disk.
@@ -130,7 +133,7 @@ def _kept_if_interrupted(stages: Stages) -> Iterator[None]:
     root = stages.root
     try:
         yield
-    except ExportError as error:
+    except VlaAlignError as error:  # an engine that refuses a graph, too, refuses it the next time
         if not (stages.keep or isinstance(error.__cause__, OSError)):
             shutil.rmtree(root, ignore_errors=True)
         raise

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from vla_align_ros.contract.bundle import Bundle
+from vla_align_ros.contract.external_data import read_references
 from vla_align_ros.contract.golden import iterate_observations
 from vla_align_ros.errors import BackendError, VlaAlignError
 from vla_align_ros.inference.base import Backend, open_backend
@@ -178,7 +179,7 @@ def _serve(pipe: Connection, row: Row) -> None:
             "precision": policy.precision,
             "load_s": opened_s - start_s,
             "warm_up_s": time.perf_counter() - opened_s,
-            "size_mb": measure_size(row, bundle) / 1e6,
+            "size_mb": measure_size(row, bundle, policy.backend) / 1e6,
         }
         pipe.send((False, facts))
         done = 0
@@ -209,11 +210,19 @@ def time_once(policy: Policy, observation: Any) -> tuple[float, float]:
     return time.perf_counter() - start_s, time.process_time() - busy_s
 
 
-def measure_size(row: Row, bundle: Bundle) -> int:
-    """Bytes of what the engine is loaded from: graphs and their weights, or a run's weights."""
+def measure_size(row: Row, bundle: Bundle, backend: Backend) -> int:
+    """Bytes of what the backend was opened from: graphs and their weights, engines, or a run's.
+
+    Of a bundle's graphs those that act, each file once; the sight graph is none of them.
+    """
+    engines = getattr(backend, "engines", None)
+    if engines is not None:
+        return sum(int(graph["bytes"]) for graph in engines.facts["graphs"].values())
     if row.source is not None:
         return sum(path.stat().st_size for path in row.source.glob("*.safetensors"))
-    return sum(path.stat().st_size for path in (bundle.path / "model").iterdir())
+    graphs = [bundle.graph_path(spec.name) for spec in bundle.acting_graphs]
+    beside = {path.parent / name for path in graphs for name in read_references(path).files}
+    return sum(path.stat().st_size for path in {*graphs, *beside})
 
 
 def read_peak_mb() -> float | None:

@@ -17,7 +17,12 @@ GPU_PROVIDERS = {
     "onnx on CUDA": "CUDAExecutionProvider",
     "onnx on TensorRT": "TensorrtExecutionProvider",
 }
-PROVIDER_FIX = "pip uninstall onnxruntime && pip install onnxruntime-gpu (never beside each other)"
+"""By name, what `OnnxBackend` takes as `providers`, which no command and no node passes."""
+PROVIDER_FIX = (
+    "not needed: commands and the node use a GPU by tensorrt or tensorrt_rtx; for Python code that"
+    " opens a bundle with providers=: pip uninstall onnxruntime && pip install onnxruntime-gpu"
+    " (never beside each other)"
+)
 
 
 def check_engines() -> list[Finding]:
@@ -42,10 +47,11 @@ def check_engine(name: str) -> Finding:
 
 
 def check_provider(name: str, provider: str) -> Finding:
-    """Say whether ONNX Runtime was built with a GPU's provider."""
+    """Say whether ONNX Runtime was built with a GPU's provider, which Python code alone can use."""
     runtime = importlib.import_module("onnxruntime")
     ok = provider in runtime.get_available_providers()
-    found = f"onnxruntime {runtime.__version__}, " + ("built in" if ok else "not built in")
+    built = "built in, for Python code alone" if ok else "not built in"
+    found = f"onnxruntime {runtime.__version__}, {built}"
     return judge(SECTION, name, ok, found, PROVIDER_FIX)
 
 

@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     with Policy.open(bundle, args.backend, args.threads) as policy:
         proof = prove_bundle(bundle, policy.backend, policy.precision)
         if args.episodes:
-            proof["behaviour"] = _prove_behaviour(bundle, args)
+            proof["behaviour"] = _prove_behaviour(policy, args)
         proof = complete_proof(policy, proof)
         print(f"bundle {bundle.short_id}")
         for line in describe_proof(proof):
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     return {**proof, "bundle_id": bundle.id, "ok": is_proved(proof)}
 
 
-def _prove_behaviour(bundle: Bundle, args: argparse.Namespace) -> dict[str, Any]:
+def _prove_behaviour(policy: Policy, args: argparse.Namespace) -> dict[str, Any]:
     gates = {point.name: point for point in entry_points(group=GATES)}
     if args.reference is None or "behaviour" not in gates:
         raise ConfigurationError(
@@ -66,5 +66,5 @@ def _prove_behaviour(bundle: Bundle, args: argparse.Namespace) -> dict[str, Any]
         )
     prove = gates["behaviour"].load()
     reference = Bundle.open(args.reference)
-    result: dict[str, Any] = prove(reference, bundle, args.episodes, backend=args.backend)
+    result: dict[str, Any] = prove(reference, policy, args.episodes, threads=args.threads)
     return result

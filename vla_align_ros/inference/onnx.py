@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,8 @@ _EXACT: dict[str, dict[str, str]] = {
     TENSORRT: {"trt_fp16_enable": "0", "trt_int8_enable": "0", "trt_engine_cache_enable": "0"},
 }
 """A graph's precision is its own: what a provider would round by itself or by the environment."""
+_TF32 = "NVIDIA_TF32_OVERRIDE"
+"""The only switch of TF32 for TensorRT's provider, which allows it and has no option for it."""
 _NO_CPU = "session.disable_cpu_ep_fallback"
 
 
@@ -54,13 +57,15 @@ class OnnxBackend:
             CPU's among them may any part of the graph run on the CPU.
         provider_options: by provider, ONNX Runtime's own options for it, such as
             ``{"TensorrtExecutionProvider": {"trt_engine_cache_enable": "1",
-            "trt_engine_cache_path": ...}}``. Without them nothing is rounded or cached.
+            "trt_engine_cache_path": ...}}``. Without them nothing is rounded or cached; TensorRT's
+            provider needs the environment variable NVIDIA_TF32_OVERRIDE for that, 0 from the
+            start of the process.
         optimization: "all", or "basic" to compute rounded products as the graph has them.
 
     Raises:
         BackendError: if the file is no graph that runs here, or a provider is not available or
             silently left out, or cannot run the graph (ONNX Runtime falls back to the CPU; this
-            refuses).
+            refuses), or would round by itself to TF32.
     """
 
     name = "onnx"
@@ -76,6 +81,7 @@ class OnnxBackend:
     ) -> None:
         check_threads(threads)
         _check_providers(providers, onnxruntime.get_available_providers(), "available")
+        _check_tf32(providers)
         settings = _merge_options(providers, provider_options or {})
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
@@ -154,6 +160,16 @@ def _merge_options(
             expected=f"some of {list(providers)}",
         )
     return {name: {**_EXACT.get(name, {}), **given.get(name, {})} for name in providers}
+
+
+def _check_tf32(providers: Sequence[str]) -> None:
+    if TENSORRT in providers and _TF32 not in os.environ:
+        raise BackendError(
+            f"{TENSORRT} would round float32 products to TF32, and has no option against it",
+            got=f"no environment variable {_TF32}",
+            expected=f"{_TF32}=0, or another value where TF32 is wanted",
+            fix="set it before the process starts: NVIDIA's libraries read it once",
+        )
 
 
 def _check_options(wanted: Mapping[str, Mapping[str, str]], used: Mapping[str, Any]) -> None:

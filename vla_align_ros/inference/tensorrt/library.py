@@ -1,6 +1,7 @@
 """One view of TensorRT 10, TensorRT 11 and TensorRT-RTX: which is here, and what differs.
 
-All three build strongly typed networks alone: the types in the graph are the types that run.
+All three build strongly typed networks alone: the types in the graph are the types that run, once
+TF32 is switched off.
 Nothing that one of them lacks is used without asking its ``Library`` first.
 """
 
