@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import json
 import os
 import re
@@ -164,6 +165,21 @@ def test_the_unit_is_one_that_systemd_takes(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "vla-policy" not in done.stderr, done.stderr
+
+
+def read_unit() -> dict[str, str]:
+    """The [Service] section of the unit; of a name that comes more than once, the last value."""
+    unit = configparser.ConfigParser(strict=False, interpolation=None)
+    unit.optionxform = str  # type: ignore[assignment]
+    unit.read(CONFIG / "deploy" / "vla-policy@.service")
+    return dict(unit["Service"])
+
+
+def test_the_unit_can_write_the_nodes_parameters_on_a_read_only_system() -> None:
+    """ROS's launch puts each node's parameters into a temporary file."""
+    service = read_unit()
+    assert service["ProtectSystem"] == "strict"
+    assert service.get("PrivateTmp") == "true"
 
 
 def test_the_entrypoint_becomes_what_it_is_told_to_be(tmp_path: Path) -> None:
