@@ -207,3 +207,15 @@ def test_the_image_installs_the_ranges_of_the_package() -> None:
         assert wanted.startswith("numpy") or f'"{wanted}"' in text, wanted
     for source in re.findall(r"^COPY (\S+) ", text, re.M):
         assert (ROOT / source).exists()
+
+
+def test_stopping_the_container_lets_every_node_send_its_zero() -> None:
+    """By SIGINT, to the launch itself: it passes on no SIGTERM, and at a terminal no SIGINT."""
+    text = (CONFIG / "deploy" / "Dockerfile").read_text()
+    assert re.findall(r"^STOPSIGNAL (\S+)$", text, re.M) == ["SIGINT"]
+    assert re.search(r'^ENTRYPOINT \["[^ ]*/entrypoint"\]$', text, re.M), "not below a shell"
+    assert (CONFIG / "deploy" / "entrypoint").read_text().endswith('exec "$@"\n')
+    shown = re.findall(r"ros2 launch (\S+) vla_align_ros", text)
+    (command,) = re.findall(r"^CMD (.*)$", text, re.M)
+    assert ["ros2", "launch", *shown] == json.loads(command)[:3]
+    assert shown == ["--noninteractive"]
