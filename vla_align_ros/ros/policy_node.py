@@ -240,6 +240,7 @@ class PolicyNode(LifecycleNode):
 
     def _on_decision(self) -> None:
         """Act on what a person decided; it is told in every state."""
+        self._check_rivals()
         self._on_tick()
         self.reporter.report()
 
@@ -256,11 +257,22 @@ class PolicyNode(LifecycleNode):
             self._on_tick()
 
     def _on_check(self) -> None:
-        arm = None if self._command_timer is None else self._arm
-        if arm is not None and (rivals := arm.contested()):
-            self._authority.stop(f"because another node publishes on {', '.join(rivals)}")
+        self._check_rivals()
         if self._watch is not None and self._watch.check():
             self._on_diagnostics()
+
+    def _check_rivals(self) -> None:
+        """Stop for good beside another publisher to which the arm's controller would not listen.
+
+        Not while a person drives, who may well do so on this topic: then nothing is sent, and the
+        decision that ends it asks again before anything moves.
+        """
+        if self._command_timer is None or self._arm is None:
+            return
+        if self._interlock.taken_over or self._interlock.stopped is not None:
+            return
+        if rivals := self._arm.contested():
+            self._authority.stop(f"because another node publishes on {', '.join(rivals)}")
 
     def _on_diagnostics(self) -> None:
         arm = self._arm
