@@ -33,6 +33,7 @@ from vla_align_ros.runtime.policy import Policy
 from vla_align_ros.runtime.proofs import require_proof
 from vla_align_ros.runtime.runner import PolicyRunner
 from vla_align_ros.runtime.safety import SafetyGate
+from vla_align_ros.runtime.stops import DECIDED
 
 DIAGNOSTICS_PERIOD_S = 1.0
 AUTOSTART_DELAY_S = 0.05
@@ -202,6 +203,7 @@ class PolicyNode(LifecycleNode):
         self._command_timer = None
         if self._arm is not None:
             self._arm.stop(self.get_clock().now().to_msg())
+            self._arm.halt_gripper()
         self._heartbeat.publish(Bool(data=False))
         if self._runner is not None and not self._runner.deactivate():
             self.get_logger().error("inference does not return; its result will be discarded")
@@ -236,6 +238,8 @@ class PolicyNode(LifecycleNode):
             self._arm.send(step.command, stamp)
         elif step.stop:
             self._arm.stop(stamp)
+        if step.hold is not None and step.hold.reason in DECIDED:
+            self._arm.halt_gripper()  # also where the arm stood before for another reason
         self.reporter.report()
 
     def _on_decision(self) -> None:
