@@ -7,7 +7,7 @@ from ament_index_python.packages import get_package_share_directory
 from launch import LaunchDescription
 from launch.actions import DeclareLaunchArgument, OpaqueFunction
 from launch.substitutions import LaunchConfiguration
-from launch_ros.actions import ComposableNodeContainer, LifecycleNode, Node
+from launch_ros.actions import ComposableNodeContainer, Node
 from launch_ros.descriptions import ComposableNode
 
 from vla_align_ros.flags import read_flag
@@ -62,7 +62,12 @@ def arguments():
         ),
         ("camera_package", "", "package of a camera driver to start with the Fast DDS profile"),
         ("camera_executable", "", "the driver's executable, for a process of its own"),
-        ("camera_plugin", "", "the driver's component, for a container in a process of its own"),
+        (
+            "camera_plugin",
+            "",
+            "the driver's component, for a container in a process of its own; neither with "
+            "use_respawn nor with enclave",
+        ),
         ("camera_name", "camera", "the driver's node name; its topics are often below it"),
         ("camera_params", "", "the driver's parameter file"),
         ("joy", "", "joystick topic (sensor_msgs/Joy); joy in the namespace where it is not given"),
@@ -113,14 +118,15 @@ def parameter_files(value):
     ]
 
 
+def enclave_arguments(value, node):
+    """Return the words that give a process its enclave, if there are enclaves."""
+    enclave = value["enclave"].rstrip("/")
+    return ["--enclave", f"{enclave}/{node}"] if enclave else []
+
+
 def ros_arguments(value, node):
     """Return the words that only ROS reads: severity, and the node's enclave."""
-    enclave = value["enclave"].rstrip("/")
-    return [
-        "--log-level",
-        value["log_level"],
-        *(["--enclave", f"{enclave}/{node}"] if enclave else []),
-    ]
+    return ["--log-level", value["log_level"], *enclave_arguments(value, node)]
 
 
 def camera_remappings(camera):
@@ -141,6 +147,25 @@ def camera_remappings(camera):
     return remappings
 
 
+def refuse_container(value, flag):
+    """Refuse what would leave a container without its driver, or the launch without its keys.
+
+    A container's driver is loaded once, by a node of the launch process in the enclave /. To load
+    it again after a respawn is no remedy: the container that died stays on the graph for its
+    lease, and the request may go to that one.
+    """
+    for given, name, why in (
+        (value["enclave"], "an enclave", "a container is loaded by a node that has none"),
+        (flag["use_respawn"], "use_respawn", "a container that is started again stays empty"),
+    ):
+        if given:
+            raise RuntimeError(
+                f"camera_plugin: got {value['camera_plugin']!r} with {name}; expected a driver in "
+                f"a process of its own ({why}); fix: camera_executable:= instead, or start the "
+                "driver by a launch file of yours"
+            )
+
+
 def camera_node(value, flag):
     """Return the camera driver, with the profile that lets its large pictures through."""
     package, plugin = value["camera_package"], value["camera_plugin"]
@@ -152,6 +177,8 @@ def camera_node(value, flag):
             f"{value['camera_executable']!r}, camera_plugin {plugin!r}; expected a package and one "
             "of the others; fix: camera_package:=usb_cam camera_executable:=usb_cam_node_exe"
         )
+    if plugin:
+        refuse_container(value, flag)
     profile = str(SHARE / "config" / "fastdds_shm.xml")
     params = value["camera_params"]
     files = [find_file("camera_params", params)] if params else []
@@ -181,7 +208,14 @@ def camera_node(value, flag):
                 **process,
             )
         ]
-    return [Node(executable=value["camera_executable"], **driver, **process)]
+    return [
+        Node(
+            executable=value["camera_executable"],
+            ros_arguments=enclave_arguments(value, value["camera_name"]),
+            **driver,
+            **process,
+        )
+    ]
 
 
 def watchdog_node(value, flag):
@@ -205,10 +239,14 @@ def watchdog_node(value, flag):
 
 
 def policy_node(value, flag):
-    """Return the lifecycle node; it starts itself, so that it also does after a respawn."""
+    """Return the lifecycle node; it starts itself, so that it also does after a respawn.
+
+    Not by LifecycleNode, whose events nobody uses here: it makes a node of the launch process
+    itself, for which config/sros2 has no keys.
+    """
     remappings = [(inner, value[name]) for name, inner in TOPICS.items() if value[name]]
     transport = value["image_transport"]
-    return LifecycleNode(
+    return Node(
         package="vla_align_ros",
         executable="policy_node",
         name="policy_node",

@@ -56,9 +56,8 @@ class Launcher:
             "launch.events": {"Shutdown": Started},
             "launch.substitutions": {"LaunchConfiguration": Configuration},
             "launch_ros": {},
-            "launch_ros.actions": dict.fromkeys(
-                ("ComposableNodeContainer", "LifecycleNode", "Node"), Started
-            ),
+            # Without LifecycleNode: it would make a node of the launch process, which has no keys.
+            "launch_ros.actions": dict.fromkeys(("ComposableNodeContainer", "Node"), Started),
             "launch_ros.descriptions": {"ComposableNode": Started},
         }.items():
             module = ModuleType(name)

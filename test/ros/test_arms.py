@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 import rclpy
 import yaml
-from action_msgs.msg import GoalStatus
+from action_msgs.msg import GoalInfo, GoalStatus
+from action_msgs.srv import CancelGoal
 from builtin_interfaces.msg import Time
 from rclpy.lifecycle import LifecycleNode
 from rclpy.task import Future
@@ -142,8 +143,11 @@ class FakeServer:
         self.there, self.accepts = True, True
         self.status, self.stalled = GoalStatus.STATUS_SUCCEEDED, False
         self.goals: list[float] = []
+        self.handle: SimpleNamespace | None = None  # of the goal whose answer lies in `pending`
         self.holds_back = ""  # "answer" or "result": it lies in `pending` then
         self.pending = Future()
+        self.cancels = True
+        self.cancelled: list[float] = []  # the goals that it was told to cancel
 
     def server_is_ready(self) -> bool:
         return self.there
@@ -152,8 +156,22 @@ class FakeServer:
         self.goals.append(goal.command.position)
         result = done(SimpleNamespace(status=self.status, result=self))
         result = self.pending if self.holds_back == "result" else result
-        answer = done(SimpleNamespace(accepted=self.accepts, get_result_async=lambda: result))
-        return self.pending if self.holds_back == "answer" else answer
+        handle = SimpleNamespace(
+            accepted=self.accepts,
+            get_result_async=lambda: result,
+            cancel_goal_async=lambda: self.cancel(goal.command.position),
+        )
+        if self.holds_back != "answer":
+            return done(handle)
+        self.handle, self.pending = handle, Future()
+        return self.pending
+
+    def cancel(self, position: float) -> Future:
+        self.cancelled.append(position)
+        answer = CancelGoal.Response()
+        if self.cancels:
+            answer.goals_canceling = [GoalInfo()]
+        return done(answer)
 
     def destroy(self) -> None:
         pass
@@ -226,6 +244,77 @@ def test_what_becomes_of_an_older_goal_says_nothing_of_the_last(
     assert "refuses the goal" in action_arm.troubles()["gripper"]
     server.pending.set_result(SimpleNamespace(status=server.status, result=server))
     assert "refuses the goal" in action_arm.troubles()["gripper"]
+
+
+CLOSED, OPENED = ARM.gripper_command.closed, ARM.gripper_command.open
+
+
+def test_a_goal_under_way_is_cancelled_once_and_a_hold_leaves_it(
+    action_arm: Arm, server: FakeServer
+) -> None:
+    server.holds_back = "result"
+    action_arm.send(CLOSE, Time())
+    action_arm.stop(Time())
+    assert server.cancelled == [], "a hold lets a grasp be finished"
+    for _ in range(3):  # every tick of the stop
+        action_arm.halt_gripper()
+    assert server.cancelled == [CLOSED]
+    server.pending.set_result(SimpleNamespace(status=GoalStatus.STATUS_CANCELED, result=None))
+    assert action_arm.troubles() == {}
+    server.holds_back = ""
+    action_arm.send(CLOSE, Time())
+    assert server.goals == [CLOSED, CLOSED], "once it may move again the same opening is a goal"
+    action_arm.halt_gripper()
+    assert server.cancelled == [CLOSED], "what has ended keeps what it holds"
+
+
+def test_a_goal_that_is_accepted_after_the_stop_is_cancelled_then(
+    action_arm: Arm, server: FakeServer
+) -> None:
+    server.holds_back = "answer"
+    action_arm.send(CLOSE, Time())
+    early, handle = server.pending, server.handle
+    action_arm.halt_gripper()
+    assert server.cancelled == []
+    action_arm.send(OPEN, Time())  # armed again
+    server.holds_back = "result"
+    for answer, accepted in ((early, handle), (server.pending, server.handle)):
+        assert accepted is not None
+        accepted.get_result_async = Future  # which never comes
+        answer.set_result(accepted)
+    assert server.goals == [CLOSED, OPENED]
+    assert server.cancelled == [CLOSED]
+
+
+def test_every_goal_without_a_result_is_cancelled(action_arm: Arm, server: FakeServer) -> None:
+    """A server may queue them, and go back to the older one if it refuses the newer."""
+    server.holds_back = "result"
+    action_arm.send(CLOSE, Time())
+    action_arm.send(OPEN, Time())
+    action_arm.halt_gripper()
+    assert server.cancelled == [CLOSED, OPENED]
+
+
+def test_a_server_that_does_not_cancel_is_told(action_arm: Arm, server: FakeServer) -> None:
+    server.holds_back, server.cancels = "result", False
+    action_arm.send(CLOSE, Time())
+    action_arm.halt_gripper()
+    assert "refuses to cancel" in action_arm.troubles()["gripper"]
+
+
+@pytest.mark.parametrize("interface", ["forward", "trajectory", "none"])
+def test_a_gripper_without_goals_is_sent_nothing_at_a_stop(ros: None, interface: str) -> None:
+    node = LifecycleNode("policy_node")
+    arm = make_arm(node, replace(ARM, gripper_interface=interface), LIMITS, lambda: None)
+    node.trigger_configure()
+    node.trigger_activate()
+    sent: list[object] = []
+    for topic in node.publishers:
+        if topic.topic_name.endswith("gripper_commands"):
+            topic.publish = sent.append
+    arm.halt_gripper()
+    assert sent == []
+    node.destroy_node()
 
 
 @pytest.mark.parametrize("late", ["answer", "result"])

@@ -13,6 +13,7 @@ import pytest
 from geometry_msgs.msg import PoseStamped, TwistStamped
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from ros_graph import ACTIVATE, CONFIGURE, DEACTIVATE, WIDOWX, Probe, values_of
+from std_msgs.msg import Bool
 from tiny_policy import CARROT
 from trajectory_msgs.msg import JointTrajectory
 
@@ -210,6 +211,38 @@ def test_beside_another_publisher_crisp_is_not_commanded(probe: Probe, start_pol
     assert arm.name in probe.latest("last_stop")["detail"]
     probe.node.destroy_publisher(rival)
     assert probe.request(DEACTIVATE)
+
+
+def test_a_person_who_drives_on_crisps_topic_is_no_rival_until_it_is_given_back(
+    probe: Probe, start_policy: Start
+) -> None:
+    start_policy("-p", "arm.interface:=crisp_pose")
+    arm = PoseFollower(probe, "target_pose", alone=True)
+    takeover = probe.node.create_publisher(Bool, "/policy_node/takeover", NEWEST)
+    drive(probe)
+    wait_for_targets(arm)
+
+    takeover.publish(Bool(data=True))
+    probe.wait_for_hold("takeover")
+    rival: Any = probe.node.create_publisher(PoseStamped, arm.name, NEWEST)
+    probe.spin(1.0)
+    assert (probe.latest("hold_reason"), probe.latest("latched_stop")) == ("takeover", None)
+    probe.node.destroy_publisher(rival)
+    probe.spin(0.5)
+    takeover.publish(Bool(data=False))
+    wait_for_targets(arm)
+
+    takeover.publish(Bool(data=True))
+    probe.wait_for_hold("takeover")
+    rival = probe.node.create_publisher(PoseStamped, arm.name, NEWEST)
+    probe.spin(1.0)
+    heard = len(arm.targets) + len(arm.refused)
+    takeover.publish(Bool(data=False))
+    probe.wait_for_hold("stopped", 3.0)
+    assert arm.name in probe.latest("latched_stop")
+    probe.spin(0.3)
+    assert len(arm.targets) + len(arm.refused) == heard, "nothing may move before it is looked at"
+    probe.node.destroy_publisher(rival)
 
 
 # -- grippers -----------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import json
 import os
 import re
@@ -166,6 +167,21 @@ def test_the_unit_is_one_that_systemd_takes(tmp_path: Path) -> None:
     assert "vla-policy" not in done.stderr, done.stderr
 
 
+def read_unit() -> dict[str, str]:
+    """The [Service] section of the unit; of a name that comes more than once, the last value."""
+    unit = configparser.ConfigParser(strict=False, interpolation=None)
+    unit.optionxform = str  # type: ignore[assignment]
+    unit.read(CONFIG / "deploy" / "vla-policy@.service")
+    return dict(unit["Service"])
+
+
+def test_the_unit_can_write_the_nodes_parameters_on_a_read_only_system() -> None:
+    """ROS's launch puts each node's parameters into a temporary file."""
+    service = read_unit()
+    assert service["ProtectSystem"] == "strict"
+    assert service.get("PrivateTmp") == "true"
+
+
 def test_the_entrypoint_becomes_what_it_is_told_to_be(tmp_path: Path) -> None:
     """In a shell whose ROS 2 and workspace are two files that set a variable each."""
     script = (CONFIG / "deploy" / "entrypoint").read_text()
@@ -191,3 +207,15 @@ def test_the_image_installs_the_ranges_of_the_package() -> None:
         assert wanted.startswith("numpy") or f'"{wanted}"' in text, wanted
     for source in re.findall(r"^COPY (\S+) ", text, re.M):
         assert (ROOT / source).exists()
+
+
+def test_stopping_the_container_lets_every_node_send_its_zero() -> None:
+    """By SIGINT, to the launch itself: it passes on no SIGTERM, and at a terminal no SIGINT."""
+    text = (CONFIG / "deploy" / "Dockerfile").read_text()
+    assert re.findall(r"^STOPSIGNAL (\S+)$", text, re.M) == ["SIGINT"]
+    assert re.search(r'^ENTRYPOINT \["[^ ]*/entrypoint"\]$', text, re.M), "not below a shell"
+    assert (CONFIG / "deploy" / "entrypoint").read_text().endswith('exec "$@"\n')
+    shown = re.findall(r"ros2 launch (\S+) vla_align_ros", text)
+    (command,) = re.findall(r"^CMD (.*)$", text, re.M)
+    assert ["ros2", "launch", *shown] == json.loads(command)[:3]
+    assert shown == ["--noninteractive"]

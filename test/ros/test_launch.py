@@ -151,6 +151,8 @@ def test_two_arms_each_in_its_namespace_with_its_own_limits(
         }
         assert names == {"policy_node", "watchdog_node", "joystick_stop"}
         assert read_parameter(node, f"/{side}/joystick_stop", "loss_s") == 0.75
+    # A node of the launch process would need keys of its own where security is enforced.
+    assert not [name for name in node.get_node_names() if name.startswith("launch_ros_")]
 
 
 def test_a_camera_driver_starts_with_the_profile(
@@ -181,6 +183,10 @@ def test_a_camera_driver_starts_with_the_profile(
         (("camera:=a,b",), "name=topic,name=topic"),
         (("watchdog:=ture",), "expected true, 1, yes or false"),
         (("params_file:=/no/such.yaml",), "expected a parameter file"),
+        (
+            ("camera_package:=usb_cam", "camera_plugin:=usb_cam::UsbCamNode", "use_respawn:=true"),
+            "expected a driver in a process of its own",
+        ),
     ],
 )
 def test_a_wrong_argument_is_told(

@@ -54,6 +54,36 @@ def test_a_parameter_file_that_is_not_there_is_refused(
         assert node.settings["parameters"][0] == str(tmp_path / "nodes.yaml")
 
 
+COMPONENT = {"camera_package": "usb_cam", "camera_plugin": "usb_cam::UsbCamNode"}
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"use_respawn": "true"}, "with use_respawn; .* started again stays empty"),
+        ({"enclave": "/vla_align_ros"}, "with an enclave; .* loaded by a node that has none"),
+    ],
+)
+def test_a_component_that_would_not_be_loaded_is_refused(
+    policy: Launcher, given: dict[str, str], says: str
+) -> None:
+    assert "component_container" in policy.start(**COMPONENT)
+    with pytest.raises(RuntimeError, match=says):
+        policy.start(**COMPONENT, **given)
+
+
+def test_a_camera_driver_has_an_enclave_of_its_own_and_starts_again(policy: Launcher) -> None:
+    driver = {"camera_package": "usb_cam", "camera_executable": "usb_cam_node_exe"}
+    arguments = {**driver, "camera_name": "eye", "use_respawn": "yes"}
+    for given, words in (
+        ({}, []),
+        ({"enclave": "/arms/left/"}, ["--enclave", "/arms/left/eye"]),
+    ):
+        camera = policy.start(**arguments, **given)["usb_cam_node_exe"]
+        assert camera.settings["ros_arguments"] == words
+        assert camera.settings["respawn"] is True
+
+
 def test_the_joystick_of_a_namespace_can_listen_elsewhere(policy: Launcher) -> None:
     arguments = {"joystick": "true", "namespace": "left"}
     assert policy.start(**arguments)["joystick_stop"].settings["remappings"] == []

@@ -128,6 +128,44 @@ def test_walks_its_whole_life_and_can_do_it_again(make_node: MakeNode) -> None:
     assert node.reporter.state == "finalized"
 
 
+def test_a_gripper_is_halted_by_what_a_person_decides_and_by_no_other_hold(
+    make_node: MakeNode,
+) -> None:
+    node = make_node()
+    assert node.trigger_configure() == OK and node.trigger_activate() == OK
+    assert node._arm is not None and node._runner is not None
+    halted: list[str] = []
+
+    def note() -> None:
+        assert node._runner is not None and node._runner.hold is not None
+        halted.append(node._runner.hold.reason.value)
+
+    node._arm.halt_gripper = note  # type: ignore[method-assign]
+    node._on_tick()
+    node._runner.set_instruction("go")
+    node._on_tick()
+    assert halted == [], "no picture, no instruction: what it does may be finished"
+
+    lock = node._interlock
+    lock.press_dead_man(True, 0.0)
+    for decide, undo in (
+        (lambda: lock.press_dead_man(False, 0.0), lambda: lock.press_dead_man(True, 0.0)),
+        (lambda: lock.take_over("by hand"), lambda: lock.take_over(None)),
+        (lock.disarm, lock.arm),
+        (lambda: node._authority.stop("by hand"), lambda: (lock.reset(), lock.arm())),
+    ):
+        decide()
+        node._on_tick()
+        undo()
+        count = len(halted)
+        node._on_tick()
+        assert len(halted) == count
+    assert list(dict.fromkeys(halted)) == ["dead_man", "takeover", "disarmed", "stopped"]
+    halted.clear()
+    assert node.trigger_deactivate() == OK
+    assert len(halted) == 1, "nobody could cancel it afterwards"
+
+
 @pytest.mark.parametrize("late", ["returns", "hangs"])
 def test_an_engine_is_closed_unless_an_inference_hangs_in_it(
     make_node: MakeNode, monkeypatch: pytest.MonkeyPatch, late: str

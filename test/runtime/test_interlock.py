@@ -76,6 +76,15 @@ def test_the_first_cause_of_a_stop_is_kept() -> None:
     assert lock.stopped == Hold(Reason.STOPPED, "first")
 
 
+def test_who_drives_is_known_whatever_else_is_against_motion() -> None:
+    lock = Interlock(InterlockConfig())
+    assert not lock.taken_over
+    assert lock.take_over("by hand") and not lock.take_over("by joystick")
+    lock.stop(Hold(Reason.STOPPED, "first"))
+    assert lock.taken_over
+    assert lock.take_over(None) and not lock.taken_over
+
+
 @given(age=st.floats(-10, 10))
 def test_a_dead_man_switch_is_believed_for_its_time_alone(age: float) -> None:
     lock = Interlock(InterlockConfig(start_armed=True, dead_man_s=0.5))

@@ -34,6 +34,7 @@ from vla_align_ros.runtime.policy import Policy
 from vla_align_ros.runtime.proofs import find_proof, require_proof
 from vla_align_ros.runtime.runner import PolicyRunner
 from vla_align_ros.runtime.safety import SafetyGate
+from vla_align_ros.runtime.stops import DECIDED
 
 DIAGNOSTICS_PERIOD_S = 1.0
 AUTOSTART_DELAY_S = 0.05
@@ -213,6 +214,7 @@ class PolicyNode(LifecycleNode):
         self._command_timer = None
         if self._arm is not None:
             self._arm.stop(self.get_clock().now().to_msg())
+            self._arm.halt_gripper()
         self._heartbeat.publish(Bool(data=False))
         if self._runner is not None and not self._runner.deactivate():
             self.get_logger().error("inference does not return; its result will be discarded")
@@ -247,10 +249,13 @@ class PolicyNode(LifecycleNode):
             self._arm.send(step.command, stamp)
         elif step.stop:
             self._arm.stop(stamp)
+        if step.hold is not None and step.hold.reason in DECIDED:
+            self._arm.halt_gripper()  # also where the arm stood before for another reason
         self.reporter.report()
 
     def _on_decision(self) -> None:
         """Act on what a person decided; it is told in every state."""
+        self._check_rivals()
         self._on_tick()
         self.reporter.report()
 
@@ -267,11 +272,22 @@ class PolicyNode(LifecycleNode):
             self._on_tick()
 
     def _on_check(self) -> None:
-        arm = None if self._command_timer is None else self._arm
-        if arm is not None and (rivals := arm.contested()):
-            self._authority.stop(f"because another node publishes on {', '.join(rivals)}")
+        self._check_rivals()
         if self._watch is not None and self._watch.check():
             self._on_diagnostics()
+
+    def _check_rivals(self) -> None:
+        """Stop for good beside another publisher to which the arm's controller would not listen.
+
+        Not while a person drives, who may well do so on this topic: then nothing is sent, and the
+        decision that ends it asks again before anything moves.
+        """
+        if self._command_timer is None or self._arm is None:
+            return
+        if self._interlock.taken_over or self._interlock.stopped is not None:
+            return
+        if rivals := self._arm.contested():
+            self._authority.stop(f"because another node publishes on {', '.join(rivals)}")
 
     def _on_diagnostics(self) -> None:
         arm = self._arm

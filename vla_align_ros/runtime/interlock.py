@@ -63,6 +63,11 @@ class Interlock:
         """The latched stop; None without one."""
         return self._stop
 
+    @property
+    def taken_over(self) -> bool:
+        """Whether a person drives by other means."""
+        return self._takeover is not None
+
     def arm(self) -> None:
         """Let the arm move; SafetyError while a stop is latched."""
         if self._stop is not None:
@@ -100,7 +105,7 @@ class Interlock:
 
         True if that is a change.
         """
-        changed = (who is None) != (self._takeover is None)
+        changed = (who is not None) != self.taken_over
         self._takeover = who
         return changed
 

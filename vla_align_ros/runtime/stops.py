@@ -33,6 +33,10 @@ class Reason(str, Enum):
         return self.value
 
 
+DECIDED = frozenset({Reason.STOPPED, Reason.DISARMED, Reason.TAKEOVER, Reason.DEAD_MAN})
+"""Those that a person decided: they end what a gripper is doing too; other holds leave it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Hold:
     """Stand still: the arm gets zero once and then silence. `detail` is for a person to read."""

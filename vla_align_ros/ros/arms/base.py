@@ -35,6 +35,10 @@ class Arm(Protocol):
         """Publish once what makes the arm stand still; the gripper keeps what it holds."""
         ...
 
+    def halt_gripper(self) -> None:
+        """End what the gripper still does by a command of ours, if it can be told to; no wait."""
+        ...
+
     def flush(self, timeout_s: float) -> bool:
         """Wait until the controller has acknowledged the last command; False if it has not."""
         ...
@@ -65,6 +69,10 @@ class Gripper(Protocol):
 
     def rest(self) -> None:
         """Motion ended: until the next opening somebody else may move it."""
+        ...
+
+    def halt(self) -> None:
+        """End what is still under way, where the gripper can be told to; never wait for it."""
         ...
 
     def rivals(self) -> list[str]:
@@ -121,6 +129,10 @@ class TopicArm:
         self.config = config
         self._topic = topic
         self._gripper = gripper
+
+    def halt_gripper(self) -> None:
+        """End what the gripper still does by a command of ours, if it can be told to; no wait."""
+        self._gripper.halt()
 
     def flush(self, timeout_s: float) -> bool:
         """Wait until the controller has acknowledged the last command; False if it has not."""

@@ -45,6 +45,9 @@ class ForwardGripper:
     def rest(self) -> None:
         """Nothing is kept."""
 
+    def halt(self) -> None:
+        """Nothing: the controller knows openings alone, and the measured one would let go."""
+
     def rivals(self) -> list[str]:
         """The topic, if somebody else publishes on it."""
         return [self._topic.name] if self._topic.has_rival() else []
@@ -77,6 +80,9 @@ class TrajectoryGripper:
 
     def rest(self) -> None:
         """Nothing is kept."""
+
+    def halt(self) -> None:
+        """Nothing: the last point lies two periods ahead, and the controller keeps to it."""
 
     def rivals(self) -> list[str]:
         """The topic, if somebody else publishes on it."""
@@ -132,7 +138,9 @@ class ActionGripper:
         self._kind = import_action(action)
         self._filter = GoalFilter()
         self._client = ActionClient(node, self._kind, config.gripper_action)
-        self._goals = 0
+        self._goals = 0  # how many were sent: the number of the last one
+        self._halted = 0  # the last of those that must not move the gripper any more
+        self._accepted: dict[int, Any] = {}  # by number, the handles of those without a result
         # Of the last goal that was answered, if that was no success.
         self._failure: str | None = None
         self._warned_s = -math.inf
@@ -162,10 +170,14 @@ class ActionGripper:
         elif not future.result().accepted:
             self._fail(number, "its server refuses the goal", again=True)
         else:
-            result = future.result().get_result_async()
+            handle = self._accepted[number] = future.result()
+            result = handle.get_result_async()
             result.add_done_callback(functools.partial(self._on_result, number))
+            if number <= self._halted:
+                self._cancel(number, handle)
 
     def _on_result(self, number: int, future: Any) -> None:
+        self._accepted.pop(number, None)
         if self._closed or number != self._goals:
             return
         if future.exception() is not None:
@@ -185,6 +197,32 @@ class ActionGripper:
         elif answer.status in (GoalStatus.STATUS_ABORTED, GoalStatus.STATUS_SUCCEEDED):
             self._failure = None
 
+    def halt(self) -> None:
+        """Cancel every goal without a result; one whose acceptance is still to come, as it comes.
+
+        A goal that has ended keeps what it holds.
+        """
+        before, self._halted = self._halted, self._goals
+        self._filter.rest()
+        for number, handle in list(self._accepted.items()):
+            if number > before:
+                self._cancel(number, handle)
+
+    def _cancel(self, number: int, handle: Any) -> None:
+        answer = handle.cancel_goal_async()
+        answer.add_done_callback(functools.partial(self._on_cancelled, number))
+
+    def _on_cancelled(self, number: int, future: Any) -> None:
+        if self._closed or number not in self._accepted:
+            return
+        if future.exception() is not None:
+            self._tell(f"the gripper may go on: no answer to a cancellation: {future.exception()}")
+            return
+        answer = future.result()
+        ended = answer.return_code in (answer.ERROR_UNKNOWN_GOAL_ID, answer.ERROR_GOAL_TERMINATED)
+        if not answer.goals_canceling and not ended:
+            self._tell("the gripper goes on: its server refuses to cancel the goal at a stop")
+
     def _fail(self, number: int, why: str, *, again: bool) -> None:
         """Tell it, and with `again` let the same opening be sent anew.
 
@@ -194,10 +232,12 @@ class ActionGripper:
             return
         if again:
             self._filter.rest()
-        failure = (
+        self._tell(
             f"the gripper does not follow: {why} ({self._config.gripper_action}); see what the "
             "controller logs, and arm.gripper.command_closed, command_open and max_effort"
         )
+
+    def _tell(self, failure: str) -> None:
         self._failure = failure
         self._warn(lambda: failure)
 
@@ -240,6 +280,9 @@ class NoGripper:
 
     def rest(self) -> None:
         """Nothing is kept."""
+
+    def halt(self) -> None:
+        """Nothing is under way."""
 
     def rivals(self) -> list[str]:
         """None."""
