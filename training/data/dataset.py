@@ -180,6 +180,13 @@ class ActionChunkDataset:
         """
         return self._pictures.get(np.asarray(indices, dtype=np.int64), passes)
 
+    def windows(self, indices: np.ndarray, passes: np.ndarray | None = None) -> np.ndarray:
+        """What `images` shows of the recorded pictures: left, top, right, bottom (B, 4) float64.
+
+        Shares of width and height: augmentation crops at random, the robot about the middle.
+        """
+        return self._pictures.windows(np.asarray(indices, dtype=np.int64), passes)
+
     def camera_pictures(self, indices: np.ndarray) -> np.ndarray:
         """The same frames before any resizing, (B, H, W, 3) uint8 RGB.
 
