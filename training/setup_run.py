@@ -146,7 +146,13 @@ def set_up(
     sources = open_sources(roots, config.data)
     processor = build_processor(config, sources, cache)
     data = ActionChunkDataset(
-        sources, processor, config.data, seed=config.seed, cache_dir=cache, progress=progress
+        sources,
+        processor,
+        config.data,
+        seed=config.seed,
+        cache_dir=cache,
+        progress=progress,
+        refuse_unknown=True,
     )
     _check_held_out(data)
     config = fit_to_data(config, processor)
