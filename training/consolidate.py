@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from training.config import RunConfig
 from training.merging import save_merged
 from training.model import PrismaticVLA
 from training.model.checkpoint import (
+    DESCRIPTION,
     OPENVLA_FOLDER,
     WEIGHTS,
     find_moved,
@@ -31,6 +33,7 @@ from vla_align_ros.errors import ConfigurationError, TrainingError
 
 CONFIG_FILE = "config.json"
 DATASET_FILE = "dataset.json"
+RUN_FILE = "run.json"
 MODEL = f"{OBJECTIVE}model."
 
 
@@ -77,6 +80,31 @@ def consolidate(
             fix="leave --lora out",
         )
     return {"run": str(run), "step": int(reader.state["step"]), "weights": str(weights)}
+
+
+def drop_weights(run: Path) -> None:
+    """Remove what `consolidate` left in the folder of a run that is not finished, and say so.
+
+    Called when a later checkpoint follows: whatever looks at the run, or exports it, would take
+    these weights for its newest.
+    """
+    if (run / RUN_FILE).exists():
+        return
+    left = [
+        path for name in (WEIGHTS, DESCRIPTION, OPENVLA_FOLDER) if (path := run / name).exists()
+    ]
+    for path in left:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    if left:
+        names = ", ".join(path.name for path in left)
+        print(
+            f"removed {names} of {run}: weights of an earlier step; `vla-align consolidate` makes"
+            " them of the newest",
+            file=sys.stderr,
+        )
 
 
 def read_config(run: Path) -> RunConfig:

@@ -9,7 +9,9 @@ import math
 from pathlib import Path
 from typing import Any
 
-from training.layouts import estimate_layouts
+import torch
+
+from training.layouts import estimate_layouts, name_dtype
 from training.model.openvla import (
     build_empty,
     compare_tensors,
@@ -36,6 +38,7 @@ def dry_run(
     rank: int = 32,
     checkpointing: bool = False,
     divided: bool = False,
+    frozen: torch.dtype = torch.bfloat16,
 ) -> dict[str, Any]:
     """Check that PrismaticVLA and a checkpoint have the same tensors, without reading weights.
 
@@ -43,8 +46,8 @@ def dry_run(
         base: folder or repository of a checkpoint; None compares OpenVLA-7B at full size with the
             tensor list of the published implementation, and needs no file.
         revision: of a repository.
-        batch_size, prompt_tokens, rank, checkpointing, divided: what memory depends on; see
-            `training.layouts.estimate_layouts`.
+        batch_size, prompt_tokens, rank, checkpointing, divided, frozen: what memory depends on;
+            see `training.layouts.estimate_layouts`.
 
     Returns:
         JSON values: "parameters" (of the checkpoint), "unused_parameters" (of them, those that
@@ -72,6 +75,7 @@ def dry_run(
         rank=rank,
         checkpointing=checkpointing,
         divided=divided,
+        frozen=frozen,
     )
     return {
         "source": source,
@@ -93,6 +97,7 @@ def dry_run(
             "lora_rank": rank,
             "checkpointing": checkpointing,
             "batch_divided_by_n": divided,
+            "lora_frozen_in": name_dtype(frozen),
         },
     }
 

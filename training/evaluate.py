@@ -113,12 +113,11 @@ class OfflineEvaluator:
         }
 
     def _grounding_metrics(self, maps: Tensor) -> dict[str, float]:
-        assert self.parts.grounding is not None
         grid = self.parts.objective.model.grid
         centres = (torch.arange(grid, dtype=torch.float32) + 0.5) / grid
         square = maps.unflatten(-1, (grid, grid))
         found = torch.stack([square.sum(-2) @ centres, square.sum(-1) @ centres], dim=-1)
-        miss = (found - self.parts.grounding[self.indices]).norm(dim=-1)[self.drawn] * grid
+        miss = (found - self.parts.grounding_points(self.indices)).norm(dim=-1)[self.drawn] * grid
         return {
             "val/grounding_object_patches": float(miss[:, 0].median()),
             "val/grounding_receptacle_patches": float(miss[:, 1].median()),

@@ -55,6 +55,7 @@ def estimate_layouts(
     rank: int = 32,
     checkpointing: bool = False,
     divided: bool = False,
+    frozen: torch.dtype = torch.bfloat16,
 ) -> dict[str, dict[str, float]]:
     """Return GB (1e9 bytes) a GPU by layout, in parts and in "total".
 
@@ -68,23 +69,27 @@ def estimate_layouts(
         batch_size: samples a GPU computes at once. prompt_tokens: of each.
         rank: of LoRA. checkpointing: whether blocks are computed again in the backward pass.
         divided: whether the N GPUs of a layout share `batch_size`; else each computes as many.
+        frozen: dtype in which an adapter leaves what it freezes, where that is not quantised.
     """
     adapter = AdapterConfig(kind="lora", rank=rank)
     full = _Layout.build(config, torch.float32, None, (batch_size, prompt_tokens))
-    lora = _Layout.build(config, torch.bfloat16, adapter, (batch_size, prompt_tokens))
+    lora = _Layout.build(config, frozen, adapter, (batch_size, prompt_tokens))
 
     @functools.cache
     def count(made: AdapterConfig | None, samples: int) -> Activations:
         # FSDP gathers bfloat16 parameters, so that autocast makes no copies of them.
         return _Layout.build(config, torch.bfloat16, made, (samples, prompt_tokens)).activations
 
-    packed = {kind: _packed_weights(lora, kind) for kind in ("int8", "nf4")}
+    quantised = lora
+    if frozen != torch.bfloat16:
+        quantised = _Layout.build(config, frozen, adapter, (batch_size, prompt_tokens), packed=True)
+    packed = {kind: _packed_weights(quantised, kind) for kind in ("int8", "nf4")}
     layouts = {
         "full": full.parts(checkpointing),
         "full_adamw8bit": full.parts(checkpointing, moments=2 * (1 + 4 / _ADAM8_BLOCK)),
         "lora": lora.parts(checkpointing),
-        "lora_int8": lora.parts(checkpointing, weights=packed["int8"]),
-        "qlora_nf4": lora.parts(checkpointing, weights=packed["nf4"]),
+        "lora_int8": quantised.parts(checkpointing, weights=packed["int8"]),
+        "qlora_nf4": quantised.parts(checkpointing, weights=packed["nf4"]),
     }
     for ranks in RANKS:
         size = max(1, batch_size // ranks) if divided else batch_size
@@ -113,10 +118,18 @@ class _Layout:
         dtype: torch.dtype,
         adapter: AdapterConfig | None,
         size: tuple[int, int],
+        *,
+        packed: bool = False,
     ) -> _Layout:
-        """Lay out `config`; size: samples, and prompt tokens of each."""
+        """Lay out `config`; size: samples, and prompt tokens of each.
+
+        packed: the language model's linear layers will be quantised: they keep bfloat16's
+        activations, as autocast makes no copies of their weights.
+        """
         model = build_empty(config).to(dtype)
         linears = tuple(find_targets(model, ["llm"])["llm"])
+        for name in linears if packed else ():
+            model.get_submodule(name).to(torch.bfloat16)
         if adapter is not None:
             apply_adapter(model, adapter)
         return cls(model, linears, count_activations(model, *size))
@@ -257,6 +270,11 @@ def _make_inputs(model: PrismaticVLA, batch: int, prompt: int) -> dict[str, Tens
     if config.head.kind == "tokens":
         inputs["action_tokens"] = torch.ones(batch, config.head.action_dim, dtype=torch.int64)
     return inputs
+
+
+def name_dtype(dtype: torch.dtype) -> str:
+    """A dtype as a word: bfloat16."""
+    return str(dtype).removeprefix("torch.")
 
 
 def _bytes(value: Tensor) -> int:

@@ -10,14 +10,14 @@ import torch
 
 from training.config import RunConfig
 from training.dry_run import dry_run
-from training.layouts import estimate_layouts
+from training.layouts import estimate_layouts, name_dtype
 from training.model import PrismaticVLA, VlaConfig
 from training.model.checkpoint import find_weights, holds_model
 from training.model.llm import read_text_config
 from training.model.smollm import SMOLLM2, load_smollm2
 from training.recipes import find_recipe
 from training.settings import override
-from training.setup_model import find_base, fit_vocabulary
+from training.setup_model import find_base, fit_vocabulary, frozen_dtype
 
 
 def preview(
@@ -35,7 +35,7 @@ def preview(
     config = override(own, settings)
     if base is None and config.base != own.base:  # given by a setting
         base = config.base
-    options = {
+    options: dict[str, Any] = {
         "batch_size": max(1, config.optim.batch_size // config.parallel.accumulate),
         "rank": config.adapter.rank,
         "checkpointing": config.memory.checkpointing,
@@ -44,6 +44,7 @@ def preview(
     if base is not None:
         base = find_weights(base)
         config = dataclasses.replace(config, base=base)
+    options["frozen"] = frozen_dtype(config)
     if holds_model(config.base):
         return {"recipe": recipe, **_preview_student(find_base(config), options)}
     if config.base is not None:
@@ -62,8 +63,9 @@ def _preview_student(config: RunConfig, options: dict[str, Any]) -> dict[str, An
         "unexpected_keys": [],
         "memory_gb": {name: round(parts["total"], 2) for name, parts in layouts.items()},
         "assumptions": {
-            **{key: value for key, value in options.items() if key != "divided"},
+            **{key: options[key] for key in ("batch_size", "rank", "checkpointing")},
             "batch_divided_by_n": options["divided"],
+            "lora_frozen_in": name_dtype(options["frozen"]),
             "vocabulary_size": described.llm.config and described.llm.config.get("vocab_size"),
         },
     }

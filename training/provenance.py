@@ -20,7 +20,7 @@ def describe_data(data: ActionChunkDataset) -> dict[str, Any]:
     """What was trained on: content, meaning, weights, size, and how `vla-align collect` made it."""
     recorded = [reader.root / COLLECTION_PATH for reader in data.readers]
     return {
-        "name": "+".join(reader.root.name for reader in data.readers),
+        "name": "+".join(reader.name for reader in data.readers),
         "fingerprint": data.fingerprint,
         "meaning": data.meaning,
         "weights": data.weights,

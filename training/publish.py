@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from training.adapter_files import adapter_state_dict
+from training.adapter_files import adapter_state_dict, full_state_dict
 from training.adapters import lora_config
 from training.merging import merged_state_dict
 from training.model import PrismaticVLA
@@ -30,13 +30,15 @@ def save_openvla(
         source: what it was loaded from.
         out: a folder that does not exist yet.
         lora: "merged" writes a whole checkpoint, "apart" adapter_model.safetensors and
-            adapter_config.json, which peft opens on top of the published model.
+            adapter_config.json, which peft opens on top of the published model; a projector that
+            trained in full goes along.
         base: where others find the base of an adapter, e.g. openvla/openvla-7b.
         norm_stats: statistics by data set that replace the base's, in config.json (merged) and
             dataset_statistics.json.
 
     Raises:
-        TrainingError: if the model is not of `source`'s shape, or has nothing to write.
+        TrainingError: if the model is not of `source`'s shape or has nothing to write, or if with
+            "apart" a tower or the language model was trained in full.
         ConfigurationError: if `out` exists, or `lora` is none of the two.
     """
     folder = source.folder if isinstance(source, OpenVlaCheckpoint) else Path(source)
@@ -46,7 +48,10 @@ def save_openvla(
     elif lora == "apart":
         adapter = adapter_state_dict(model)
         settings = _plain(lora_config(model).to_dict()) if adapter else {}
-        write_openvla_adapter(adapter, settings, folder, out, base=base, norm_stats=norm_stats)
+        full = full_state_dict(model)
+        write_openvla_adapter(
+            adapter, settings, folder, out, full=full, base=base, norm_stats=norm_stats
+        )
     else:
         raise ConfigurationError(
             "no such way to write LoRA", got=repr(lora), expected='"merged" or "apart"'

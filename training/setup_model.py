@@ -109,9 +109,7 @@ def build_student(
         if (told := config.model.head.committed) != model.config.head.committed:
             model.take_committed(told)
     elif config.base is not None:
-        # What an adapter leaves frozen is kept as published, in bfloat16.
-        frozen = config.adapter.kind != "none"
-        dtype = compute_dtype(config) if frozen else torch.float32
+        dtype = frozen_dtype(config) if config.adapter.kind != "none" else torch.float32
         backend = config.model.attention_backend
         model = load_openvla(config.base, dtype=dtype, attention_backend=backend).model
     else:
@@ -140,6 +138,16 @@ def find_teacher(config: RunConfig) -> Teacher | None:
     if config.alignment.weight == 0:
         return None
     return build_teacher(config.teacher, compute_dtype(config), "cpu")
+
+
+def frozen_dtype(config: RunConfig) -> torch.dtype:
+    """In what an adapter leaves what it freezes, where that is not quantised.
+
+    OpenVLA's as published, in bfloat16, unless the run computes in float32; any other network in
+    float32, as it was built.
+    """
+    of_openvla = config.base is not None and not holds_model(config.base)
+    return compute_dtype(config) if of_openvla else torch.float32
 
 
 def compute_dtype(config: RunConfig) -> torch.dtype:

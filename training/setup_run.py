@@ -52,7 +52,7 @@ class RunParts:
     teacher: Teacher | None = None
     student_features: FeatureStore | None = None
     teacher_features: FeatureStore | None = None
-    grounding: Tensor | None = None
+    grounding: Tensor | None = None  # (N, K, 2) of the recorded pictures
 
     def load(
         self,
@@ -81,10 +81,23 @@ class RunParts:
             batch["teacher_pixels"] = self._preprocess(images.numpy())
         if self.grounding is not None:
             grid, sigma = self.objective.model.grid, self.config.loss.grounding_sigma
-            batch["grounding"] = grounding_targets(self.grounding[indices], grid, sigma)
+            points = self.grounding_points(indices, passes)
+            batch["grounding"] = grounding_targets(points, grid, sigma)
         if self.action_tokens is not None:
             batch["action_tokens"] = self.action_tokens.encode(batch["actions"][:, 0])
         return batch
+
+    def grounding_points(
+        self, indices: NDArray[np.int64], passes: NDArray[np.int64] | None = None
+    ) -> Tensor:
+        """Where the named things are in the pictures that `load` gives (B, K, 2).
+
+        In shares of width and height; below 0 or above 1 for what a crop leaves out.
+        """
+        assert self.grounding is not None
+        windows = torch.from_numpy(self.data.windows(indices, passes)).float().unsqueeze(1)
+        start, end = windows[..., :2], windows[..., 2:]
+        return (self.grounding[indices] - start) / (end - start)
 
     @functools.cached_property
     def action_tokens(self) -> ActionTokens | None:
@@ -133,7 +146,13 @@ def set_up(
     sources = open_sources(roots, config.data)
     processor = build_processor(config, sources, cache)
     data = ActionChunkDataset(
-        sources, processor, config.data, seed=config.seed, cache_dir=cache, progress=progress
+        sources,
+        processor,
+        config.data,
+        seed=config.seed,
+        cache_dir=cache,
+        progress=progress,
+        refuse_unknown=True,
     )
     _check_held_out(data)
     config = fit_to_data(config, processor)

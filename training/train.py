@@ -19,6 +19,7 @@ from training.consolidate import (
     CONFIG_FILE,
     DATASET_FILE,
     PROCESSOR_FOLDER,
+    RUN_FILE,
     consolidate,
 )
 from training.files import hold_alone, replace_atomically
@@ -41,7 +42,6 @@ from training.signals import StopSignals, catch_stop_signals
 from training.trainer import Trainer
 from vla_align_ros.errors import TrainingError, VlaAlignError
 
-RUN_FILE = "run.json"
 LOCK_FILE = ".run.lock"
 SHOWN_DIFFERENCES = 4
 

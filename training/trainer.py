@@ -19,6 +19,7 @@ from training.checkpoint import (
     list_checkpoints,
     save_checkpoint,
 )
+from training.consolidate import drop_weights
 from training.data.loader import BatchLoader
 from training.data.sampler import Draws, SampleSampler
 from training.measurements import Measurements
@@ -248,6 +249,8 @@ class Trainer:
             **self.measurements.state_dict(),
             "seconds": time.monotonic() - self._started_s,
         }
+        if self.ranks.is_first:
+            drop_weights(self.out)
         save_checkpoint(self.out / "checkpoints", self.step, tensors, state)
 
     def _measure(self) -> None:

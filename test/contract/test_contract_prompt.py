@@ -146,10 +146,31 @@ def test_byte_level_tokenizers_cover_every_instruction(tmp_path):
     ids, mask = tokenizer.encode("schieb die Möhre 🥕 weg")
     text = inner.decode(ids[: mask.sum()].tolist())
     assert text == "In: What action should the robot take to schieb die möhre 🥕 weg?\nOut:"
+    assert tokenizer.unknown_words("schieb die Möhre 🥕 weg") == ()
 
 
 def break_tokenizer(**changes: object) -> bytes:
     return json.dumps({**json.loads(make_tokenizer()), **changes}).encode()
+
+
+def make_plain(model) -> PromptTokenizer:
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    template = PromptTemplate("zzz {instruction} zzz")
+    return PromptTokenizer(tokenizer.to_str().encode(), template, bos_token="put", pad_token="the")
+
+
+@pytest.mark.parametrize(
+    ("model", "found"),
+    [
+        (models.WordLevel({"put": 0, "the": 1, "?": 2}, unk_token="?"), ("zoo", "cup")),
+        (models.WordPiece({"put": 0, "the": 1, "?": 2}, unk_token="?"), ("zoo", "cup")),
+        (models.Unigram([("put", -1.0), ("the", -1.0), ("?", 0.0)], 2), ("zoo", "cup")),
+        (models.BPE({"put": 0, "the": 1}, []), ()),
+    ],
+)
+def test_what_becomes_the_unknown_token_is_named_but_not_what_the_template_says(model, found):
+    assert make_plain(model).unknown_words("Put  the ZOO the cup the zoo.") == found
 
 
 def test_a_file_that_makes_the_library_panic_is_refused_when_it_is_opened():

@@ -148,6 +148,20 @@ def test_precision_is_the_teachers_whatever_surrounds_it(kind: Any) -> None:
     assert similar.min() > 0.98
 
 
+@pytest.mark.parametrize("write", [tiny.make_radio, tiny.make_published_radio])
+def test_radio_normalises_by_its_own_mean_and_deviation_in_any_precision(
+    write: Callable[[Path], Any], tmp_path: Path
+) -> None:
+    model = write(tmp_path)
+    low = build_teacher(TeacherConfig(f"radio:{tmp_path}"), torch.bfloat16)
+    for name in ("norm_mean", "norm_std"):
+        wanted = getattr(model.input_conditioner, name)
+        assert not torch.equal(wanted.bfloat16().float(), wanted)
+        assert torch.equal(getattr(low._conditioner, name), wanted)  # type: ignore[attr-defined]
+    weights = {value.dtype for value in low._model.state_dict().values()}  # type: ignore[attr-defined]
+    assert torch.bfloat16 in weights and torch.float32 not in weights
+
+
 def test_rows_of_the_grid_follow_the_pictures_rows(kind: Any) -> None:
     teacher = build_teacher(TeacherConfig(kind[0], layer=1))
     plain = np.full((1, 64, 64, 3), 90, dtype=np.uint8)

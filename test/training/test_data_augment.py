@@ -18,6 +18,7 @@ from training.data.augment import (
     change_contrast,
     change_saturation,
     crop_square,
+    draw_window,
     turn_hue,
 )
 from training.data.config import AugmentConfig, DataConfig
@@ -93,6 +94,21 @@ def test_a_picture_follows_from_seed_epoch_and_sample_alone() -> None:
         assert (augment(picture(), OPENVLA, other) != first).any()
 
 
+def test_a_window_is_what_the_augmented_picture_shows() -> None:
+    ramp = np.tile(np.linspace(0, 255, 200), (200, 1)).astype(np.uint8)
+    image = np.stack([ramp, ramp.T, ramp], axis=-1)
+    seen = set()
+    for sample in range(6):
+        only_cropped = replace(NOTHING, crop_area=0.64)
+        shown = augment(image, only_cropped, (4, 1, sample)).astype(float) / 255
+        left, top, right, bottom = draw_window(only_cropped, (4, 1, sample))
+        assert right - left == pytest.approx(0.8) and bottom - top == pytest.approx(0.8)
+        found = shown[100, 0, 0], shown[0, 100, 1], shown[100, -1, 0], shown[-1, 100, 1]
+        np.testing.assert_allclose(found, (left, top, right, bottom), atol=0.01)
+        seen.add(left)
+    assert len(seen) == 6
+
+
 def test_draws_fill_the_ranges_and_do_not_move_together() -> None:
     """Brightness of grey pictures, saturation of a red one: each spread over its range."""
     grey = np.full((8, 8, 3), 128, np.uint8)
@@ -160,6 +176,20 @@ def test_without_passes_pictures_are_the_robot_s_with_its_centred_crop(
         data = make_data(root, tmp_path, decode)
         wanted = np.stack([transform.resize(image) for image in data.camera_pictures(rows)])
         np.testing.assert_array_equal(data.batch(rows)["images"].numpy(), wanted)
+
+
+def test_windows_are_the_draw_s_in_training_and_the_centred_one_elsewhere(
+    root: Path, tmp_path: Path
+) -> None:
+    data = make_data(root, tmp_path, "once")
+    rows, passes = np.array([3, 0, 3]), np.array([0, 0, 1])
+    drawn = [
+        draw_window(OPENVLA, (5, int(n), int(row))) for row, n in zip(rows, passes, strict=True)
+    ]
+    np.testing.assert_array_equal(data.windows(rows, passes), drawn)
+    low = (1 - 0.9**0.5) / 2
+    np.testing.assert_allclose(data.windows(rows), [[low, low, 1 - low, 1 - low]] * 3)
+    assert data.windows(rows[:0], passes[:0]).shape == data.windows(rows[:0]).shape == (0, 4)
 
 
 def test_workers_and_the_way_of_decoding_change_no_batch(root: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ A server on this machine stands in for the hub; the client and its cache are the
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import http.server
 import json
@@ -14,9 +15,18 @@ from pathlib import Path
 
 import pytest
 from lab_data import make_episodes, write_v2, write_v3
+from tiny_data import tokenizer_bytes
 
+from training.data import sources
+from training.data.config import DataConfig
+from training.data.dataset import ActionChunkDataset, dataset_statistics
 from training.data.hub import download_dataset, is_repository
 from training.data.reader import LeRobotReader
+from training.provenance import describe_data
+from vla_align_ros.contract.images import ImageTransform
+from vla_align_ros.contract.normalize import Normalizer
+from vla_align_ros.contract.processor import Processor
+from vla_align_ros.contract.prompt import PromptTokenizer
 from vla_align_ros.errors import DataError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -137,3 +147,24 @@ def test_names_of_repositories_are_told_from_paths() -> None:
     assert is_repository("lerobot/pusht") and is_repository("a-b.c/d_e")
     for name in ("data/a/b", "/data/a", "./data/a", "../a", "./a", "data", "a b/c"):
         assert not is_repository(name)
+
+
+def test_a_data_set_of_the_hub_is_called_as_it_was_asked_for_not_by_its_commit(
+    hub: tuple[str, type[Hub]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endpoint, handler = hub
+    write_v2(handler.root, make_episodes())
+    here = functools.partial(download_dataset, endpoint=endpoint, cache_dir=tmp_path / "cache")
+    monkeypatch.setattr(sources, "download_dataset", here)
+    config = DataConfig(cameras=("top",), validation=0.5)
+    opened = sources.open_sources(["lab/cubes@v2.1:2", str(handler.root)], config)
+    assert opened[0].reader.root.name == COMMIT
+    spec = sources.policy_spec(opened, config, horizon=4, with_state=True)
+    normalizers = {
+        key: Normalizer("quantile", value)
+        for key, value in dataset_statistics(opened, config).items()
+    }
+    tokenizer = PromptTokenizer(tokenizer_bytes(), max_length=24)
+    processor = Processor(spec, ImageTransform(size=32), normalizers, tokenizer)
+    data = ActionChunkDataset(opened, processor, config)
+    assert describe_data(data)["name"] == "cubes+remote"

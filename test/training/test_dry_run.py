@@ -21,7 +21,7 @@ from tiny_models import tiny_config, tiny_llm
 
 from training.adapters import AdapterConfig, adapted_layers, apply_adapter
 from training.dry_run import dry_run, read_published_tensors
-from training.layouts import count_activations, estimate_layouts
+from training.layouts import count_activations, estimate_layouts, name_dtype
 from training.memory import checkpoint_blocks
 from training.model import PrismaticVLA
 from training.model.openvla import (
@@ -31,6 +31,8 @@ from training.model.openvla import (
 )
 from training.preview import preview
 from training.recipes import find_recipe
+from training.settings import override
+from training.setup_model import find_base, fit_vocabulary
 from vla_align_ros.errors import ConfigurationError
 
 BATCH, PROMPT = 2, 9
@@ -234,6 +236,48 @@ def test_a_preview_divides_the_batch_and_invents_no_words():
     assert told["parameters"] == sum(p.numel() for p in network.parameters())
     alone = estimate_layouts(described, batch_size=2)["full_fsdp_4"]["total"]
     assert told["memory_gb"]["full_fsdp_4"] == round(alone, 2)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "settings", "told"),
+    [
+        ("debug_cpu", [], torch.float32),
+        ("openvla_7b_align", [], torch.bfloat16),
+        ("openvla_7b_align", ["precision=fp32"], torch.float32),
+    ],
+)
+def test_a_preview_reckons_with_the_dtype_in_which_the_base_is_kept(folder, recipe, settings, told):
+    base = str(folder) if recipe.startswith("openvla") else None
+    found = preview(recipe, base=base, settings=settings)
+    assert found["assumptions"]["lora_frozen_in"] == name_dtype(told)
+    config = override(find_recipe(recipe), settings)
+    config = dataclasses.replace(config, base=base)
+    described = find_base(config).model if base else fit_vocabulary(config, words=0)
+    size = config.optim.batch_size // config.parallel.accumulate
+    options = {"batch_size": size, "rank": config.adapter.rank, "divided": True, "frozen": told}
+    wanted = estimate_layouts(described, checkpointing=config.memory.checkpointing, **options)
+    assert found["memory_gb"] == {name: round(v["total"], 2) for name, v in wanted.items()}
+
+
+def test_a_base_in_float32_takes_twice_the_bytes_of_what_is_frozen(folder):
+    config = tiny_config()
+    narrow, wide = (
+        estimate_layouts(config, rank=4, frozen=dtype) for dtype in (torch.bfloat16, torch.float32)
+    )
+    model = build_empty(config)
+    apply_adapter(model, AdapterConfig(kind="lora", rank=4))
+    frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+    for kind in ("lora", "lora_fsdp_2"):
+        ranks = 2 if kind.endswith("2") else 1
+        difference = 1e9 * ranks * (wide[kind]["weights"] - narrow[kind]["weights"])
+        assert difference == pytest.approx(2 * frozen)
+    linears = sum(
+        layer.in_features * layer.out_features
+        for name, layer in adapted_layers(model)
+        if name.startswith("llm.")
+    )
+    difference = 1e9 * (wide["qlora_nf4"]["weights"] - narrow["qlora_nf4"]["weights"])
+    assert difference == pytest.approx(2 * (frozen - linears))  # the packed ones take the same
 
 
 def test_layouts_are_ordered_as_their_purpose_says(full_size):

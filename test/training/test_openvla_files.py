@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import filecmp
 import json
 import shutil
@@ -111,13 +112,16 @@ def test_our_own_format_keeps_the_model_too(folder, tmp_path):
         assert torch.equal(again(**some_inputs()).logits, model(**some_inputs()).logits)
 
 
-def train_adapter(model: PrismaticVLA) -> None:
-    """Give the adapter's zero half values, as training would."""
+def train_adapter(model: PrismaticVLA, *full: str, moves: bool = True) -> None:
+    """Give the adapter's zero half values, as training would, and what trains in full others."""
     torch.manual_seed(3)
-    apply_adapter(model, ADAPTER)
+    apply_adapter(model, dataclasses.replace(ADAPTER, full=full))
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.05)
+        elif name.startswith(full) and moves:
+            with torch.no_grad():
+                parameter.add_(0.05 * torch.randn_like(parameter))
 
 
 def test_merged_lora_answers_as_the_wrapped_model_and_changes_only_its_layers(folder, tmp_path):
@@ -150,21 +154,45 @@ def as_float(folder: Path, out: Path) -> None:
         save_file(wide, path, {"format": "pt"})
 
 
-def test_lora_apart_opens_with_peft_on_the_published_modules(folder, tmp_path):
+@pytest.mark.parametrize("full", [(), ("projector",)])
+def test_lora_apart_opens_with_peft_on_the_published_modules(folder, tmp_path, full):
     peft = pytest.importorskip("peft", reason="needs the extra [lora]")
     opened = load_openvla(folder, dtype=torch.float32)
     model = opened.model
-    train_adapter(model)
+    train_adapter(model, *full)
     save_openvla(model, opened, tmp_path / "apart", lora="apart", base="openvla/openvla-7b")
     save_openvla(model, opened, tmp_path / "merged")
     published = PublishedNames(load_openvla(folder, dtype=torch.float32).model)
     wrapped = peft.PeftModel.from_pretrained(published, tmp_path / "apart")
+    assert wrapped.peft_config["default"].modules_to_save == (list(full) or None)
+    seen = torch.randn(1, 3, model.projector.fc1.in_features)
+    assert torch.equal(wrapped.base_model.model.projector(seen), model.projector(seen))
     assert wrapped.peft_config["default"].base_model_name_or_path == "openvla/openvla-7b"
     state = wrapped.merge_and_unload().state_dict()
     merged = read_all(tmp_path / "merged")
     assert set(state) == set(merged) - find_carried(merged)
     for name, value in state.items():
         assert torch.equal(value.to(torch.bfloat16), merged[name]), name
+
+
+@pytest.mark.parametrize("part", ["vision", "llm"])
+def test_another_part_that_trained_in_full_is_refused_beside_lora(folder, tmp_path, part):
+    pytest.importorskip("peft", reason="needs the extra [lora]")
+    opened = load_openvla(folder, dtype=torch.float32)
+    train_adapter(opened.model, part)
+    expected = rf"in full cannot be written beside LoRA: got {part} \(adapter.full\).*merge"
+    with pytest.raises(TrainingError, match=expected):
+        save_openvla(opened.model, opened, tmp_path / "apart", lora="apart")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("part", ["vision", "projector"])
+def test_a_part_that_could_train_and_did_not_is_not_written_apart(folder, tmp_path, part):
+    pytest.importorskip("peft", reason="needs the extra [lora]")
+    opened = load_openvla(folder, dtype=torch.float32)
+    train_adapter(opened.model, part, moves=False)
+    save_openvla(opened.model, opened, tmp_path / "apart", lora="apart")
+    assert all("lora_" in name for name in load_file(tmp_path / "apart/adapter_model.safetensors"))
 
 
 class PublishedNames(torch.nn.Module):

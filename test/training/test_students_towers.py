@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -192,3 +194,19 @@ def test_the_qwen3_student_runs_on_small_models_of_its_layouts(tmp_path):
     out = model(**inputs)
     assert out.actions.shape == (1, 8, 7) and out.visual == slice(1, 257)
     assert out.vision_features.shape == (1, 256, 48)
+
+
+def test_pixels_of_a_timm_tower_are_those_that_timm_publishes_with_its_weights(monkeypatch):
+    half, asked = (0.5, 0.5, 0.5), []
+
+    def create_model(name, *, pretrained, **_):
+        asked.append((name, pretrained))
+        torch.rand(3)  # weights are drawn
+        return SimpleNamespace(pretrained_cfg={"mean": half, "std": (0.4, 0.5, 0.6)})
+
+    monkeypatch.setitem(sys.modules, "timm", SimpleNamespace(create_model=create_model))
+    before = torch.get_rng_state()
+    tower = VisionConfig("timm:vit_small_patch16_224", image_size=224)
+    assert pixel_statistics(tower) == (half, (0.4, 0.5, 0.6))
+    assert asked == [("vit_small_patch16_224", False)]  # no weights are fetched for that
+    assert torch.equal(torch.get_rng_state(), before)

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from lab_data import correct_tasks
 from tiny_run import SHORT, read_weights
 
 from training.config import RunConfig
@@ -26,7 +27,7 @@ from training.sweep import SweepPlan, make_cells
 from training.sweep_tables import Row
 from training.train import train
 from vla_align_ros.contract.processor import Processor
-from vla_align_ros.errors import ConfigurationError, TrainingError
+from vla_align_ros.errors import ConfigurationError, DataError, TrainingError
 
 SECOND = (
     *(*SHORT, "optim.steps=2", "optim.vision_from_step=0", "optim.warmup_steps=1"),
@@ -56,6 +57,25 @@ def test_it_moves_on_and_keeps_shape_and_words(short: Path, second: Path) -> Non
     assert read_json(short / "model.json") == read_json(second / "model.json")
     words = [Processor.load(run / "processor").tokenizer.content for run in (short, second)]
     assert words[0] == words[1]
+
+
+def test_words_that_the_base_does_not_know_are_refused_before_anything_is_decoded(
+    short: Path, tabletop_data: Path, tmp_path: Path
+) -> None:
+    ignore = shutil.ignore_patterns("cache")
+    data = Path(shutil.copytree(tabletop_data, tmp_path / "data", ignore=ignore))
+    texts = open_sources([data])[0].reader.tasks
+    old = texts[0]
+    correct_tasks(data, lambda text: "fetch the banana" if text == old else text)
+    with pytest.raises(DataError, match=r"not know: got fetch, banana in 'fetch the banana';") as e:
+        train("debug_cpu", [data], tmp_path / "a", base=str(short), settings=SECOND, progress=False)
+    assert "data.instructions" in str(e.value) and "--base" in str(e.value)
+    assert not (data / "cache").exists()
+    known = [text for text in texts if text != old]
+    settings = (*SECOND, f"data.instructions={json.dumps(known)}", "data.validation=0.5")
+    train("debug_cpu", [data], tmp_path / "b", base=str(short), settings=settings, progress=False)
+    fresh = build_processor(find_recipe("debug_cpu"), open_sources([data]))
+    assert fresh.tokenizer.unknown_words("fetch the banana") == ()
 
 
 def test_a_run_may_be_taught_to_go_on_from_committed_actions(

@@ -136,6 +136,37 @@ def test_grounding_is_measured_in_patches(
         assert metrics[f"val/grounding_{thing}_patches"] == pytest.approx(lower, rel=1e-4)
 
 
+def test_things_are_looked_for_where_a_cropped_picture_shows_them(
+    tabletop_data: Path, parts: RunParts
+) -> None:
+    settings = ("precision=fp32", "data.augment.enabled=true", "data.augment.crop_area=0.25")
+    cropped = make_parts(tabletop_data, *settings)
+    assert parts.grounding is not None
+    rows, passes = np.repeat(np.arange(len(parts.data)), 4), np.tile(np.arange(4), len(parts.data))
+    windows = cropped.data.windows(rows, passes)
+    points = parts.grounding[rows].numpy().astype(float)
+    mapped = (points - windows[:, None, :2]) / 0.5  # half of each side is left
+    inside = ((mapped >= 0) & (mapped <= 1)).all(-1)
+    assert 0.1 < inside.mean() < 0.9
+    found = cropped.load(rows, frozen_vision=False, passes=passes)["grounding"].numpy()
+    np.testing.assert_array_equal(found.any(-1), inside)
+    grid = cropped.objective.model.grid
+    peak = found.argmax(-1)[inside]
+    place = np.stack([peak % grid + 0.5, peak // grid + 0.5], axis=-1)
+    assert np.abs(place - mapped[inside] * grid).max() < 0.51  # the patch that holds the thing
+
+    whole = parts.grounding_points(parts.data.indices("val"))
+    assert torch.equal(whole, parts.grounding[parts.data.indices("val")])
+    centred = cropped.grounding_points(parts.data.indices("val"))
+    torch.testing.assert_close(centred, 2 * whole - 0.5)
+    maps = torch.zeros(len(whole), 2, grid**2)
+    centre = torch.tensor([0.5, 0.5])
+    told = OfflineEvaluator(cropped)._grounding_metrics(maps + 1 / grid**2)
+    far = (centred - centre).norm(dim=-1).median(0).values * grid
+    assert told["val/grounding_object_patches"] == pytest.approx(float(far[0]), rel=1e-4)
+    assert told["val/grounding_receptacle_patches"] == pytest.approx(float(far[1]), rel=1e-4)
+
+
 def test_frozen_features_measure_the_same(parts: RunParts) -> None:
     evaluator = OfflineEvaluator(parts)
     cached = evaluator.measure(frozen_vision=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,26 @@ def test_the_same_words_give_the_same_tokenizer(words: list[str], random: object
     assert len(set(ids[1 : 1 + count])) == len(set(words))
     unknown, _ = tokenizer.encode("zebra")
     assert list(unknown[:3]) == [1, 2, 0]
+
+
+def test_words_of_the_data_are_known_however_they_were_typed() -> None:
+    texts = ("O\u0308ffne die Tu\u0308r", "take\uff0cthen put", "\u00bd turn.", "Hold it!.")
+    content = build_word_tokenizer([*texts, "no\0text"])
+    tokenizer = PromptTokenizer(
+        content, PromptTemplate("{instruction}"), 16, bos_token=BOS, pad_token=PAD
+    )
+    assert [tokenizer.unknown_words(text) for text in texts] == [()] * 4
+    assert tokenizer.unknown_words("\u00f6ffne das Fenster, sofort!") == (
+        "das",
+        "fenster",
+        "sofort",
+    )
+
+
+def test_words_as_written_keep_the_numbers_that_runs_learnt_by() -> None:
+    content = json.loads(build_word_tokenizer(["Put it down.", "lift it!.", "stop"]))
+    written = ["!.", ".", "down", "it", "lift", "put", "stop"]
+    assert list(content["model"]["vocab"]) == [PAD, BOS, "<unk>", *written, "!"]
 
 
 # -- names ------------------------------------------------------------------------------------

@@ -35,11 +35,12 @@ from tiny_run import (
 from training import train as train_module
 from training import trainer
 from training.config import RunConfig
-from training.consolidate import consolidate
+from training.consolidate import consolidate, drop_weights
 from training.evaluate import OfflineEvaluator
 from training.golden_inputs import GOLDEN_INPUTS, write_golden_inputs
 from training.model import PrismaticVLA
 from training.recipes import find_recipe
+from training.run_folder import Run
 from training.train import count_trained, find_commit, train
 from training.trainer import Trainer
 from vla_align_ros.errors import TrainingError
@@ -235,6 +236,42 @@ def test_a_run_that_was_consolidated_on_its_way_ends_with_its_last_weights(
     run_short(tabletop_data, stopped)
     assert_equal(read_weights(stopped), read_weights(short))
     PrismaticVLA.load(stopped)
+
+
+def test_a_run_that_goes_on_is_no_longer_read_from_what_was_consolidated_on_its_way(
+    tabletop_data: Path,
+    short: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    stopped = shutil.copytree(short, tmp_path / "stopped")
+    shutil.rmtree(max((stopped / "checkpoints").iterdir()))  # back to step 8
+    (stopped / "run.json").unlink()
+    consolidate(stopped)
+    halfway = dict(Run.open(stopped).load_after().state_dict())
+    assert_equal(halfway, dict(PrismaticVLA.load(stopped).state_dict()))
+
+    def die(*args: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_module, "consolidate", die)
+    with pytest.raises(KeyboardInterrupt):
+        run_short(tabletop_data, stopped)
+    assert "removed model.safetensors, model.json of" in capsys.readouterr().err
+    newest = dict(Run.open(stopped).load_after().state_dict())
+    assert_equal(newest, dict(PrismaticVLA.load(short).state_dict()))
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_what_a_finished_run_left_is_never_removed(tmp_path: Path, finished: bool) -> None:
+    (tmp_path / "openvla").mkdir()
+    (tmp_path / "openvla/adapter_config.json").write_text("{}")
+    (tmp_path / "config.json").write_text("{}")
+    if finished:
+        (tmp_path / "run.json").write_text("{}")
+    drop_weights(tmp_path)
+    assert (tmp_path / "openvla").exists() is finished and (tmp_path / "config.json").exists()
 
 
 def test_weights_of_an_earlier_step_go_into_another_folder(short: Path, tmp_path: Path) -> None:

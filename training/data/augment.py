@@ -17,6 +17,7 @@ from training.data.config import AugmentConfig
 
 UInt8Array = npt.NDArray[np.uint8]
 Float32Array = npt.NDArray[np.float32]
+Float64Array = npt.NDArray[np.float64]
 
 _TINY = np.float32(1e-9)  # a spread of 0 is grey: whatever is divided by it is multiplied by 0
 
@@ -27,7 +28,7 @@ def augment(image: UInt8Array, config: AugmentConfig, seed: tuple[int, int, int]
     `seed` is (run, epoch, sample): the same three give the same picture on any machine and worker.
     """
     draw = np.random.default_rng(seed)
-    at_x, at_y = draw.random(2)
+    at_x, at_y = _draw_place(draw)
     shift, contrast, saturation, hue = draw.uniform(-1.0, 1.0, 4)
     cropped = crop_square(image, config.crop_area, at_x, at_y)
     planes = np.ascontiguousarray(cropped.transpose(2, 0, 1)).astype(np.float32)
@@ -40,6 +41,18 @@ def augment(image: UInt8Array, config: AugmentConfig, seed: tuple[int, int, int]
     planes *= np.float32(255.0)
     levels: UInt8Array = np.rint(planes, out=planes).astype(np.uint8)
     return np.ascontiguousarray(levels.transpose(1, 2, 0))
+
+
+def draw_window(config: AugmentConfig, seed: tuple[int, int, int]) -> tuple[float, ...]:
+    """What `augment` shows of a picture: left, top, right, bottom as shares of its sides."""
+    kept = math.sqrt(config.crop_area)
+    left, top = (float(at) * (1.0 - kept) for at in _draw_place(np.random.default_rng(seed)))
+    return left, top, left + kept, top + kept
+
+
+def _draw_place(draw: np.random.Generator) -> Float64Array:
+    """Where the crop lies within its free play, (x, y) in [0, 1]: the first of every draw."""
+    return draw.random(2)
 
 
 def crop_square(image: UInt8Array, area: float, at_x: float, at_y: float) -> UInt8Array:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["ActionChunkDataset", "dataset_statistics", "open_readers"]
 
 _SHOWN = 60  # characters of a text in an error
+_NAMED = 3  # texts in one
 Roots = Sequence[str | Path] | Sequence[Source]
 
 
@@ -57,10 +58,13 @@ class ActionChunkDataset:
         seed: int = 0,
         cache_dir: str | Path | None = None,
         progress: bool = False,
+        refuse_unknown: bool = False,
     ) -> None:
         """Load all tables, open or decode the videos, and encode what can be in advance.
 
         `seed`: of the augmentation, and of how many committed actions a sample tells.
+        `refuse_unknown`: raise DataError for words that the tokenizer does not know, as training
+        must: they all become one token, and what they ask for the same input.
         """
         self._seed = seed
         self.processor, self.config = processor, config or DataConfig()
@@ -87,6 +91,8 @@ class ActionChunkDataset:
         self.tasks, self.task_id = self._number_tasks()
         self._asked = self._choose_tasks()
         self._input_ids, self._attention_mask = self._encode_tasks()
+        if refuse_unknown:
+            self._refuse_unknown_words()
         self._pictures = MixturePictures(
             self.sources,
             processor.image_transform,
@@ -179,6 +185,13 @@ class ActionChunkDataset:
         that of (seed, pass, frame).
         """
         return self._pictures.get(np.asarray(indices, dtype=np.int64), passes)
+
+    def windows(self, indices: np.ndarray, passes: np.ndarray | None = None) -> np.ndarray:
+        """What `images` shows of the recorded pictures: left, top, right, bottom (B, 4) float64.
+
+        Shares of width and height: augmentation crops at random, the robot about the middle.
+        """
+        return self._pictures.windows(np.asarray(indices, dtype=np.int64), passes)
 
     def camera_pictures(self, indices: np.ndarray) -> np.ndarray:
         """The same frames before any resizing, (B, H, W, 3) uint8 RGB.
@@ -292,6 +305,23 @@ class ActionChunkDataset:
                 " episodes out), or train on others: --set 'data.instructions=[...]'",
             )
         return np.stack([ids for ids, _ in encoded]), np.stack([mask for _, mask in encoded])
+
+    def _refuse_unknown_words(self) -> None:
+        used = [int(number) for number in np.unique(self.task_id) if self._asked[number]]
+        tokenizer = self.processor.tokenizer
+        unknown = {self.tasks[n]: tokenizer.unknown_words(self.tasks[n]) for n in used}
+        named = [
+            f"{', '.join(words)} in {task[:_SHOWN]!r}" for task, words in unknown.items() if words
+        ]
+        if named:
+            more = f", and {len(named) - _NAMED} other texts" if len(named) > _NAMED else ""
+            raise DataError(
+                "The data has words that the tokenizer does not know",
+                got="; ".join(named[:_NAMED]) + more,
+                expected="words that differ to the network, as these all become the same token",
+                fix="train on other instructions, --set 'data.instructions=[...]', or leave --base"
+                " out: a network from scratch takes the data's words",
+            )
 
     def _split(self, moving: np.ndarray) -> None:
         """Choose the frames of both splits; an episode without words is not used."""

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-from training.data.augment import augment
+from training.data.augment import augment, draw_window
 from training.data.config import DataConfig
 from training.data.frames import FrameStore
 from training.data.health import known_damage
@@ -47,7 +47,7 @@ class MixturePictures:
     ) -> None:
         """Decode or check the videos; a damaged one is a DataError unless they are skipped."""
         self._sources, self._config, self._seed = sources, config, seed
-        self._size = transform.size
+        self._size, self._centred = transform.size, transform.crop_box(1, 1)
         self._starts = np.cumsum([0, *(len(source.reader) for source in sources)])
         self.broken: dict[tuple[int, int], str] = {}
         self._plain: list[Pictures] = []
@@ -90,18 +90,36 @@ class MixturePictures:
         With `passes` (B,) int64, and augmentation switched on, augmented by the draw of (seed,
         pass, row); otherwise as the robot would resize them.
         """
-        augmented = passes is not None and self._config.augment.enabled
-        stores = self._whole if augmented else self._plain
+        draws = self._draws(indices, passes)
+        stores = self._plain if draws is None else self._whole
         roots = np.searchsorted(self._starts, indices, side="right") - 1
         output = np.empty((len(indices), self._size, self._size, 3), dtype=np.uint8)
         for number in np.unique(roots):
             here = np.flatnonzero(roots == number)
             output[here] = stores[number].get(indices[here] - self._starts[number])
-        if passes is not None and augmented:
-            for place, (index, count) in enumerate(zip(indices, passes, strict=True)):
-                draw = (self._seed, int(count), int(index))
-                output[place] = augment(output[place], self._config.augment, draw)
+        for place, draw in enumerate(draws or ()):
+            output[place] = augment(output[place], self._config.augment, draw)
         return output
+
+    def windows(self, indices: np.ndarray, passes: np.ndarray | None = None) -> np.ndarray:
+        """What `get` shows of the recorded pictures (B, 4) float64.
+
+        Left, top, right, bottom as shares of width and height.
+        """
+        draws = self._draws(indices, passes)
+        if draws is None:
+            return np.tile(np.asarray(self._centred, dtype=np.float64), (len(indices), 1))
+        shown = [draw_window(self._config.augment, draw) for draw in draws]
+        return np.asarray(shown, dtype=np.float64).reshape(-1, 4)
+
+    def _draws(
+        self, indices: np.ndarray, passes: np.ndarray | None
+    ) -> list[tuple[int, int, int]] | None:
+        """Each picture's draw (seed, pass, row); None where they are not augmented."""
+        if passes is None or not self._config.augment.enabled:
+            return None
+        pairs = zip(indices, passes, strict=True)
+        return [(self._seed, int(count), int(index)) for index, count in pairs]
 
     def as_recorded(self, indices: np.ndarray) -> np.ndarray:
         """The same frames before any resizing, (B, H, W, 3) uint8 RGB; DataError if sizes differ.

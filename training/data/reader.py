@@ -44,13 +44,18 @@ def read_json(path: Path) -> Any:
 class LeRobotReader:
     """A dataset folder, opened for reading.
 
-    Attributes: `root`, `info` (info.json), `schema`, `version` (how the files lie), `rate_hz`,
-    `tasks` (text by task index), `episodes` (pyarrow table without the statistics columns).
+    Attributes: `root`, `name` (what people call it), `info` (info.json), `schema`, `version` (how
+    the files lie), `rate_hz`, `tasks` (text by task index), `episodes` (pyarrow table without the
+    statistics columns).
     """
 
-    def __init__(self, root: str | Path) -> None:
-        """Open `root`; raise DataError for another layout, another version or damaged counts."""
+    def __init__(self, root: str | Path, *, name: str | None = None) -> None:
+        """Open `root`; raise DataError for another layout, another version or damaged counts.
+
+        name: where the folder's own says nothing, as in the hub's cache, where it is a commit.
+        """
         self.root = Path(root)
+        self.name = self.root.name if name is None else name
         self.info: dict[str, Any] = read_json(self.root / INFO_PATH)
         self.version = find_version(self.root, self.info)
         self.schema = DatasetSchema.from_info(self.info)

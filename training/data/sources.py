@@ -82,10 +82,11 @@ def open_source(text: str, cameras: Sequence[str] = ()) -> tuple[LeRobotReader, 
     DataError if it is empty. `cameras`: see DataConfig; of the hub's videos only one is fetched.
     """
     name, revision, weight = split_source(text)
-    folder = Path(name)
+    folder, called = Path(name), None
     if not folder.exists() and is_repository(name):
         folder = download_dataset(name, revision=revision, cameras=cameras)
-    reader = LeRobotReader(folder)
+        called = name.rpartition("/")[2]
+    reader = LeRobotReader(folder, name=called)
     if not len(reader):
         raise DataError(
             f"{folder} is empty",

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
+
+from vla_align_ros.contract.prompt import clean_instruction
+from vla_align_ros.errors import ContractError
 
 BOS, PAD, UNKNOWN = "<s>", "<pad>", "<unk>"
 
@@ -10,7 +14,9 @@ BOS, PAD, UNKNOWN = "<s>", "<pad>", "<unk>"
 def build_word_tokenizer(texts: Iterable[str]) -> bytes:
     """Content of a tokenizer.json that knows every word of `texts`; others become `<unk>`.
 
-    The vocabulary is sorted, so the same words give the same file.
+    A policy reads instructions cleaned, so the words are those of the cleaned texts. Those of the
+    texts as written stand before them, sorted: no number changes that an earlier run learnt by. The
+    same words give the same file.
     """
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
@@ -18,8 +24,13 @@ def build_word_tokenizer(texts: Iterable[str]) -> bytes:
     from tokenizers.pre_tokenizers import Whitespace
 
     splitter = Whitespace()
-    words = {word for text in texts for word, _ in splitter.pre_tokenize_str(text.lower())}
-    vocabulary = {word: i for i, word in enumerate([PAD, BOS, UNKNOWN, *sorted(words)])}
+    written, cleaned = set[str](), set[str]()
+    for text in texts:
+        written |= {word for word, _ in splitter.pre_tokenize_str(text.lower())}
+        with contextlib.suppress(ContractError):  # nobody can say such a text, nor learn from it
+            cleaned |= {word for word, _ in splitter.pre_tokenize_str(clean_instruction(text))}
+    words = [PAD, BOS, UNKNOWN, *sorted(written), *sorted(cleaned - written)]
+    vocabulary = {word: i for i, word in enumerate(words)}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token=UNKNOWN))
     tokenizer.normalizer = Lowercase()
     tokenizer.pre_tokenizer = splitter

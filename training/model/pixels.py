@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from training.model.config import VisionConfig
+from training.model.vision import build_timm
 from vla_align_ros.contract.images import IMAGENET_MEAN, IMAGENET_STD, ImageTransform, Triple
 from vla_align_ros.errors import ConfigurationError
 
@@ -34,9 +37,13 @@ def build_image_transform(vision: Sequence[VisionConfig], *, crop: float = 1.0) 
 def pixel_statistics(tower: VisionConfig) -> tuple[Triple, Triple]:
     """Return mean and standard deviation of pixels in [0, 1] that a tower was trained with.
 
-    Of pretrained Hugging Face weights, those in preprocessor_config.json; otherwise by family: 0.5
-    for SigLIP, CLIP's own, and ImageNet's for all others (DINOv2, DINOv3).
+    Of a timm model, those that timm publishes with it; of pretrained Hugging Face weights, those in
+    preprocessor_config.json; otherwise by family: 0.5 for SigLIP, CLIP's own, and ImageNet's for
+    all others (DINOv2, DINOv3).
     """
+    if tower.source.startswith("timm:"):
+        with torch.random.fork_rng(devices=[]):  # its weights are drawn, and not looked at
+            return timm_pixels(build_timm(tower, pretrained=False))
     if tower.source == "transformers" and tower.pretrained is not None:
         values = _read_preprocessor(tower.pretrained)
         mean, std = values.get("image_mean"), values.get("image_std")
@@ -50,6 +57,12 @@ def pixel_statistics(tower: VisionConfig) -> tuple[Triple, Triple]:
     if "siglip" in name.lower():
         return HALF, HALF
     return (CLIP_MEAN, CLIP_STD) if "clip" in name.lower() else (IMAGENET_MEAN, IMAGENET_STD)
+
+
+def timm_pixels(model: Any) -> tuple[Triple, Triple]:
+    """Return what timm's pretrained configuration of a model says: mean and deviation."""
+    published = model.pretrained_cfg
+    return _triple(published["mean"]), _triple(published["std"])
 
 
 def _read_preprocessor(source: str) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def build_tower(
         return build_transformers_tower(config, attention_backend, pretrained=pretrained)
     if config.source == "timm_vit":
         return TimmVitTower(config, pretrained=pretrained)
-    return TimmTower(config, _build_timm(config, pretrained))
+    return TimmTower(config, build_timm(config, pretrained=pretrained))
 
 
 def _build_embedded(
@@ -78,7 +78,8 @@ def _build_embedded(
     return TransformersTower(config, model, blocks)
 
 
-def _build_timm(config: VisionConfig, pretrained: bool) -> Any:
+def build_timm(config: VisionConfig, *, pretrained: bool) -> Any:
+    """Build timm's own model of that name; ConfigurationError if timm is not installed."""
     try:
         import timm
     except ImportError as error:

@@ -5,6 +5,7 @@ The ``tokenizers`` library reads the tokenizer file on first use; such a file ru
 
 from __future__ import annotations
 
+import json
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -161,6 +162,29 @@ class PromptTokenizer:
         mask[: len(tokens)] = 1
         return ids, mask
 
+    def unknown_words(self, instruction: str) -> tuple[str, ...]:
+        """Return what of an instruction becomes the unknown token, each once, in order.
+
+        Nothing where the tokenizer has no such token, as one that spells words in bytes.
+
+        Raises:
+            ContractError: if the instruction is refused or the tokenizer fails.
+        """
+        unknown = self._find_unknown()
+        if unknown is None:
+            return ()
+        words = clean_instruction(instruction)
+        first = self.template.text.index(_SLOT)
+        with _refuse_panics("instruction cannot be encoded by this tokenizer"):
+            prompt = self.template.render(words)
+            encoding = self._tokenizer.encode(prompt, add_special_tokens=False)
+        found = [
+            prompt[start:end].strip()
+            for index, (start, end) in zip(encoding.ids, encoding.offsets, strict=True)
+            if index == unknown and start < first + len(words) and end > first
+        ]
+        return tuple(dict.fromkeys(found))
+
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form without the tokenizer, which has a file of its own."""
         return {
@@ -181,6 +205,16 @@ class PromptTokenizer:
             bos_token=fields["bos_token"],
             pad_token=fields["pad_token"],
         )
+
+    def _find_unknown(self) -> int | None:
+        """Number of the token that stands for all that the vocabulary lacks."""
+        model = self._tokenizer.model
+        if type(model).__name__ == "Unigram":  # whose number the library does not tell
+            index = json.loads(self.content)["model"].get("unk_id")
+        else:
+            token = getattr(model, "unk_token", None)
+            index = None if token is None else self._tokenizer.token_to_id(token)
+        return None if index is None else int(index)
 
     def _find(self, token: str, what: str) -> int:
         index = self._tokenizer.token_to_id(token) if isinstance(token, str) else None

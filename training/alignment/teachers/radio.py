@@ -66,10 +66,12 @@ class RadioTeacher(ModuleTeacher):
         dtype: torch.dtype,
         device: torch.device | str,
     ) -> None:
-        model: Any = load_pretrained(LAYOUT.model, source, dtype, native)
+        # In float32, to which the conditioner's mean and deviation belong whatever the precision:
+        # the rest is cast below.
+        model: Any = load_pretrained(LAYOUT.model, source, torch.float32, native)
         cut_model(model, LAYOUT, config)
         self._prefix = LAYOUT.prefix(model.config)
-        self._conditioner: Any = model.make_preprocessor_external().float().to(device)
+        self._conditioner: Any = model.make_preprocessor_external().to(device)
         super().__init__(
             config.name,
             model,

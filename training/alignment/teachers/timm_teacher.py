@@ -10,6 +10,7 @@ from torch import Tensor
 from training.alignment.teachers.base import ModuleTeacher
 from training.alignment.teachers.config import TeacherConfig
 from training.alignment.teachers.pixels import PixelRecipe
+from training.model.pixels import timm_pixels
 from vla_align_ros.errors import ConfigurationError
 from vla_align_ros.extras import pip_command
 
@@ -39,12 +40,10 @@ class TimmTeacher(ModuleTeacher):
                 fix="correct teacher.layer",
             )
         self._index, self._norm = layer - 1, config.layer is None
-        published = model.pretrained_cfg
-        interpolation = str(published.get("interpolation", "bicubic"))
+        interpolation = str(model.pretrained_cfg.get("interpolation", "bicubic"))
         recipe = PixelRecipe(
             int(model.patch_embed.patch_size[0]),
-            tuple(published["mean"]),
-            tuple(published["std"]),
+            *timm_pixels(model),
             interpolation if interpolation in _INTERPOLATIONS else "bicubic",
         )
         super().__init__(

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -24,6 +25,7 @@ from training.model.openvla.files import (
 from training.model.openvla.keys import compare_tensors, find_carried, to_published
 from vla_align_ros.errors import ConfigurationError, TrainingError
 
+_PROJECTOR = "projector"  # a part of ours, and the published module
 _PEFT_PREFIX = "base_model.model."
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -75,6 +77,7 @@ def write_openvla_adapter(
     source: Path,
     out: Path,
     *,
+    full: Mapping[str, Tensor] | None = None,
     base: str | None = None,
     norm_stats: Mapping[str, Any] | None = None,
 ) -> None:
@@ -86,15 +89,18 @@ def write_openvla_adapter(
             names of the layers that `adapter` holds.
         source: the folder of the base, for its statistics. base: how others find the base; its
             repository or, by default, `source`.
+        full: what trains in full beside it, by our names. A projector that is no longer that of
+            `source` goes along whole, as peft's modules_to_save.
         out, norm_stats: as for `write_openvla`.
 
     Raises:
-        TrainingError: if there is no adapter, or a layer of it is not in `source`.
+        TrainingError: if there is no adapter, a layer of it is not in `source`, or another part
+            than the projector is no longer that of `source`.
     """
     named = {to_published(name): value for name, value in adapter.items()}
     layers = sorted({name.rsplit(".lora_", 1)[0] for name in named})
-    known = open_shards(source).shapes
-    strange = [layer for layer in layers if f"{layer}.weight" not in known]
+    shards = open_shards(source)
+    strange = [layer for layer in layers if f"{layer}.weight" not in shards.shapes]
     if not layers or strange:
         raise TrainingError(
             "the adapter does not fit the checkpoint",
@@ -102,15 +108,21 @@ def write_openvla_adapter(
             expected=f"LoRA matrices of layers of {source}",
             fix="give the folder that the model was loaded from",
         )
+    whole = _find_whole(full or {}, shards)
     document = {
         **settings,
         "target_modules": layers,
+        "modules_to_save": [_PROJECTOR] if whole else None,
         "base_model_name_or_path": base or str(source),
         "inference_mode": True,
     }
     with _appearing(out) as scratch:
-        tensors = {f"{_PEFT_PREFIX}{name}": value for name, value in sorted(named.items())}
+        tensors = {
+            f"{_PEFT_PREFIX}{name}": value for name, value in sorted({**named, **whole}.items())
+        }
         contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+        for name, value in contiguous.items():
+            _check_finite(name, value)
         save_file(contiguous, scratch / ADAPTER_WEIGHTS, {"format": "pt"})
         write_document(scratch / ADAPTER_CONFIG, document)
         if norm_stats is not None:
@@ -130,14 +142,46 @@ def _fill_shard(file: str, shards: Shards, named: Mapping[str, Tensor]) -> dict[
         if name not in carried
     }
     for name, value in trained.items():
-        if not bool(value.isfinite().all()):
-            raise TrainingError(
-                f"tensor {name} is not finite",
-                got="NaN or infinity",
-                expected="finite weights",
-                fix="go back to an earlier checkpoint",
-            )
+        _check_finite(name, value)
     return {**kept, **trained}
+
+
+def _find_whole(full: Mapping[str, Tensor], shards: Shards) -> dict[str, Tensor]:
+    """Return the projector, by published names, where it differs from the base's; else nothing.
+
+    Other parts cannot be wrapped by peft: the published code binds a tower's forward pass to its
+    first weights, which a copy goes on using, and a language model is no adapter.
+    """
+    named = {name: to_published(name) for name in full}
+    changed = {
+        name.split(".")[0]
+        for name, theirs in named.items()
+        if theirs not in shards.shapes or not _is_stored(full[name], theirs, shards)
+    }
+    if others := sorted(changed - {_PROJECTOR}):
+        raise TrainingError(
+            "what was trained in full cannot be written beside LoRA",
+            got=f"{', '.join(others)} (adapter.full), no longer the base's",
+            expected=f"LoRA, and at most the {_PROJECTOR} in full",
+            fix="merge the adapter, which writes a whole checkpoint: leave --lora apart out",
+        )
+    return {named[name]: value for name, value in full.items() if name.split(".")[0] in changed}
+
+
+def _is_stored(value: Tensor, name: str, shards: Shards) -> bool:
+    """Whether a tensor, in the dtype of the checkpoint, is the one that it holds."""
+    stored = shards.read([name])[name]
+    return torch.equal(value.detach().to("cpu", stored.dtype), stored)
+
+
+def _check_finite(name: str, value: Tensor) -> None:
+    if not bool(value.isfinite().all()):
+        raise TrainingError(
+            f"tensor {name} is not finite",
+            got="NaN or infinity",
+            expected="finite weights",
+            fix="go back to an earlier checkpoint",
+        )
 
 
 def _write_statistics(source: Path, out: Path, norm_stats: Mapping[str, Any] | None) -> None:
