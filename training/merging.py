@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from training.adapters import ADAPTER, adapted_layers, has_adapter
 from training.files import replace_atomically
 from training.model import PrismaticVLA
-from training.model.checkpoint import DESCRIPTION, WEIGHTS, write_json
+from training.model.checkpoint import DESCRIPTION, WEIGHTS, check_finite, write_json
 from training.quantize import dense_weight
-from vla_align_ros.errors import TrainingError
 
 
 @torch.no_grad()
@@ -72,13 +71,7 @@ def _merged_linear(name: str, layer: Any) -> nn.Linear:
     base = layer.get_base_layer()
     weight = dense_weight(base)
     merged = (weight.float() + layer.get_delta_weight(ADAPTER).float()).to(weight.dtype)
-    if not bool(merged.isfinite().all()):
-        raise TrainingError(
-            f"The adapter of {name} is not finite",
-            got="NaN or infinity in the merged weight",
-            expected="finite numbers",
-            fix="go back to an earlier checkpoint",
-        )
+    check_finite(f"The merged weight of {name}", merged)
     linear = nn.Linear(base.in_features, base.out_features, base.bias is not None, device="meta")
     linear.weight = nn.Parameter(merged)
     if base.bias is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import pytest
 from diagnostic_msgs.msg import DiagnosticStatus
 from rclpy.lifecycle import LifecycleNode
 
@@ -26,3 +27,21 @@ def test_waiting_for_the_first_plan_is_in_order_until_it_is_overdue(ros: None) -
     finally:
         node.destroy_node()
     assert levels == [DiagnosticStatus.OK, DiagnosticStatus.WARN]
+
+
+def test_every_stop_has_its_line_and_a_hold_that_only_changes_is_not_repeated(
+    ros: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    node = LifecycleNode("policy_node")
+    try:
+        reporter = Reporter(node, Interlock(InterlockConfig()))
+        late, words = Hold(Reason.STALE_IMAGE, "no image yet"), Hold(Reason.NO_INSTRUCTION)
+        for hold in (None, late, None, late, None, late, words, late, words, late):
+            runner = SimpleNamespace(hold=hold, stops=None, instruction="go")
+            reporter.runner = runner  # type: ignore[assignment]
+            reporter.report()
+    finally:
+        node.destroy_node()
+    told = capfd.readouterr().err
+    assert told.count("hold: stale_image (no image yet)") == 3
+    assert told.count("hold: no_instruction") == 1

@@ -47,7 +47,7 @@ def test_a_proof_names_library_version_and_processor(tmp_path: Path) -> None:
 
 def test_a_proof_of_this_machine_is_enough(tmp_path: Path) -> None:
     policy = open_proved(tmp_path)
-    assert require_proof(policy) == find_proof(policy)
+    assert require_proof(policy) == (find_proof(policy), False)
     assert policy.backend.count == 0
 
 
@@ -57,8 +57,8 @@ def test_a_proof_from_elsewhere_is_made_again_and_not_kept(
 ) -> None:
     behaviour = {"ok": True, "verdict": "not worse"}
     policy = open_proved(tmp_path, runs_on=place, behaviour=behaviour)
-    kept, made = find_proof(policy), require_proof(policy)
-    assert policy.backend.count == made["samples"]
+    kept, (made, now) = find_proof(policy), require_proof(policy)
+    assert now and policy.backend.count == made["samples"]
     assert made["runs_on"] == policy.backend.runs_on and made["behaviour"] == behaviour
     assert find_proof(policy) == kept
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from safetensors.torch import load_model, save_model
-from torch import nn
+from torch import Tensor, nn
 
 from training.files import replace_atomically
 from vla_align_ros.errors import ConfigurationError, TrainingError
@@ -107,6 +107,17 @@ def load_weights(model: nn.Module, path: Path) -> None:
             expected=f"the tensors that {DESCRIPTION} beside them describes",
             fix="do not mix the files of two runs",
         ) from error
+
+
+def check_finite(what: str, value: Tensor) -> None:
+    """Refuse to write a tensor that holds NaN or infinity; TrainingError names it by `what`."""
+    if not bool(value.isfinite().all()):
+        raise TrainingError(
+            f"{what} is not finite",
+            got="NaN or infinity",
+            expected="finite numbers",
+            fix="go back to an earlier checkpoint",
+        )
 
 
 def write_json(values: dict[str, object], path: Path) -> None:

@@ -31,7 +31,7 @@ from vla_align_ros.ros.transitions import Result, answer_illegal_requests, trans
 from vla_align_ros.ros.watching import CHECK_PERIOD_S, SourceWatch
 from vla_align_ros.runtime.interlock import Interlock
 from vla_align_ros.runtime.policy import Policy
-from vla_align_ros.runtime.proofs import find_proof, require_proof
+from vla_align_ros.runtime.proofs import require_proof
 from vla_align_ros.runtime.runner import PolicyRunner
 from vla_align_ros.runtime.safety import SafetyGate
 from vla_align_ros.runtime.stops import DECIDED
@@ -198,8 +198,8 @@ class PolicyNode(LifecycleNode):
 
     def _require_proof(self, policy: Policy) -> None:
         begun_s = time.monotonic()
-        proof = require_proof(policy)
-        if proof != find_proof(policy):
+        proof, made = require_proof(policy)
+        if made:
             self.get_logger().info(
                 f"the bundle's proof is from elsewhere: replayed {proof['samples']} golden samples "
                 f"on {proof['runs_on']} in {time.monotonic() - begun_s:.1f} s, within their "

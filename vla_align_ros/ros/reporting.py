@@ -147,7 +147,8 @@ class Reporter:
     def _log_change(self, hold: Hold | None) -> None:
         if hold is not None and hold.reason is Reason.INACTIVE:
             return  # every transition is told by the lifecycle itself
-        if not self._due_to_log("moving" if hold is None else hold.reason.value):
+        stops = hold is not None and self._reason is None  # each of them has its line
+        if not self._due_to_log("moving" if hold is None else hold.reason.value) and not stops:
             return
         logger = self._node.get_logger()
         if hold is None:

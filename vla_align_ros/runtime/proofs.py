@@ -66,8 +66,8 @@ def read_proofs(report: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return {name: proof for name, proof in proofs.items() if isinstance(proof, dict)}
 
 
-def require_proof(policy: Policy) -> dict[str, Any]:
-    """Return the proof of a policy on its backend, on what it runs on here.
+def require_proof(policy: Policy) -> tuple[dict[str, Any], bool]:
+    """Return the proof of a policy on its backend, and whether it was made only now.
 
     Each backend is proved by itself: another engine rounds otherwise. So does another version of
     its library, or another processor: a proof from elsewhere is made again, now, and not kept.
@@ -77,11 +77,12 @@ def require_proof(policy: Policy) -> dict[str, Any]:
     """
     proof, backend, place = find_proof(policy), policy.backend.name, name_place(policy.backend)
     got = "no proof" if proof is None else "a proof that failed"
-    if proof is not None and is_proved(proof) and proof.get("runs_on") != place:
+    made = proof is not None and is_proved(proof) and proof.get("runs_on") != place
+    if proof is not None and made:
         got = f"a proof of {proof.get('runs_on', 'an older version')}, which fails on {place}"
         proof = {**proof, **prove_bundle(policy.bundle, policy.backend, policy.precision)}
     if proof is not None and is_proved(proof):
-        return proof
+        return proof, made
     raise BundleError(
         "policy is not proved",
         got=got,

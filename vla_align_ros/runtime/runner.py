@@ -232,7 +232,8 @@ class PolicyRunner:
         """
         now_s, steady_s = self._clock(), self._steady()
         back_s = self._last_now_s - now_s
-        if back_s > CLOCK_JUMP_S:
+        jumped = back_s > CLOCK_JUMP_S
+        if jumped:
             self._forget(keep_instruction=True)
             self.metrics.count("clock_jumps_back")
         self._last_now_s = now_s
@@ -244,7 +245,7 @@ class PolicyRunner:
         decision = self._gate.check(self._situation(now_s, steady_s, forbidden))
         self._last_tick_s = steady_s
         if isinstance(decision, Hold):
-            if back_s > CLOCK_JUMP_S:
+            if jumped:
                 told = f"the clock went back by {back_s:.2f} s; {decision.detail}"
                 decision = replace(decision, detail=told)
             return Step(hold=decision, stop=self._note_hold(decision))

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from training.model.checkpoint import check_finite
 from training.model.openvla.files import (
     CONFIG,
     STATISTICS,
@@ -122,7 +123,7 @@ def write_openvla_adapter(
         }
         contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
         for name, value in contiguous.items():
-            _check_finite(name, value)
+            check_finite(f"Tensor {name}", value)
         save_file(contiguous, scratch / ADAPTER_WEIGHTS, {"format": "pt"})
         write_document(scratch / ADAPTER_CONFIG, document)
         if norm_stats is not None:
@@ -142,7 +143,7 @@ def _fill_shard(file: str, shards: Shards, named: Mapping[str, Tensor]) -> dict[
         if name not in carried
     }
     for name, value in trained.items():
-        _check_finite(name, value)
+        check_finite(f"Tensor {name}", value)
     return {**kept, **trained}
 
 
@@ -172,16 +173,6 @@ def _is_stored(value: Tensor, name: str, shards: Shards) -> bool:
     """Whether a tensor, in the dtype of the checkpoint, is the one that it holds."""
     stored = shards.read([name])[name]
     return torch.equal(value.detach().to("cpu", stored.dtype), stored)
-
-
-def _check_finite(name: str, value: Tensor) -> None:
-    if not bool(value.isfinite().all()):
-        raise TrainingError(
-            f"tensor {name} is not finite",
-            got="NaN or infinity",
-            expected="finite weights",
-            fix="go back to an earlier checkpoint",
-        )
 
 
 def _write_statistics(source: Path, out: Path, norm_stats: Mapping[str, Any] | None) -> None:
