@@ -10,6 +10,9 @@ from pathlib import Path
 from vla_align_ros.errors import ConfigurationError
 
 PACKAGE = "vla_align_ros"
+# Of Fast DDS: until Jazzy (Fast DDS 2), and from Kilted on (Fast DDS 3).
+PROFILE_VARIABLES = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
+CAMERA_PROFILE = "config/fastdds_shm.xml"
 
 
 def find_share() -> Path:
@@ -23,6 +26,14 @@ def find_share() -> Path:
         expected="a checkout, a sourced colcon workspace or an installed package",
         fix="pip install . in the repository",
     )
+
+
+def tell_path(name: str) -> str:
+    """A shipped file as a person would write it, also where it is not installed."""
+    try:
+        return str(find_share() / name)
+    except ConfigurationError:
+        return f"<share of {PACKAGE}>/{name}"
 
 
 def _share_candidates() -> Iterator[Path]:

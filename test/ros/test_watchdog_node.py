@@ -244,7 +244,8 @@ def test_stops_the_arm_of_a_policy_that_dies_or_hangs(
     probe.wait_for_motion()
     policy.send_signal(number)
     killed_s = probe.now_s()
-    assert probe.wait_for(lambda: not any(values_of(probe.twists[-1][1])), 2.0)
+    # By the middleware's stamps: the probe itself may wait for a lock of the stopped process.
+    assert probe.wait_for(lambda: not any(values_of(probe.twists[-1][1])), 6.0)
     assert probe.twists[-1][0] - killed_s <= LIMIT_S + LATE_S
     count = len(probe.twists)
     probe.spin(0.5)

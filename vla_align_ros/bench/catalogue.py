@@ -108,6 +108,13 @@ def pause(*names: str) -> Act:
     return lambda scene: scene.send(signal.SIGSTOP, *names)
 
 
+def pause_at_command(scene: Scene) -> None:
+    """Stop the policy as its next command comes: it may hold locks of the middleware then."""
+    seen = len(scene.stage.commands)
+    scene.stage.wait_for(lambda: len(scene.stage.commands) > seen, 2 * PERIOD_S)
+    scene.send(signal.SIGSTOP, "policy")
+
+
 def resume(*names: str) -> Act:
     """Let them go on."""
     return lambda scene: scene.send(signal.SIGCONT, *names)
@@ -260,6 +267,8 @@ FAULTS = (
           ("planning", "stale_image", "stale_state", "stale_action", "chunk_exhausted"),
           say_again, may_resume=True, sim_time=True),
     Fault("node_stopped", "node SIGSTOPped", pause("policy"), TRANSPORT_S, QUIET, resume("policy")),
+    Fault("node_stopped_sending", "node SIGSTOPped in the moment of a command", pause_at_command,
+          PERIOD_S + TRANSPORT_S, QUIET, resume("policy")),
     Fault("node_killed", "node SIGKILLed", kill("policy"), TRANSPORT_S, QUIET),
     Fault("engine_crashes", "native code of the engine aborts the process", engine("crash"),
           next_plan_s, QUIET),

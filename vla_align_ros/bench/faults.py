@@ -133,6 +133,7 @@ def measure(scene: Scene, fault: Fault, slack_s: float = 0.0) -> Outcome:
     notes = fault.inject(scene)
     scene.stage.spin(max(0.0, start_s + (bar_s or 0.0) + WATCH_S - time.monotonic()))
     until_s = time.monotonic()
+    scene.stage.catch_up()
     problems = list(notes)
     ends = find_motion_ends(scene.stage.commands, start_s, until_s, SERVO_TIMEOUT_S)
     stop = _judge_motion(scene, fault, ends, (start_s, until_s), bar_s, problems)

@@ -126,8 +126,7 @@ def _evaluate(scene: Scene, phases: tuple[float, float, float, float]) -> Run:
     busy = find_lateness(ticks, period_s, phases[2] + MEET_S, phases[3])
     to_wall_s = time.time() - time.monotonic()
     arrived_s = {
-        round(sent.stamp_s, 6): sent.received_s or sent.arrived_s + to_wall_s
-        for sent in scene.stage.commands
+        round(sent.stamp_s, 6): sent.arrived_s + to_wall_s for sent in scene.stage.commands
     }
     overhead_ms, infer_ms = [], []
     for observation_s, command_s, infer_s in trace["firsts"]:

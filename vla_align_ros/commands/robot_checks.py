@@ -17,11 +17,8 @@ from vla_align_ros.contract.bundle import Bundle
 from vla_align_ros.contract.golden import iterate_observations
 from vla_align_ros.errors import ConfigurationError, VlaAlignError
 from vla_align_ros.runtime.policy import Policy
-from vla_align_ros.share import find_share
+from vla_align_ros.share import CAMERA_PROFILE, PROFILE_VARIABLES, find_share, tell_path
 
-# Until Jazzy (Fast DDS 2), and from Kilted on (Fast DDS 3).
-PROFILE_VARIABLES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
-PROFILE = "config/fastdds_shm.xml"
 LEAST_SEGMENT = 4 * 640 * 480 * 3  # four pictures of the usual size
 TIMED = 10
 PROBE_LIMIT_S = 60.0
@@ -34,7 +31,7 @@ def check_profile() -> Finding:
     if "fastrtps" not in middleware:
         return Finding("graph", "DDS profile", True, f"{middleware}: no profile of Fast DDS needed")
     path = next((os.environ[name] for name in PROFILE_VARIABLES if os.environ.get(name)), None)
-    fix = f"in the camera's shell: export {PROFILE_VARIABLES[1]}={_shipped_profile()}"
+    fix = f"in the camera's shell: export {PROFILE_VARIABLES[0]}={tell_path(CAMERA_PROFILE)}"
     if path is None:
         found = "none in this shell; raw pictures above 512 KiB get lost, if it is the camera's"
         return Finding("graph", "DDS profile", False, found, fix)
@@ -125,10 +122,3 @@ def check_graph(words: list[str]) -> list[Finding]:
     except (ValueError, IndexError):
         reason = (probe.stderr.strip().splitlines() or ["it crashed"])[-1]
         return [Finding("graph", "nodes", False, reason, "see that ROS 2 works: ros2 doctor")]
-
-
-def _shipped_profile() -> str:
-    try:
-        return str(find_share() / PROFILE)
-    except ConfigurationError:
-        return f"<share of vla_align_ros>/{PROFILE}"

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 
 from vla_align_ros.errors import ConfigurationError, SimulationError
+from vla_align_ros.share import CAMERA_PROFILE, PROFILE_VARIABLES
 
 DISTRO_OF_RCLPY = {"3": "humble", "7": "jazzy", "9": "kilted"}
 LOG_LINES_SHOWN = 15
@@ -118,13 +119,12 @@ def graph_environment(share: Path, log_dir: Path) -> dict[str, str]:
     A robot in the same network must never hear this graph's commands, so a set ROS_DOMAIN_ID is
     not taken over.
     """
-    profile = str(share / "config" / "fastdds_shm.xml")
+    profile = str(share / CAMERA_PROFILE)
     environment = dict(os.environ)
     environment.update(
         ROS_DOMAIN_ID=str(find_free_domain()),
         ROS_AUTOMATIC_DISCOVERY_RANGE="LOCALHOST",
-        FASTRTPS_DEFAULT_PROFILES_FILE=profile,
-        FASTDDS_DEFAULT_PROFILES_FILE=profile,
+        **dict.fromkeys(PROFILE_VARIABLES, profile),
         RMW_IMPLEMENTATION="rmw_fastrtps_cpp",
         ROS_LOG_DIR=str(log_dir / "ros"),
         RCUTILS_COLORIZED_OUTPUT="0",

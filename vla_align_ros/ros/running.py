@@ -16,6 +16,7 @@ from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 
 from vla_align_ros.errors import VlaAlignError
+from vla_align_ros.ros.transports import leave_shared_memory
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 SPIN_S = 0.2  # how long a signal may wait for its turn
@@ -64,6 +65,7 @@ def run_node(
     *,
     finished: Callable[[AnyNode], bool] = lambda node: False,
     arguments: list[str] | None = None,
+    shared_memory: bool = True,
 ) -> bool:
     """Make a node and run it until it is `finished`; False if a signal came first.
 
@@ -72,6 +74,7 @@ def run_node(
     node that is still there after `HANGS_S` hangs in a callback: the next signal ends the process
     at once. A VlaAlignError ends the process with its message and status 1. A node with the
     parameter `thread_priority` gets it for the thread that runs its callbacks (0: as it is).
+    Without `shared_memory` a process of its own (no `arguments`) waits for no other one to send.
     """
     asked_to_end: list[float] = []  # when, s
 
@@ -83,6 +86,8 @@ def run_node(
 
     sys.setswitchinterval(SWITCH_S)
     keep_memory()
+    if not shared_memory and arguments is None:
+        leave_shared_memory(os.environ)
     rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
     for number in ENDING:
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:

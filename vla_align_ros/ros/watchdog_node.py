@@ -1,6 +1,6 @@
 """A process of its own that sends the stop when the policy node, while it moves an arm, does not.
 
-It shares nothing with the policy but the topics: no lock, no interpreter, no model.
+It shares nothing with the policy but the topics: no lock, no memory, no interpreter, no model.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ from vla_align_ros.ros.declarations import Declaration
 from vla_align_ros.ros.messages import make_diagnostics, make_twist
 from vla_align_ros.ros.params import declare_parameters
 from vla_align_ros.ros.running import run_node
+from vla_align_ros.ros.transports import UDP_PROFILE, shares_memory
 from vla_align_ros.runtime.watchdog import Trip, Watchdog
+from vla_align_ros.share import PROFILE_VARIABLES, tell_path
 
 NODE_NAME = "watchdog_node"
 RELIABLE = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
@@ -42,6 +44,12 @@ NEVER_S = 3600.0
 # How long the stop is sent with the heartbeats of a policy that comes back: they may be heard
 # before the stop is, and a dead one's subscription stays on the graph for a while.
 STOP_AGAIN_S = 1.0
+SHARES_MEMORY = (
+    "a policy that is frozen or killed in the act of publishing may delay this node's zero by "
+    "seconds: it shares memory through Fast DDS, as its variables want it. Start watchdog_node "
+    f"without {' and '.join(PROFILE_VARIABLES)}, without ROS_STATIC_PEERS beside LOCALHOST, or "
+    f"with a profile of UDP alone, as {tell_path(UDP_PROFILE)}"
+)
 
 WATCHDOG_DECLARATIONS = (
     Declaration(
@@ -116,6 +124,9 @@ class WatchdogNode(Node):
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._alarm = self.create_timer(NEVER_S, self._on_alarm, clock=steady)
         self._alarm.cancel()
+        self._shares_memory = shares_memory()
+        if self._shares_memory:
+            self.get_logger().warning(SHARES_MEMORY)
         self._late = False  # whether an alarm was already put off because this process was late
         self.create_timer(DIAGNOSTICS_PERIOD_S, self._diagnose, clock=steady)
         self._report()
@@ -247,10 +258,17 @@ class WatchdogNode(Node):
 
     def _diagnose(self) -> None:
         first = self._watchdog.first
-        level = DiagnosticStatus.OK if first is None else DiagnosticStatus.ERROR
-        text = "watching" if first is None else f"stopped the arm: {first.reason}"
+        level, text = DiagnosticStatus.OK, "watching"
+        if first is not None:
+            level, text = DiagnosticStatus.ERROR, f"stopped the arm: {first.reason}"
+        elif self._shares_memory:
+            level, text = DiagnosticStatus.WARN, "watching, and may have to wait for a frozen node"
         name = f"{self.get_fully_qualified_name().lstrip('/')}: watchdog"
-        values = {**self._summary(), "moving": self._watchdog.moving}
+        values = {
+            **self._summary(),
+            "moving": self._watchdog.moving,
+            "shares_memory": self._shares_memory,
+        }
         stamp = self.get_clock().now().to_msg()
         self._diagnostics.publish(make_diagnostics(name, "", level, text, values, stamp))
 
@@ -261,7 +279,7 @@ def _end_of(info: Any) -> tuple[str, str]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the node until it is told to stop."""
-    run_node(WatchdogNode, arguments=arguments)
+    run_node(WatchdogNode, arguments=arguments, shared_memory=False)
 
 
 if __name__ == "__main__":

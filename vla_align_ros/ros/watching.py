@@ -10,14 +10,12 @@ from rclpy.node import Node
 from rclpy.qos import ReliabilityPolicy
 from rclpy.utilities import get_rmw_implementation_identifier
 
-from vla_align_ros.errors import ConfigurationError
 from vla_align_ros.runtime.arrivals import Arrivals, Trouble
-from vla_align_ros.share import find_share
+from vla_align_ros.share import CAMERA_PROFILE, PROFILE_VARIABLES, tell_path
 
 CHECK_PERIOD_S = 0.25
 REPEAT_LOG_S = 30.0
 SEGMENT_BYTES = 512 * 1024  # Fast DDS's default shared-memory segment, which is the writer's
-PROFILE = "config/fastdds_shm.xml"
 
 
 @dataclass(slots=True)
@@ -79,14 +77,6 @@ class SourceWatch:
         }
 
 
-def find_profile() -> str:
-    """Path of the shipped Fast DDS profile, as a user would write it."""
-    try:
-        return str(find_share() / PROFILE)
-    except ConfigurationError:
-        return f"<share of vla_align_ros>/{PROFILE}"
-
-
 def _describe(source: WatchedSource, trouble: Trouble) -> str:
     arrivals = source.arrivals
     if trouble is Trouble.SILENT:
@@ -115,8 +105,8 @@ def _advise(source: WatchedSource, publishers: list[Any]) -> str:
     size = source.arrivals.largest_bytes or source.likely_bytes
     if "fastrtps" in get_rmw_implementation_identifier():
         profile = (
-            f"start the CAMERA's process with FASTRTPS_DEFAULT_PROFILES_FILE={find_profile()} "
-            "(FASTDDS_DEFAULT_PROFILES_FILE from Kilted on), or use image_transport:=compressed"
+            f"start the CAMERA's process with {PROFILE_VARIABLES[0]}={tell_path(CAMERA_PROFILE)} "
+            f"({PROFILE_VARIABLES[1]} from Kilted on), or use image_transport:=compressed"
         )
         if size > SEGMENT_BYTES:
             fit = f"its messages of {size // 1024} KiB do not fit Fast DDS's shared memory"

@@ -35,6 +35,7 @@ LATCHED = QoSProfile(
     durability=DurabilityPolicy.TRANSIENT_LOCAL,
 )
 STATE_PERIOD_S = 0.02
+WAITING = 300  # messages at most that wait to be read
 CLOCK_PERIOD_S = 0.01
 POLICY, WATCHDOG, CAMERA = "/policy_node", "/watchdog_node", "/camera_node"
 TRANSITIONS = {
@@ -49,14 +50,13 @@ TRANSITIONS = {
 class Sent:
     """A command as the arm's controller got it: arrival on the monotonic clock, and its stamp.
 
-    `received_s` is the wall clock's time at which the middleware of this process had it; what this
-    process does before it looks is not the policy's delay. 0 where the middleware does not tell.
+    It arrives when the middleware of this process has it, where that tells: what this process does
+    before it looks is not the policy's delay.
     """
 
     arrived_s: float
     stamp_s: float
     moving: bool
-    received_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +139,11 @@ class Stage:
     def spin(self, seconds: float) -> None:
         """Let time pass."""
         self.wait_for(lambda: False, seconds)
+
+    def catch_up(self) -> None:
+        """Read what has come, and send nothing: sending may wait for a process that is frozen."""
+        for _ in range(WAITING):
+            self._executor.spin_once(timeout_sec=0.0)
 
     def wait_for(self, happened: Callable[[], bool], timeout_s: float = 20.0) -> bool:
         """Let time pass until something happened; False if it did not."""
@@ -233,8 +238,10 @@ class Stage:
     def _on_twist(self, message: TwistStamped, info: Mapping[str, int]) -> None:
         v, w = message.twist.linear, message.twist.angular
         moving = any(value != 0.0 for value in (v.x, v.y, v.z, w.x, w.y, w.z))
-        stamp_s, received_s = stamp_to_s(message.header.stamp), 1e-9 * info["received_timestamp"]
-        self.commands.append(Sent(time.monotonic(), stamp_s, moving, received_s))
+        received_s = 1e-9 * info["received_timestamp"]
+        waited_s = time.time() - received_s if received_s else 0.0
+        stamp_s = stamp_to_s(message.header.stamp)
+        self.commands.append(Sent(time.monotonic() - waited_s, stamp_s, moving))
 
     def _on_frames(self, message: UInt64) -> None:
         self.frames_sent = message.data

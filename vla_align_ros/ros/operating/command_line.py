@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from rclpy.signals import SignalHandlerOptions
 from rclpy.utilities import remove_ros_args
 
 from vla_align_ros.errors import VlaAlignError
+from vla_align_ros.ros.transports import leave_shared_memory
 
 POLICY_HELP = "name of the policy node, in this node's namespace (default policy_node)"
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
@@ -30,6 +32,8 @@ def run_command(
     """
     words = sys.argv if arguments is None else [parser.prog, *arguments]
     args = parser.parse_args(remove_ros_args(words)[1:])
+    if arguments is None:
+        leave_shared_memory(os.environ)  # a person's stop waits for no other process
     rclpy.init(args=words[1:], signal_handler_options=SignalHandlerOptions.NO)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     node = rclpy.create_node(name)

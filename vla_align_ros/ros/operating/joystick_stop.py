@@ -111,7 +111,7 @@ class JoystickStop(Node):
 
 def main(arguments: Any = None) -> None:
     """Run the node until it is told to stop."""
-    run_node(JoystickStop, arguments=arguments)
+    run_node(JoystickStop, arguments=arguments, shared_memory=False)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,67 @@
+"""Keeps a process off Fast DDS's shared memory, where it may have to wait for another process.
+
+A process that is stopped or killed while it holds the lock of a shared-memory port keeps all that
+send to it waiting, one to three seconds (docs/safety.md): not for what has to stop an arm.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import MutableMapping
+from pathlib import Path
+
+from rclpy.utilities import get_rmw_implementation_identifier
+
+from vla_align_ros.errors import ConfigurationError
+from vla_align_ros.share import CAMERA_PROFILE, PROFILE_VARIABLES, find_share
+
+UDP_PROFILE, UDP_LOCALHOST_PROFILE = "config/fastdds_udp.xml", "config/fastdds_udp_localhost.xml"
+RANGE_VARIABLE = "ROS_AUTOMATIC_DISCOVERY_RANGE"
+OLD_RANGE_VARIABLE = "ROS_LOCALHOST_ONLY"  # deprecated since Iron, where it still counts
+PEERS_VARIABLE = "ROS_STATIC_PEERS"
+SEGMENTS = ("/dev/shm/fastrtps_", "/dev/shm/fastdds_")
+
+
+def leave_shared_memory(environment: MutableMapping[str, str]) -> None:
+    """Change the variables of a process that has no ROS context yet, so that it takes UDP alone.
+
+    A person's own profile is left as it is, but for the one that this package has for cameras, and
+    so are static peers beside LOCALHOST, which no profile of ours can name: `shares_memory` tells
+    then, and where no profile of ours is installed. Other middlewares are none of its business.
+    """
+    if "fastrtps" not in get_rmw_implementation_identifier():
+        return
+    try:
+        share = find_share()
+    except ConfigurationError:
+        return
+    own = [environment[name] for name in PROFILE_VARIABLES if environment.get(name)]
+    if any(not _is_same(Path(path), share / CAMERA_PROFILE) for path in own):
+        return
+    name = UDP_PROFILE
+    if (
+        environment.get(RANGE_VARIABLE, "").upper() == "LOCALHOST"
+        or environment.get(OLD_RANGE_VARIABLE) == "1"
+    ):
+        if environment.get(PEERS_VARIABLE):
+            return
+        name = UDP_LOCALHOST_PROFILE
+        environment[RANGE_VARIABLE] = "SYSTEM_DEFAULT"
+        environment.pop(OLD_RANGE_VARIABLE, None)
+    environment.update(dict.fromkeys(PROFILE_VARIABLES, str(share / name)))
+
+
+def shares_memory() -> bool:
+    """Whether this process has segments of Fast DDS mapped (Linux)."""
+    try:
+        with open(f"/proc/{os.getpid()}/maps", encoding="utf-8", errors="replace") as maps:
+            return any(segment in line for line in maps for segment in SEGMENTS)
+    except OSError:
+        return False
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other)
+    except OSError:
+        return False
