@@ -60,6 +60,14 @@ def test_a_module_runs_in_the_precision_asked_for(precision, error):
     assert backend.name == ("torch" if precision == "fp32" else f"torch_{precision}")
 
 
+@pytest.mark.parametrize(("precision", "kept"), [("fp32", False), ("bf16", True)])
+def test_fp32_takes_no_tf32(precision, kept, monkeypatch):
+    for part in (torch.backends.cudnn, torch.backends.cuda.matmul):
+        monkeypatch.setattr(part, "allow_tf32", True)
+    make_backend(precision)
+    assert torch.backends.cudnn.allow_tf32 is torch.backends.cuda.matmul.allow_tf32 is kept
+
+
 def test_inputs_that_cannot_be_written_to_are_taken_and_outputs_survive():
     backend, _ = make_backend()
     inputs = make_inputs()

@@ -115,11 +115,15 @@ def test_only_the_camera_in_use_is_downloaded_and_only_once(
     assert len(reader.columns(["action"])["action"]) == len(reader) == 25
     assert all(path.exists() for path, _ in reader.video_files("observation.images.wrist_cam"))
     assert not any("images.top" in name for name in handler.served)
-    assert reader.content_hash()  # though the other camera's videos are not there
+    known = reader.content_hash("observation.images.wrist_cam"), reader.content_hash()
     count = len(handler.served)
     again = download_dataset("lab/cubes", cameras=("wrist_cam",), revision="v2.1", **options)
     assert again == root and len(handler.served) == count
     assert len(set(handler.served)) == count
+    download_dataset("lab/cubes", cameras=("top",), **options)
+    now = reader.content_hash("observation.images.wrist_cam"), LeRobotReader(root).content_hash()
+    assert now[0] == known[0], "another camera's videos do not change what a run has seen"
+    assert now[1] != known[1]
 
 
 def test_an_unknown_camera_is_refused_before_any_video_is_downloaded(

@@ -130,7 +130,9 @@ class ActionChunkDataset:
     @property
     def fingerprint(self) -> str:
         """sha256 over the contents of all roots, in order: names the data in a run's provenance."""
-        parts = "".join(reader.content_hash() for reader in self.readers)
+        parts = "".join(
+            source.reader.content_hash(source.selection.camera) for source in self.sources
+        )
         return hashlib.sha256(parts.encode()).hexdigest()
 
     @property

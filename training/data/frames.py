@@ -206,7 +206,7 @@ def cache_key(reader: LeRobotReader, video_key: str, transform: ImageTransform) 
     """Name of a cache: the size, and a hash of all that decides the frames' bytes."""
     decisive = {
         "version": _CACHE_VERSION,
-        "content": reader.content_hash(),
+        "content": reader.content_hash(video_key),
         "video": video_key,
         "size": transform.size,
         "crop": transform.crop,

@@ -79,7 +79,7 @@ def _count(reader: LeRobotReader, clips: list[Clip]) -> dict[int, str]:
 
 def _record_path(reader: LeRobotReader, camera: str, cache_dir: str | Path | None) -> Path:
     folder = Path(cache_dir) if cache_dir is not None else reader.root / CACHE_FOLDER
-    key = hashlib.sha256(f"{reader.content_hash()}{camera}".encode()).hexdigest()[:16]
+    key = hashlib.sha256(f"{reader.content_hash(camera)}{camera}".encode()).hexdigest()[:16]
     return folder / f"videos-{key}.json"
 
 

@@ -166,9 +166,23 @@ class LeRobotReader:
                 fix="download the data set again, or train with --set data.skip_broken=true",
             )
 
-    def content_hash(self) -> str:
-        """sha256 over tables and video sizes: names a cache of pictures, which no word changes."""
-        return self._content_hash
+    def content_hash(self, camera: str | None = None) -> str:
+        """sha256 over tables and video sizes: names a cache of pictures, which no word changes.
+
+        With a camera over its videos alone: others may be downloaded or not.
+        """
+        digest = self._tables_digest.copy()
+        for key in self.schema.video_keys:
+            if camera not in (None, key):
+                continue
+            for path, frames in self.video_files(key):
+                size = path.stat().st_size if path.exists() else -1
+                digest.update(f"{path.name}:{size}:{frames}".encode())
+        return digest.hexdigest()
+
+    def tables_hash(self) -> str:
+        """sha256 over the tables alone: all but the pictures of videos."""
+        return str(self._tables_digest.hexdigest())
 
     def meaning_hash(self) -> str:
         """sha256 over what the numbers mean: the tasks' texts, the columns' names, the rate."""
@@ -177,16 +191,12 @@ class LeRobotReader:
         return hashlib.sha256(meaning.encode()).hexdigest()
 
     @functools.cached_property
-    def _content_hash(self) -> str:
+    def _tables_digest(self) -> Any:
         digest = hashlib.sha256()
         for file in (*self.version.episode_files(), *self.version.data_files()):
             digest.update(f"{file.relative_to(self.root)}:".encode())
             digest.update(_hash_file(file))
-        for key in self.schema.video_keys:
-            for path, frames in self.video_files(key):
-                size = path.stat().st_size if path.exists() else -1
-                digest.update(f"{path.name}:{size}:{frames}".encode())
-        return digest.hexdigest()
+        return digest
 
 
 def _open_table(path: Path, read: Any, **options: Any) -> Any:

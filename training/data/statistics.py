@@ -82,7 +82,7 @@ def compute(
 
 
 def statistics_key(sources: Iterable[Source], config: DataConfig, gripper_mask: bool) -> str:
-    """Hash of all that decides the statistics: contents, features, filter, mask."""
+    """Hash of all that decides the statistics: tables, features, filter, mask."""
     near_zero = [config.near_zero_m, config.near_zero_rad] if config.drop_near_zero else None
     decisive = {
         "version": _VERSION,
@@ -94,10 +94,15 @@ def statistics_key(sources: Iterable[Source], config: DataConfig, gripper_mask: 
 
 
 def _name_columns(source: Source) -> list[Any]:
-    """A data set's content, and which of its columns are read: info.json may name them anew."""
+    """A data set's tables, and which of its columns are read: info.json may name them anew."""
     chosen = source.selection
     action = [chosen.action_key, list(chosen.action_columns), chosen.chunk_key, chosen.gripper]
-    return [source.reader.content_hash(), chosen.state_key, list(chosen.state_names), *action]
+    return [
+        source.reader.tables_hash(),
+        chosen.state_key,
+        list(chosen.state_names),
+        *action,
+    ]
 
 
 def _read_known(path: Path) -> dict[str, Any]:

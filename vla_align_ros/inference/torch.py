@@ -71,6 +71,9 @@ class TorchBackend:
                 "CUDA graphs need a GPU", got=device, expected="cuda", fix="leave cuda_graph out"
             )
         torch.set_num_threads(threads)
+        if self._dtype is torch.float32:
+            # For the whole process. Convolutions take TF32 on a GPU by default: ten bits for 23.
+            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         self.precision = precision
         on_gpu = self._device.type == "cuda"
         place = torch.cuda.get_device_name(self._device) if on_gpu else find_processor()
