@@ -30,23 +30,22 @@ GOAL_STEP = 0.02  # of the gripper's range: a smaller change is no new goal
 GOAL_PERIOD_S = 0.2  # every goal cancels the one before: a stream of them would never arrive
 
 
-class ForwardGripper:
-    """`~/gripper_commands` of a forward command controller: Float64MultiArray, one value."""
+class TopicGripper:
+    """What grippers have in common whose controller is told openings by a topic, and answers none.
 
-    def __init__(self, node: LifecycleNode, config: ArmConfig) -> None:
+    At a stop they are sent nothing: the controller knows openings alone, goes on to the last one,
+    and the measured one would let go.
+    """
+
+    def __init__(self, node: LifecycleNode, config: ArmConfig, kind: type[Any]) -> None:
         self._config = config
-        self._topic = CommandTopic(node, Float64MultiArray, TOPIC)
-
-    def send(self, fraction_open: float, stamp: Time) -> None:
-        """Publish the opening in the controller's convention."""
-        value = gripper_from_fraction(fraction_open, self._config.gripper_command)
-        self._topic.publish(Float64MultiArray(data=[float(value)]))
+        self._topic = CommandTopic(node, kind, TOPIC)
 
     def rest(self) -> None:
         """Nothing is kept."""
 
     def halt(self) -> None:
-        """Nothing: the controller knows openings alone, and the measured one would let go."""
+        """Nothing."""
 
     def rivals(self) -> list[str]:
         """The topic, if somebody else publishes on it."""
@@ -60,41 +59,37 @@ class ForwardGripper:
         """Take the publisher off the graph."""
         self._topic.destroy()
 
+    def _value(self, fraction_open: float) -> float:
+        return float(gripper_from_fraction(fraction_open, self._config.gripper_command))
 
-class TrajectoryGripper:
+
+class ForwardGripper(TopicGripper):
+    """`~/gripper_commands` of a forward command controller: Float64MultiArray, one value."""
+
+    def __init__(self, node: LifecycleNode, config: ArmConfig) -> None:
+        super().__init__(node, config, Float64MultiArray)
+
+    def send(self, fraction_open: float, stamp: Time) -> None:
+        """Publish the opening in the controller's convention."""
+        self._topic.publish(Float64MultiArray(data=[self._value(fraction_open)]))
+
+
+class TrajectoryGripper(TopicGripper):
     """`~/gripper_commands` of a joint trajectory controller: one joint, one point ahead."""
 
     def __init__(self, node: LifecycleNode, config: ArmConfig) -> None:
         _require(config.gripper_joint, "arm.gripper.joint", "a joint of the controller")
-        self._config = config
+        super().__init__(node, config, JointTrajectory)
         self._ahead = Duration(seconds=TRAJECTORY_PERIODS * config.command_period_s).to_msg()
-        self._topic = CommandTopic(node, JointTrajectory, TOPIC)
 
     def send(self, fraction_open: float, stamp: Time) -> None:
         """Publish a trajectory that starts at once (a stamp of zero) and ends two periods ahead."""
-        value = float(gripper_from_fraction(fraction_open, self._config.gripper_command))
-        point = JointTrajectoryPoint(positions=[value], time_from_start=self._ahead)
+        point = JointTrajectoryPoint(
+            positions=[self._value(fraction_open)], time_from_start=self._ahead
+        )
         self._topic.publish(
             JointTrajectory(joint_names=[self._config.gripper_joint], points=[point])
         )
-
-    def rest(self) -> None:
-        """Nothing is kept."""
-
-    def halt(self) -> None:
-        """Nothing: the last point lies two periods ahead, and the controller keeps to it."""
-
-    def rivals(self) -> list[str]:
-        """The topic, if somebody else publishes on it."""
-        return [self._topic.name] if self._topic.has_rival() else []
-
-    def trouble(self) -> str | None:
-        """None: a topic does not tell."""
-        return None
-
-    def destroy(self) -> None:
-        """Take the publisher off the graph."""
-        self._topic.destroy()
 
 
 class GoalFilter:
