@@ -59,6 +59,29 @@ def test_the_cameras_profile_is_left_out_and_a_persons_own_is_not(
         assert environment == {variable: str(own)}
 
 
+@pytest.mark.parametrize(
+    "given",
+    [{"FASTDDS_BUILTIN_TRANSPORTS": "LARGE_DATA"}, {"ROS2_EASY_MODE": "10.0.0.2"}],
+)
+def test_transports_that_a_person_chose_are_kept(given: dict[str, str]) -> None:
+    environment = dict(given)
+    leave_shared_memory(environment)
+    assert environment == given
+
+
+def test_a_profile_in_the_folder_is_a_persons_choice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    environment = {"FASTDDS_BUILTIN_TRANSPORTS": "DEFAULT"}
+    leave_shared_memory(environment)
+    assert environment["FASTRTPS_DEFAULT_PROFILES_FILE"] == UDP
+    (tmp_path / "DEFAULT_FASTRTPS_PROFILES.xml").touch()
+    environment = {}
+    leave_shared_memory(environment)
+    assert not environment
+
+
 def test_static_peers_beside_localhost_and_other_middlewares_are_left_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

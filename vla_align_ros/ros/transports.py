@@ -7,7 +7,7 @@ send to it waiting, one to three seconds (docs/safety.md): not for what has to s
 from __future__ import annotations
 
 import os
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 
 from rclpy.utilities import get_rmw_implementation_identifier
@@ -19,15 +19,17 @@ UDP_PROFILE, UDP_LOCALHOST_PROFILE = "config/fastdds_udp.xml", "config/fastdds_u
 RANGE_VARIABLE = "ROS_AUTOMATIC_DISCOVERY_RANGE"
 OLD_RANGE_VARIABLE = "ROS_LOCALHOST_ONLY"  # deprecated since Iron, where it still counts
 PEERS_VARIABLE = "ROS_STATIC_PEERS"
+# Fast DDS reads these from the folder in which a process starts.
+FOUND_PROFILES = ("DEFAULT_FASTRTPS_PROFILES.xml", "DEFAULT_FASTDDS_PROFILES.xml")
 SEGMENTS = ("/dev/shm/fastrtps_", "/dev/shm/fastdds_")
 
 
 def leave_shared_memory(environment: MutableMapping[str, str]) -> None:
     """Change the variables of a process that has no ROS context yet, so that it takes UDP alone.
 
-    A person's own profile is left as it is, but for the one that this package has for cameras, and
-    so are static peers beside LOCALHOST, which no profile of ours can name: `shares_memory` tells
-    then, and where no profile of ours is installed. Other middlewares are none of its business.
+    Transports that a person chose are left as they are, and so are static peers beside LOCALHOST,
+    which no profile of ours can name: `shares_memory` tells then, and where no profile of ours is
+    installed. Other middlewares are none of its business.
     """
     if "fastrtps" not in get_rmw_implementation_identifier():
         return
@@ -35,20 +37,18 @@ def leave_shared_memory(environment: MutableMapping[str, str]) -> None:
         share = find_share()
     except ConfigurationError:
         return
-    own = [environment[name] for name in PROFILE_VARIABLES if environment.get(name)]
-    if any(not _is_same(Path(path), share / CAMERA_PROFILE) for path in own):
-        return
-    name = UDP_PROFILE
-    if (
+    here_alone = (
         environment.get(RANGE_VARIABLE, "").upper() == "LOCALHOST"
         or environment.get(OLD_RANGE_VARIABLE) == "1"
-    ):
-        if environment.get(PEERS_VARIABLE):
-            return
-        name = UDP_LOCALHOST_PROFILE
+    )
+    chosen = _are_chosen(environment, share / CAMERA_PROFILE)
+    if chosen or (here_alone and environment.get(PEERS_VARIABLE)):
+        return
+    if here_alone:
         environment[RANGE_VARIABLE] = "SYSTEM_DEFAULT"
         environment.pop(OLD_RANGE_VARIABLE, None)
-    environment.update(dict.fromkeys(PROFILE_VARIABLES, str(share / name)))
+    profile = share / (UDP_LOCALHOST_PROFILE if here_alone else UDP_PROFILE)
+    environment.update(dict.fromkeys(PROFILE_VARIABLES, str(profile)))
 
 
 def shares_memory() -> bool:
@@ -58,6 +58,20 @@ def shares_memory() -> bool:
             return any(segment in line for line in maps for segment in SEGMENTS)
     except OSError:
         return False
+
+
+def _are_chosen(environment: Mapping[str, str], cameras: Path) -> bool:
+    """Whether a person chose transports; this package's profile for cameras is no such choice.
+
+    With some of Fast DDS's sets (LARGE_DATA, P2P) UDP alone would not even be heard.
+    """
+    own = [environment[name] for name in PROFILE_VARIABLES if environment.get(name)]
+    return (
+        any(not _is_same(Path(path), cameras) for path in own)
+        or environment.get("FASTDDS_BUILTIN_TRANSPORTS", "") not in ("", "DEFAULT", "UDPv4")
+        or bool(environment.get("ROS2_EASY_MODE"))
+        or any(Path(name).exists() for name in FOUND_PROFILES)
+    )
 
 
 def _is_same(one: Path, other: Path) -> bool:

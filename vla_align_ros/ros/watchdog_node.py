@@ -46,9 +46,9 @@ NEVER_S = 3600.0
 STOP_AGAIN_S = 1.0
 SHARES_MEMORY = (
     "a policy that is frozen or killed in the act of publishing may delay this node's zero by "
-    "seconds: it shares memory through Fast DDS, as its variables want it. Start watchdog_node "
-    f"without {' and '.join(PROFILE_VARIABLES)}, without ROS_STATIC_PEERS beside LOCALHOST, or "
-    f"with a profile of UDP alone, as {tell_path(UDP_PROFILE)}"
+    "seconds: it shares memory through Fast DDS, as its environment wants it "
+    f"({', '.join(PROFILE_VARIABLES)}, FASTDDS_BUILTIN_TRANSPORTS, or ROS_STATIC_PEERS beside "
+    f"LOCALHOST). Start watchdog_node without, or with a profile like {tell_path(UDP_PROFILE)}"
 )
 
 WATCHDOG_DECLARATIONS = (
