@@ -18,6 +18,7 @@ from launch_ros.actions import Node
 
 from vla_align_ros.demo.wiring import demo_nodes
 from vla_align_ros.flags import read_flag
+from vla_align_ros.sim.shifts import SHIFTS
 
 SHARE = Path(get_package_share_directory("vla_align_ros"))
 
@@ -26,7 +27,7 @@ ARGUMENTS = {
     "out": ("demo_out", "folder that the operator writes its records into"),
     "episodes": ("20", "number of episodes"),
     "first_seed": ("1000000000", "seed of the first scene; the next ones count up"),
-    "shift": ("none", "distribution shift, as `vla-align collect --help` lists them"),
+    "shift": ("none", f"distribution shift: {', '.join(SHIFTS)}"),
     "swap": ("false", "name the other object, and see that the first is left alone"),
     "log_level": ("info", "least severity that is logged"),
 }

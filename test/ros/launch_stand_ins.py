@@ -70,8 +70,7 @@ class Launcher:
 
     def start(self, **given: str) -> dict[str, Started]:
         """What is started, by its executable."""
-        description = self._file.generate_launch_description().words[0]
-        arguments = [item for item in description if "default_value" in item.settings]
+        arguments = self._declared()
         self._values.update({item.name: item.settings["default_value"] for item in arguments})
         assert given.keys() <= self._values.keys(), "no such argument"
         self._values.update(given)
@@ -80,3 +79,12 @@ class Launcher:
             for item in self._file.start(None)
             if "executable" in item.settings
         }
+
+    def describe(self, name: str) -> str:
+        """What `ros2 launch --show-args` tells of an argument."""
+        (argument,) = (item for item in self._declared() if item.name == name)
+        return str(argument.settings["description"])
+
+    def _declared(self) -> list[Started]:
+        description = self._file.generate_launch_description().words[0]
+        return [item for item in description if "default_value" in item.settings]

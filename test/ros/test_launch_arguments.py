@@ -8,6 +8,7 @@ import pytest
 from launch_stand_ins import Launcher
 
 from vla_align_ros.errors import ConfigurationError
+from vla_align_ros.sim.shifts import SHIFTS
 
 
 @pytest.fixture
@@ -105,3 +106,8 @@ def test_the_demonstration_refuses_a_word_that_is_neither_yes_nor_no(
         ConfigurationError, match="swap: got 'ture'; expected true, 1, yes or false"
     ):
         demonstration.start(swap="ture", out=str(tmp_path))
+
+
+def test_the_demonstration_tells_the_shifts_that_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = Launcher("sim.launch.py", monkeypatch).describe("shift")
+    assert all(name in told for name in SHIFTS)

@@ -204,7 +204,9 @@ def test_a_row_without_its_values_is_one_clear_error(tmp_path: Path, row: Any) -
 
 
 def test_cameras_are_asked_for_by_name(root: Path) -> None:
-    with pytest.raises(DataError, match=r"several cameras: got top, wrist_cam.*data\.cameras"):
+    with pytest.raises(
+        DataError, match=r"several cameras: got top, wrist_cam.*data\.cameras.*--camera top"
+    ):
         open_sources([root], DataConfig())
     with pytest.raises(DataError, match=r"lacks the camera: got top, wrist_cam; expected front"):
         open_sources([root], DataConfig(cameras=("front",)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import random
@@ -34,6 +35,7 @@ from tiny_run import (
 
 from training import train as train_module
 from training import trainer
+from training.commands import consolidate as consolidate_command
 from training.config import RunConfig
 from training.consolidate import consolidate, drop_weights
 from training.evaluate import OfflineEvaluator
@@ -332,3 +334,14 @@ def test_a_finished_run_stays_as_it_is(
     fixed = [name for name in before if not name.startswith("tensorboard")]
     assert {name: after[name] for name in fixed} == {name: before[name] for name in fixed}
     assert again == json.loads((short / "run.json").read_text())
+
+
+def test_consolidate_says_where_the_weights_are(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = {"run": "r", "step": 8, "weights": "r/model.safetensors"}
+    monkeypatch.setattr("training.consolidate.consolidate", lambda *_, **__: told)
+    parser = argparse.ArgumentParser()
+    consolidate_command.add_arguments(parser)
+    assert consolidate_command.run(parser.parse_args(["r"])) == told
+    assert capsys.readouterr().out == "r/model.safetensors: step 8\n"

@@ -239,7 +239,9 @@ def test_training_without_data_or_folder_is_refused_before_anything(given: list[
         run(parser.parse_args(["--recipe", "debug_cpu", *given]))
 
 
-def test_a_dry_run_needs_no_data_and_counts_what_would_train() -> None:
+def test_a_dry_run_needs_no_data_and_counts_what_would_train(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     options = ["--recipe", "debug_cpu", "--dry-run", "--set", 'model.llm.config={"model_type":']
@@ -250,3 +252,6 @@ def test_a_dry_run_needs_no_data_and_counts_what_would_train() -> None:
     assert told["parameters"] == sum(p.numel() for p in network.parameters())
     assert told["missing_keys"] == told["unexpected_keys"] == []
     assert told["memory_gb"].keys() >= {"full", "lora", "qlora_nf4", "full_fsdp_8"}
+    printed = capsys.readouterr().out
+    assert f"{told['parameters']:,} parameters" in printed
+    assert all(f"\n{name} " in printed for name in told["memory_gb"])

@@ -21,7 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, help="the dataset's folder; continued if it exists")
     parser.add_argument("--seed", type=int, default=0, help="another seed, other scenes")
     parser.add_argument("--jobs", type=int, default=1, help="processes that simulate")
-    parser.add_argument("--shift", default="none", help="named shift of the table-top's scenes")
+    parser.add_argument(
+        "--shift", default="none", help="named shift of the table-top; a wrong name lists them"
+    )
     parser.add_argument("--assets", help="put_on_plate: folder that `vla-align assets` describes")
     parser.add_argument(
         "--size", type=parse_size, metavar="WxH", help="put_on_plate: picture (640x480)"

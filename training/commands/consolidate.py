@@ -25,7 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Write the weights and return where they are."""
+    """Write the weights, say where they are, return the same."""
     from training.consolidate import consolidate
 
-    return consolidate(args.run, args.out, step=args.step, lora=args.lora)
+    result = consolidate(args.run, args.out, step=args.step, lora=args.lora)
+    print(f"{result['weights']}: step {result['step']}")
+    return result

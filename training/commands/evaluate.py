@@ -52,7 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     suite.add_argument("--size", type=parse_size, metavar="WxH", help="picture (640x480)")
     suite.add_argument("--render", choices=["cpu", "gpu"], help="who draws (cpu)")
     shifts = parser.add_argument_group("without --suite: the table-top's shifts, one bundle")
-    shifts.add_argument("--shift", nargs="+", help="named shifts, or 'all' (none)")
+    shifts.add_argument(
+        "--shift", nargs="+", help="named shifts, or 'all' (none); a wrong name lists them"
+    )
     shifts.add_argument(
         "--swap",
         action="store_true",

@@ -27,7 +27,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--quantile", type=float, default=0.99, help="share of held-out scenes that is familiar"
     )
     measure = parser.add_argument_group("measure, show")
-    measure.add_argument("--shift", nargs="+", default=["all"], help="named shifts, or 'all'")
+    measure.add_argument(
+        "--shift",
+        nargs="+",
+        default=["all"],
+        help="named shifts, or 'all' (all); a wrong name lists them",
+    )
     measure.add_argument("--episodes", type=int, default=50, help="scenes a shift; show: the first")
     measure.add_argument(
         "--out", type=Path, help="also write the result there, as JSON; show: the picture"

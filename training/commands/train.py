@@ -53,7 +53,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.dry_run:
         from training.preview import preview
 
-        return preview(args.recipe, base=args.base, settings=settings)
+        result = preview(args.recipe, base=args.base, settings=settings)
+        print_preview(result)
+        return result
     missing = [name for name in ("data", "out") if not getattr(args, name)]
     if missing:
         raise ConfigurationError(
@@ -67,3 +69,16 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     return train(
         args.recipe, args.data, args.out, base=args.base, settings=settings, cache=args.cache
     )
+
+
+def print_preview(result: dict[str, Any]) -> None:
+    """Print what a run would be: parameters, tensors that do not fit, memory a GPU by layout."""
+    print(f"{result['recipe']}: {result['parameters']:,} parameters")
+    for key in ("missing_keys", "unexpected_keys", "mismatched_shapes"):
+        for name in result.get(key, []):
+            print(f"{key.replace('_', ' ')}: {name}")
+    print("GB a GPU, where")
+    for name, value in result["assumptions"].items():
+        print(f"  {name.replace('_', ' ')}: {value}")
+    for name, memory_gb in result["memory_gb"].items():
+        print(f"{name:16} {memory_gb:8.2f}")

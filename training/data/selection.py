@@ -107,7 +107,7 @@ def find_camera(schema: DatasetSchema, names: Sequence[str], root: str) -> str:
         f"{root} lacks the camera" if names or not cameras else f"{root} has several cameras",
         got=", ".join(cameras) or "no pictures",
         expected=" or ".join(names) or ("at least one" if not cameras else "the name of one"),
-        fix=f"--set 'data.cameras=[\"{example}\"]'",
+        fix=f"--set 'data.cameras=[\"{example}\"]'; of `data` and `teacher`: --camera {example}",
     )
 
 

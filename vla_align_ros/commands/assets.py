@@ -24,13 +24,15 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     print("The meshes and pictures are not part of this package. In a folder of yours, make:")
     for below, source in assets.SOURCES:
         print(f"  {below:28} {source}")
-    print(f"and name that folder by --assets or {assets.VARIABLE}.\n")
+    print(
+        f"and name that folder: to the other commands by --assets, to all by {assets.VARIABLE}.\n"
+    )
     try:
         root = assets.find_root(args.folder)
     except ConfigurationError as error:
         if args.folder is not None:
             raise
-        print(f"Nothing to check: {error}")
+        print(f"Nothing to check: {error.got}; `vla-align assets DIR` checks a folder")
         return {"ok": None, "root": None, "sources": dict(assets.SOURCES)}
     check = assets.check_assets(root)
     stand_ins = tuple(check.stand_ins())

@@ -22,7 +22,7 @@ from vla_align_ros.demo.wiring import demo_nodes
 from vla_align_ros.errors import ConfigurationError, VlaAlignError
 from vla_align_ros.ros.recording import read_json_lines
 from vla_align_ros.share import find_share
-from vla_align_ros.sim.shifts import find_shift
+from vla_align_ros.sim.shifts import SHIFTS, find_shift
 
 FRESH_SEEDS_FROM = 1_000_000_000  # beyond evaluations; data sets draw from 2**31 on
 SEEDS_A_RUN = 10_000
@@ -44,7 +44,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=natural, default=0, metavar="S", help="which fresh scenes")
     parser.add_argument("--out", type=Path, default=Path("demo_out"), metavar="DIR")
     parser.add_argument("--bundle", type=Path, metavar="B", help="default bundles/tabletop")
-    parser.add_argument("--shift", default="none", metavar="NAME", help="distribution shift")
+    parser.add_argument(
+        "--shift", default="none", metavar="NAME", help=f"distribution shift: {', '.join(SHIFTS)}"
+    )
     parser.add_argument(
         "--swap", action="store_true", help="name the other object; the first must be left alone"
     )

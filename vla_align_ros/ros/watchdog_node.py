@@ -94,7 +94,7 @@ class WatchdogNode(Node):
     `tolerance_s`, it publishes one zero on `~/delta_twist_cmds` and, if `stop_policy`, an Empty on
     `~/emergency_stop`, and again when heartbeats come back, unless it was reset: a policy that died
     heard nothing. Commands beside a policy that says that it stands are a person's and left alone.
-    `~/status` (String, latched, JSON: tripped, reason, silence_s, trips, moving, limit_s) and
+    `~/status` (String, latched, JSON: tripped, reason, silence_s, last_reason, trips, limit_s) and
     `/diagnostics` keep the first reason until `~/reset` (Trigger).
     """
 
