@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,4 +41,8 @@ def _share_candidates() -> Iterator[Path]:
     yield Path(__file__).resolve().parents[1]
     for prefix in filter(None, os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep)):
         yield Path(prefix) / "share" / PACKAGE
-    yield Path(sys.prefix) / "share" / PACKAGE
+    # Debian's own pip installs below /usr/local, `pip install --user` below the home.
+    schemes = (sysconfig.get_default_scheme(), sysconfig.get_preferred_scheme("user"))
+    prefixes = (sysconfig.get_path("data", scheme) for scheme in schemes)
+    for prefix in dict.fromkeys((sys.prefix, *prefixes)):
+        yield Path(prefix) / "share" / PACKAGE
