@@ -81,6 +81,11 @@ def test_inspect_shows_what_a_bundle_sees_does_and_comes_from(tmp_path, capsys):
     json.dumps(result, allow_nan=False)
 
 
+def test_inspect_writes_out_what_a_terminal_would_obey_or_cannot_show(tmp_path, capsys):
+    run(inspect, make_bundle(tmp_path, precision="grün \x1b[2J\ud800").path)
+    assert r"precision: grün \x1b[2J\ud800" in capsys.readouterr().out
+
+
 def test_inspect_shows_the_verdict_of_the_last_proof(tmp_path, capsys):
     bundle = make_bundle(tmp_path, noise=0.01)
     run(verify, bundle.path)
