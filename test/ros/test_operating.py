@@ -24,13 +24,13 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.task import Future
 from ros_graph import LATCHED, RELIABLE, ROOT, WIDOWX, Probe
 from sensor_msgs.msg import Joy
-from std_msgs.msg import Empty, String
+from std_msgs.msg import Bool, Empty, String
 from tiny_policy import CARROT, PLATE
 
 from vla_align_ros.errors import OperatorError
 from vla_align_ros.ros.operating import console as console_module
 from vla_align_ros.ros.operating import say as say_module
-from vla_align_ros.ros.operating.client import PolicyClient
+from vla_align_ros.ros.operating.client import PolicyClient, find_policies, refuse
 from vla_align_ros.ros.operating.console import Console
 from vla_align_ros.ros.policy_node import PolicyNode
 
@@ -391,6 +391,30 @@ def test_the_console_says_when_nobody_hears_its_stop(ros: None) -> None:
 def test_the_console_asks_for_a_terminal(probe: Probe) -> None:
     status, text = run(probe, "console")
     assert status == 1 and "needs a terminal" in text
+
+
+def test_another_robots_stop_and_status_make_no_policy(ros: None) -> None:
+    """Its status is of another type, so that nobody would ever hear that it stopped."""
+    node = rclpy.create_node("base")
+    node.create_subscription(Empty, "/base/emergency_stop", lambda _: None, RELIABLE)
+    kept = node.create_publisher(Bool, "/base/status", RELIABLE)
+    assert find_policies(node) == []
+    node.destroy_publisher(kept)
+    node.create_publisher(String, "/base/status", RELIABLE)
+    end_s = time.monotonic() + 10.0
+    while find_policies(node) != ["/base"] and time.monotonic() < end_s:
+        time.sleep(0.05)
+    assert find_policies(node) == ["/base"]
+    node.destroy_node()
+
+
+def test_a_policy_in_a_namespace_is_named_to_who_asks_for_it_outside(ros: None) -> None:
+    node = rclpy.create_node("say")
+    node.create_subscription(Empty, "/left/policy_node/emergency_stop", lambda _: None, RELIABLE)
+    node.create_publisher(String, "/left/policy_node/status", LATCHED)
+    error = refuse(PolicyClient(node), "the policy does not listen", "an active policy node")
+    node.destroy_node()
+    assert "on the graph: /left/policy_node" in str(error)
 
 
 def test_a_joystick_stops_by_its_button_and_by_falling_silent(
