@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import select
+import shlex
 import signal
 import struct
 import subprocess
@@ -156,6 +157,17 @@ def test_stop_arm_waits_for_a_key_or_for_its_terminal_to_go(probe: Probe, cause:
             terminal.process.send_signal(signal.SIGHUP)
         probe.wait_for_hold("stopped", 5.0)
         terminal.expect("/policy_node: stopped")
+
+
+def test_stop_arm_takes_a_closed_input_for_the_end_of_input(probe: Probe) -> None:
+    words = ["sh", "-c", f"exec {shlex.join(command('stop_arm', '--on-key'))} <&-"]
+    tool = subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT
+    )
+    assert probe.wait_for(lambda: tool.poll() is not None, TOOL_S)
+    text = tool.communicate()[0]
+    assert text.splitlines()[-1] == "/policy_node: stopped", text
+    assert probe.latest("hold_reason") == "stopped"
 
 
 @pytest.fixture
@@ -378,6 +390,17 @@ def test_the_console_arms_says_and_stops_on_a_key(probe: Probe, tmp_path: Path) 
         terminal.type("\x15/quit\r")
         terminal.expect("left; the policy goes on")
     assert CARROT in (tmp_path / "vla_align_ros" / "console_history").read_text()
+
+
+def test_the_console_does_without_a_history_where_none_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "state").touch()  # a file where a folder should be
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    history = console_module._open_history()
+    history.append_string("put it there")
+    assert history.get_strings() == ["put it there"]
+    assert "lines are not kept" in capsys.readouterr().out
 
 
 def test_the_console_says_when_nobody_hears_its_stop(ros: None) -> None:
