@@ -14,6 +14,7 @@ PACKAGE = "vla_align_ros"
 # Of Fast DDS: until Jazzy (Fast DDS 2), and from Kilted on (Fast DDS 3).
 PROFILE_VARIABLES = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
 CAMERA_PROFILE = "config/fastdds_shm.xml"
+DISTRO_OF_RCLPY = {"3": "humble", "7": "jazzy", "9": "kilted"}  # by the first number of its version
 
 
 def find_share() -> Path:

@@ -24,11 +24,11 @@ from vla_align_ros.commands.robot_checks import (
 )
 from vla_align_ros.commands.shared_memory import check_left_overs, check_room
 from vla_align_ros.extras import EXTRA_OF_MODULE, install_hint
+from vla_align_ros.share import DISTRO_OF_RCLPY
 
 SUMMARY = "report what this machine can run and how to add what it lacks"
 
 PYTHON_RANGE = ((3, 10), (3, 14))  # from, up to but without
-DISTRO_OF_RCLPY = {"3": "humble", "7": "jazzy", "9": "kilted"}
 GL_FIX = {
     "egl": "apt-get install libegl1 libgl1-mesa-dri",
     "osmesa": "apt-get install libosmesa6",

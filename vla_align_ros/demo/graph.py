@@ -16,9 +16,8 @@ from pathlib import Path
 from types import TracebackType
 
 from vla_align_ros.errors import ConfigurationError, SimulationError
-from vla_align_ros.share import CAMERA_PROFILE, PROFILE_VARIABLES
+from vla_align_ros.share import CAMERA_PROFILE, DISTRO_OF_RCLPY, PROFILE_VARIABLES
 
-DISTRO_OF_RCLPY = {"3": "humble", "7": "jazzy", "9": "kilted"}
 ELSEWHERE = ("ROS_STATIC_PEERS", "ROS_DISCOVERY_SERVER", "ROS_SUPER_CLIENT")
 LOG_LINES_SHOWN = 15
 _PR_SET_PDEATHSIG = 1
