@@ -58,6 +58,12 @@ def test_a_module_that_a_bundle_needs_and_is_not_there_is_a_finding(tmp_path, mo
     assert "pip install" in finding.fix
 
 
+@pytest.mark.parametrize("name", [300 * "a", "~nobody_of_that_name/arm.yaml"])
+def test_a_robot_that_cannot_be_looked_for_is_a_finding(name):
+    (finding,) = check_robot(name, None)
+    assert not finding.ok and name in finding.found
+
+
 @pytest.mark.parametrize("gripper", ["hand", "[1]", "3"])
 def test_a_gripper_that_is_no_table_is_a_finding(tmp_path, gripper):
     path = tmp_path / "arm.yaml"

@@ -96,7 +96,7 @@ def check_robot(name: str, bundle: Bundle | None) -> list[Finding]:
         shipped = find_share() / "config" / "robots" / f"{name}.yaml"
     except ConfigurationError:
         shipped = Path(name)
-    path = shipped if shipped.is_file() else Path(name).expanduser()
+    path = shipped if os.path.isfile(shipped) else Path(os.path.expanduser(name))
     try:
         arm = yaml.safe_load(path.read_text(encoding="utf-8"))["/**"]["ros__parameters"]["arm"]
         frame = str(arm["command_frame"])

@@ -178,7 +178,7 @@ def run(options: argparse.Namespace) -> bool:
     find_shift(options.shift)
     share = find_share()
     folder = options.bundle or share / "bundles" / "tabletop"
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise ConfigurationError(
             "No policy", got=str(folder), expected="a bundle's folder", fix="pass --bundle"
         )
