@@ -13,7 +13,7 @@ from sample_policy import make_bundle
 
 from vla_align_ros.commands import inspect, verify
 from vla_align_ros.contract.bundle import Bundle
-from vla_align_ros.errors import BundleError
+from vla_align_ros.errors import BundleError, ConfigurationError
 from vla_align_ros.runtime.golden import prove_bundle
 from vla_align_ros.runtime.policy import Policy
 from vla_align_ros.runtime.proofs import DEVICE, keep_proof, require_proof
@@ -81,6 +81,11 @@ def test_inspect_shows_what_a_bundle_sees_does_and_comes_from(tmp_path, capsys):
     json.dumps(result, allow_nan=False)
 
 
+def test_inspect_writes_out_what_a_terminal_would_obey_or_cannot_show(tmp_path, capsys):
+    run(inspect, make_bundle(tmp_path, precision="grün \x1b[2J\ud800").path)
+    assert r"precision: grün \x1b[2J\ud800" in capsys.readouterr().out
+
+
 def test_inspect_shows_the_verdict_of_the_last_proof(tmp_path, capsys):
     bundle = make_bundle(tmp_path, noise=0.01)
     run(verify, bundle.path)
@@ -143,6 +148,11 @@ def test_verify_runs_the_policy_that_is_open_and_as_many_threads_in_episodes(tmp
     assert asked["policy"].bundle.path == candidate.path
     assert (asked["reference"], asked["episodes"], asked["threads"]) == (reference.path, 42, 2)
     assert result["behaviour"]["verdict"] == "not worse"
+
+
+def test_verify_refuses_a_reference_that_nothing_is_compared_with(tmp_path):
+    with pytest.raises(ConfigurationError, match=r"--reference has no effect.*--episodes 60"):
+        run(verify, make_bundle(tmp_path).path, "--reference", tmp_path)
 
 
 def test_inspect_refuses_a_tampered_bundle(tmp_path):

@@ -102,6 +102,18 @@ def test_a_bundle_may_be_reached_through_a_link_and_moved(folder, tmp_path):
     assert Bundle.open(str(moved)).graph_path().exists()
 
 
+def test_a_place_that_one_may_not_look_at_is_refused(folder, tmp_path, monkeypatch):
+    with pytest.raises(BundleError, match="cannot be opened"):
+        Bundle.open(tmp_path / ("a" * 300))
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "lstat", refuse)  # a folder that may be listed, and no more
+    with pytest.raises(BundleError, match=r"cannot be read.*Permission denied"):
+        manifest_module.list_files(folder)
+
+
 @pytest.mark.parametrize("name", [*FILES, "manifest.json"])
 def test_a_missing_file_is_refused(folder, name):
     (folder / name).unlink()
@@ -426,6 +438,13 @@ def write(folder: Path, **changes) -> Bundle:
     }
     arguments.update(changes)
     return write_bundle(arguments.pop("dest"), **arguments)
+
+
+@pytest.mark.parametrize("place", ["file/bundle", 300 * "a"])
+def test_a_bundle_that_can_lie_nowhere_is_refused(tmp_path, place):
+    (tmp_path / "file").touch()
+    with pytest.raises(BundleError, match="cannot be written"):
+        write(tmp_path, dest=tmp_path / place)
 
 
 @pytest.mark.parametrize(

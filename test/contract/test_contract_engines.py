@@ -218,6 +218,23 @@ def test_gates_are_added_in_one_step_and_survive_opening(bundle):
     assert [path.name for path in bundle.path.parent.iterdir()] == ["bundle"], "nothing left behind"
 
 
+def test_gates_that_another_added_meanwhile_are_kept(bundle):
+    early = bundle.engine("sm89")
+    bundle.engine("sm89").add_gates({"numbers": {"ok": True}})
+    early.add_gates({"actions": {"ok": False}})
+    assert bundle.engine("sm89").gates == {"numbers": {"ok": True}, "actions": {"ok": False}}
+
+
+def test_gates_of_former_engines_are_not_put_beside_new_ones(bundle):
+    former = bundle.engine("sm89")
+    (bundle.path / "engines/sm89/policy.engine").write_bytes(b"made again")
+    facts = make_facts(bundle.id, "sm89", {**ENGINES, "policy": b"made again"})
+    write_facts(bundle.path / "engines/sm89", facts)
+    with pytest.raises(BundleError, match="made again since they were opened"):
+        former.add_gates({"numbers": {"ok": True}})
+    assert bundle.engine("sm89").gates == {}, "and they open as before"
+
+
 def test_gates_that_cannot_be_written_leave_the_old_sidecar(bundle, monkeypatch):
     before = (bundle.path / "engines/sm89" / SIDECAR).read_bytes()
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import struct
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -155,6 +157,19 @@ def test_a_negative_extent_does_not_hide_a_large_array(tmp_path):
             archive.writestr(f"{name}.npy", header.getvalue())
     with pytest.raises(BundleError, match=r"image_front.npy has the shape \(-1000000000, 7\)"):
         golden.read_golden_layout(path)
+
+
+def test_a_header_that_would_fill_the_memory_is_refused_unread(tmp_path):
+    path, size = tmp_path / "golden.npz", 64 << 20
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("state.npy", b"\x93NUMPY\2\0" + struct.pack("<I", size) + bytes(size))
+    tracemalloc.start()
+    try:
+        with pytest.raises(BundleError, match="no array of a known format"):
+            golden.read_golden_layout(path)
+        assert tracemalloc.get_traced_memory()[1] < size / 4
+    finally:
+        tracemalloc.stop()
 
 
 @settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])

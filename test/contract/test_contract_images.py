@@ -5,7 +5,9 @@ from __future__ import annotations
 import array
 import io
 import json
+import struct
 import warnings
+import zlib
 
 import numpy as np
 import pytest
@@ -122,6 +124,20 @@ def test_a_picture_too_large_for_memory_is_refused(monkeypatch):
         warnings.simplefilter("ignore")
         with pytest.raises(ContractError, match="cannot be decoded"):
             decode_compressed(compress(np.zeros((4, 4, 3), np.uint8), "PNG"))
+
+
+def test_grey_in_more_than_eight_bits_is_refused_and_not_made_white():
+    depth = np.arange(12, dtype=np.uint16).reshape(3, 4) * 1000
+    with pytest.raises(ContractError, match=r"cannot be decoded.*more than 8 bits"):
+        decode_compressed(compress(depth, "PNG"))
+
+
+def test_a_broken_colour_profile_behind_the_pixels_is_refused():
+    content = compress(np.zeros((3, 4, 3), np.uint8), "PNG")
+    name = b"iCCPabc\0"  # and no method of compression, let alone a profile
+    chunk = struct.pack(">I", len(name) - 4) + name + struct.pack(">I", zlib.crc32(name))
+    with pytest.raises(ContractError, match="cannot be decoded"):
+        decode_compressed(content[:-12] + chunk + content[-12:])
 
 
 @given(pictures, st.integers(1, 20), st.floats(0.3, 1.0))

@@ -206,6 +206,7 @@ def test_tokenizer_comes_back_from_its_parts():
         ({"max_length": 10**12}, "prompt length"),
         ({"max_length": 2.0}, "prompt length"),
         ({"bos_token": "<bos>"}, r"bos_token is not in the vocabulary: got '<bos>'; .*'<s>'"),
+        ({"bos_token": "\ud800"}, "bos_token is not in the vocabulary"),
         ({"pad_token": None}, "pad_token is not in the vocabulary"),
     ],
 )

@@ -70,6 +70,7 @@ def test_a_file_gives_back_what_was_packed_byte_for_byte(tmp_path: Path) -> None
         {"mean": np.zeros(2)},
         {"mean": np.array([0, 0, np.nan])},
         {"covariance": -np.eye(3)},
+        {"covariance": np.array([[1.0, 0.5, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])},
         {"covariance": np.zeros((3, 3))},
         {"threshold": 0.0},
         {"threshold": np.inf},

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import time
 from pathlib import Path
 
@@ -121,7 +122,10 @@ def test_the_graph_keeps_to_this_machine_and_to_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ROS_DOMAIN_ID", "0")
+    monkeypatch.setenv("ROS_STATIC_PEERS", "10.0.0.2")
+    monkeypatch.setenv("ROS_DISCOVERY_SERVER", "10.0.0.2:11811")
     environment = graph_environment(find_share(), tmp_path)
+    assert "10.0.0.2" not in " ".join(environment.values()), "nor are its peers and servers"
     assert environment["ROS_DOMAIN_ID"] != "0", "a robot's own domain is not taken over"
     assert environment["ROS_AUTOMATIC_DISCOVERY_RANGE"] == "LOCALHOST"
     assert Path(environment["FASTRTPS_DEFAULT_PROFILES_FILE"]).is_file()
@@ -181,4 +185,20 @@ def test_an_installed_package_is_found_by_the_ament_index(
     (config / "sim.yaml").touch()
     monkeypatch.setattr("vla_align_ros.share.__file__", str(tmp_path / "a" / "b.py"))
     monkeypatch.setenv("AMENT_PREFIX_PATH", f"{tmp_path / 'other'}{os.pathsep}{tmp_path}")
+    assert find_share() == config.parent
+
+
+@pytest.mark.parametrize(
+    "scheme", [sysconfig.get_default_scheme(), sysconfig.get_preferred_scheme("user")]
+)
+def test_an_installed_package_is_found_where_any_pip_puts_it(
+    scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / scheme / "share" / "vla_align_ros" / "config"
+    config.mkdir(parents=True)
+    (config / "sim.yaml").touch()
+    monkeypatch.setattr("vla_align_ros.share.__file__", str(tmp_path / "a" / "b.py"))
+    monkeypatch.setattr("vla_align_ros.share.sys.prefix", str(tmp_path / "usr"))
+    monkeypatch.setattr(sysconfig, "get_path", lambda _, scheme: str(tmp_path / scheme))
+    monkeypatch.delenv("AMENT_PREFIX_PATH", raising=False)
     assert find_share() == config.parent

@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 from sample_policy import make_bundle, prove
 
+from vla_align_ros.demo.__main__ import prepare_folder
+from vla_align_ros.errors import ConfigurationError
+
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_S, SWITCH_S = 4.0, 1.5
 
@@ -118,3 +121,22 @@ def test_wrong_usage_is_answered_with_one_message(
     assert message in answer.stderr
     assert "Traceback" not in answer.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_only_what_an_earlier_run_wrote_is_removed(tmp_path: Path) -> None:
+    log, note = tmp_path / "logs" / "training.log", tmp_path / "notes.txt"
+    log.parent.mkdir()
+    for file in (log, note):
+        file.write_text("mine")
+    with pytest.raises(ConfigurationError, match="logs, which would be removed, and other files"):
+        prepare_folder(tmp_path)
+    assert log.read_text() == "mine"
+    (log.parent / "sim_node.log").touch()
+    prepare_folder(tmp_path)
+    assert sorted(tmp_path.iterdir()) == [note]
+
+
+def test_a_file_in_the_place_of_the_folder_is_answered_with_one_message(tmp_path: Path) -> None:
+    (tmp_path / "out").touch()
+    with pytest.raises(ConfigurationError, match="--out cannot be written"):
+        prepare_folder(tmp_path / "out")

@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import select
+import shlex
 import signal
 import struct
 import subprocess
@@ -24,13 +25,13 @@ from rclpy.executors import SingleThreadedExecutor
 from rclpy.task import Future
 from ros_graph import LATCHED, RELIABLE, ROOT, WIDOWX, Probe
 from sensor_msgs.msg import Joy
-from std_msgs.msg import Empty, String
+from std_msgs.msg import Bool, Empty, String
 from tiny_policy import CARROT, PLATE
 
 from vla_align_ros.errors import OperatorError
 from vla_align_ros.ros.operating import console as console_module
 from vla_align_ros.ros.operating import say as say_module
-from vla_align_ros.ros.operating.client import PolicyClient
+from vla_align_ros.ros.operating.client import PolicyClient, find_policies, refuse
 from vla_align_ros.ros.operating.console import Console
 from vla_align_ros.ros.policy_node import PolicyNode
 
@@ -156,6 +157,17 @@ def test_stop_arm_waits_for_a_key_or_for_its_terminal_to_go(probe: Probe, cause:
             terminal.process.send_signal(signal.SIGHUP)
         probe.wait_for_hold("stopped", 5.0)
         terminal.expect("/policy_node: stopped")
+
+
+def test_stop_arm_takes_a_closed_input_for_the_end_of_input(probe: Probe) -> None:
+    words = ["sh", "-c", f"exec {shlex.join(command('stop_arm', '--on-key'))} <&-"]
+    tool = subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT
+    )
+    assert probe.wait_for(lambda: tool.poll() is not None, TOOL_S)
+    text = tool.communicate()[0]
+    assert text.splitlines()[-1] == "/policy_node: stopped", text
+    assert probe.latest("hold_reason") == "stopped"
 
 
 @pytest.fixture
@@ -380,6 +392,17 @@ def test_the_console_arms_says_and_stops_on_a_key(probe: Probe, tmp_path: Path) 
     assert CARROT in (tmp_path / "vla_align_ros" / "console_history").read_text()
 
 
+def test_the_console_does_without_a_history_where_none_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "state").touch()  # a file where a folder should be
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    history = console_module._open_history()
+    history.append_string("put it there")
+    assert history.get_strings() == ["put it there"]
+    assert "lines are not kept" in capsys.readouterr().out
+
+
 def test_the_console_says_when_nobody_hears_its_stop(ros: None) -> None:
     node = rclpy.create_node("console")
     told: list[str] = []
@@ -391,6 +414,30 @@ def test_the_console_says_when_nobody_hears_its_stop(ros: None) -> None:
 def test_the_console_asks_for_a_terminal(probe: Probe) -> None:
     status, text = run(probe, "console")
     assert status == 1 and "needs a terminal" in text
+
+
+def test_another_robots_stop_and_status_make_no_policy(ros: None) -> None:
+    """Its status is of another type, so that nobody would ever hear that it stopped."""
+    node = rclpy.create_node("base")
+    node.create_subscription(Empty, "/base/emergency_stop", lambda _: None, RELIABLE)
+    kept = node.create_publisher(Bool, "/base/status", RELIABLE)
+    assert find_policies(node) == []
+    node.destroy_publisher(kept)
+    node.create_publisher(String, "/base/status", RELIABLE)
+    end_s = time.monotonic() + 10.0
+    while find_policies(node) != ["/base"] and time.monotonic() < end_s:
+        time.sleep(0.05)
+    assert find_policies(node) == ["/base"]
+    node.destroy_node()
+
+
+def test_a_policy_in_a_namespace_is_named_to_who_asks_for_it_outside(ros: None) -> None:
+    node = rclpy.create_node("say")
+    node.create_subscription(Empty, "/left/policy_node/emergency_stop", lambda _: None, RELIABLE)
+    node.create_publisher(String, "/left/policy_node/status", LATCHED)
+    error = refuse(PolicyClient(node), "the policy does not listen", "an active policy node")
+    node.destroy_node()
+    assert "on the graph: /left/policy_node" in str(error)
 
 
 def test_a_joystick_stops_by_its_button_and_by_falling_silent(

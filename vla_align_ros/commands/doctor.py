@@ -24,11 +24,11 @@ from vla_align_ros.commands.robot_checks import (
 )
 from vla_align_ros.commands.shared_memory import check_left_overs, check_room
 from vla_align_ros.extras import EXTRA_OF_MODULE, install_hint
+from vla_align_ros.share import DISTRO_OF_RCLPY
 
 SUMMARY = "report what this machine can run and how to add what it lacks"
 
 PYTHON_RANGE = ((3, 10), (3, 14))  # from, up to but without
-DISTRO_OF_RCLPY = {"3": "humble", "7": "jazzy", "9": "kilted"}
 GL_FIX = {
     "egl": "apt-get install libegl1 libgl1-mesa-dri",
     "osmesa": "apt-get install libosmesa6",
@@ -75,12 +75,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     vital = {"base"}
     vital |= {"policy"} if args.bundle else set()
     vital |= {"robot"} if args.robot else set()
-    asked = {
-        name if name.startswith("/") else f"/{name}"
-        for name in (*args.policy, *args.camera, *args.commands)
-    }
+    asked = {name for names in _asked_of_graph(args).values() for name in names}
+    answered = asked <= {finding.name for finding in findings}
     return {
-        "ok": all(f.ok for f in findings if f.section in vital or f.name in asked),
+        "ok": answered and all(f.ok for f in findings if f.section in vital or f.name in asked),
         "findings": [asdict(finding) for finding in findings],
     }
 
@@ -94,13 +92,17 @@ def _look_at_robot(args: argparse.Namespace) -> list[Finding]:
         findings += found
     if args.robot is not None:
         findings += check_robot(args.robot, bundle)
-    words = [
-        word
-        for name in ("policy", "camera", "commands")
-        for word in (f"--{name}", *getattr(args, name))
-    ]
+    words = [w for kind, names in _asked_of_graph(args).items() for w in (f"--{kind}", *names)]
     graph = check_graph([*words, "--seconds", str(args.seconds)])
     return [*findings, check_profile(), check_room(), check_left_overs(), *graph]
+
+
+def _asked_of_graph(args: argparse.Namespace) -> dict[str, list[str]]:
+    """The nodes and topics that were named, by option, in full as the graph has them."""
+    return {
+        kind: [name if name.startswith("/") else f"/{name}" for name in getattr(args, kind)]
+        for kind in ("policy", "camera", "commands")
+    }
 
 
 def check_python() -> Finding:

@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     for title, lines in describe_bundle(bundle, report).items():
         print(title)
         for line in lines:
-            print(f"  {line}")
+            print(f"  {make_printable(line)}")
     return {"bundle_id": bundle.id, "manifest": dict(bundle.manifest), "report": report}
 
 
@@ -66,6 +66,11 @@ def describe_bundle(bundle: Bundle, report: dict[str, Any]) -> dict[str, list[st
         "proof": [_describe_proof(proof) for proof in _find_proofs(report)],
         **({"engines": engines} if (engines := _describe_engines(bundle)) else {}),
     }
+
+
+def make_printable(text: str) -> str:
+    """Text of somebody's bundle, with what a terminal would obey or cannot show written out."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def _find_proofs(report: dict[str, Any]) -> list[dict[str, Any] | None]:

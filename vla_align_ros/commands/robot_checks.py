@@ -16,6 +16,7 @@ from vla_align_ros.commands.findings import Finding, judge
 from vla_align_ros.contract.bundle import Bundle
 from vla_align_ros.contract.golden import iterate_observations
 from vla_align_ros.errors import ConfigurationError, VlaAlignError
+from vla_align_ros.extras import EXTRA_OF_MODULE, install_hint
 from vla_align_ros.runtime.policy import Policy
 from vla_align_ros.share import CAMERA_PROFILE, PROFILE_VARIABLES, find_share, tell_path
 
@@ -51,6 +52,10 @@ def check_profile() -> Finding:
 def check_bundle(path: Path) -> tuple[list[Finding], Bundle | None]:
     """Open a bundle as the node would, and time its engine on a golden sample."""
     section = "policy"
+    lacking = find_lacking()
+    if lacking:
+        fix = install_hint(lacking[0]) or ""
+        return [Finding(section, "bundle", False, f"not tried: no {lacking[0]}", fix)], None
     try:
         bundle = Bundle.open(path)
     except VlaAlignError as error:
@@ -77,6 +82,12 @@ def check_bundle(path: Path) -> tuple[list[Finding], Bundle | None]:
     return [opened, judge(section, "engine", not late, found, fix)], bundle
 
 
+def find_lacking() -> list[str]:
+    """Modules of the base install that are not there."""
+    base = (name for name, extra in EXTRA_OF_MODULE.items() if not extra)
+    return [name for name in base if importlib.util.find_spec(name) is None]
+
+
 def check_robot(name: str, bundle: Bundle | None) -> list[Finding]:
     """Read a robot's file, and hold it against the bundle."""
     import yaml
@@ -85,12 +96,13 @@ def check_robot(name: str, bundle: Bundle | None) -> list[Finding]:
         shipped = find_share() / "config" / "robots" / f"{name}.yaml"
     except ConfigurationError:
         shipped = Path(name)
-    path = shipped if shipped.is_file() else Path(name).expanduser()
+    path = shipped if os.path.isfile(shipped) else Path(os.path.expanduser(name))
     try:
         arm = yaml.safe_load(path.read_text(encoding="utf-8"))["/**"]["ros__parameters"]["arm"]
         frame = str(arm["command_frame"])
         speeds = f"{float(arm['max_linear_m_s'])} m/s, {float(arm['max_angular_rad_s'])} rad/s"
-    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        gripper = (arm.get("gripper") or {}).get("interface")
+    except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
         fix = "copy the nearest of config/robots; command_frame and both speeds are mandatory"
         return [Finding("robot", "file", False, f"{path}: {type(error).__name__} {error}", fix)]
     findings = [Finding("robot", "file", True, f"{path}: {frame}, {speeds}")]
@@ -98,7 +110,7 @@ def check_robot(name: str, bundle: Bundle | None) -> list[Finding]:
         fix = "use the robot that the policy was trained for"
         found = f"the policy acts in {bundle.spec.action.frame}"
         findings.append(Finding("robot", "command_frame", False, f"{frame}; {found}", fix))
-    if (arm.get("gripper") or {}).get("interface") in ACTIONS:
+    if gripper in ACTIONS:
         there = importlib.util.find_spec("control_msgs") is not None
         fix = "apt-get install ros-$ROS_DISTRO-control-msgs"
         found = "there" if there else "missing: the gripper is behind an action"

@@ -42,6 +42,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         VlaAlignError: if the bundle or the backend cannot be used at all, or, after the table, if
             the result cannot be kept.
     """
+    if args.reference is not None and not args.episodes:
+        raise ConfigurationError(
+            "--reference has no effect",
+            got="no --episodes",
+            expected="episodes to compare in",
+            fix="give --episodes 60 too, or leave --reference out",
+        )
     bundle = Bundle.open(args.bundle)
     with Policy.open(bundle, args.backend, args.threads) as policy:
         proof = prove_bundle(bundle, policy.backend, policy.precision)

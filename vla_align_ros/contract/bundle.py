@@ -79,9 +79,10 @@ class Bundle:
         """
         try:
             root = Path(path).resolve()
+            there = root.is_dir()
         except (OSError, RuntimeError, ValueError) as cause:
             raise BundleError("bundle cannot be opened", got=cause, expected="a folder") from cause
-        if not root.is_dir():
+        if not there:
             raise BundleError(
                 "bundle cannot be opened",
                 got=f"no folder {path}",
@@ -225,7 +226,7 @@ def write_bundle(
             the same holds.
     """
     target = Path(dest).absolute()
-    if target.exists() or target.is_symlink():
+    if os.path.lexists(target):
         raise BundleError(
             "bundle exists already",
             got=str(target),
@@ -244,8 +245,7 @@ def write_bundle(
         raise BundleError(
             "provenance lacks the precision", got=sorted(provenance), expected="the key 'precision'"
         )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    temporary = _make_beside(target)
     try:
         processor.save(temporary)
         if sight is not None:
@@ -270,6 +270,15 @@ def write_bundle(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return Bundle(target.resolve(), written.manifest, written.processor)
+
+
+def _make_beside(target: Path) -> Path:
+    """Make a folder for a bundle to grow in, beside where it will lie."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    except OSError as cause:
+        raise BundleError("bundle cannot be written", got=cause, expected=str(target)) from cause
 
 
 def _check_sight(graph: bool, statistics: bool) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 from vla_align_ros.contract.files import (
     canonical_json,
     hash_file,
+    lock_folder,
     read_json_object,
     readable_json,
     replace_in_bundle,
@@ -147,13 +148,30 @@ class EngineSet:
     def add_gates(self, gates: Mapping[str, Any]) -> EngineSet:
         """Put results into the sidecar's gates, replacing those of the same name, in one step.
 
+        What others put there at the same time is kept: they wait.
+
         Raises:
-            BundleError: if they cannot be written there.
+            BundleError: if they cannot be written there, or the engines were made again since they
+                were opened.
         """
-        facts = seal({**self.facts, "gates": {**self.gates, **gates}})
         name = f"{ENGINES}/{self.path.name}/{SIDECAR}"
-        replace_in_bundle(self.path.parent.parent, name, readable_json(facts))
+        with lock_folder(self.path):
+            facts = seal({**self.facts, "gates": {**self._read_gates(), **gates}})
+            replace_in_bundle(self.path.parent.parent, name, readable_json(facts))
         return EngineSet(self.path, facts)
+
+    def _read_gates(self) -> dict[str, Any]:
+        """Read what the sidecar's gates are by now; BundleError if it is of other engines."""
+        found = read_json_object(self.path / SIDECAR, BundleError)
+        gates = found.get("gates")
+        if not isinstance(gates, dict) or found != seal({**self.facts, "gates": gates}):
+            raise BundleError(
+                "engines were made again since they were opened",
+                got=f"another {SIDECAR} in {self.path}",
+                expected="the one that was opened",
+                fix="verify those that lie there now",
+            )
+        return gates
 
 
 def seal(facts: Mapping[str, Any]) -> dict[str, Any]:

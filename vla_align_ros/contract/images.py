@@ -92,7 +92,8 @@ def decode_compressed(data: bytes | bytearray | memoryview) -> UInt8Array:
         (H, W, 3) uint8 RGB. Orientation tags are ignored, as cameras write none.
 
     Raises:
-        ContractError: if it is no whole JPEG or PNG, or has more than ``MAX_PIXELS`` pixels.
+        ContractError: if it is no whole JPEG or PNG, has more than ``MAX_PIXELS`` pixels, or is
+            grey in more than 8 bits, as depth is.
     """
     from PIL import Image
 
@@ -104,11 +105,14 @@ def decode_compressed(data: bytes | bytearray | memoryview) -> UInt8Array:
                     raise ValueError(
                         f"{picture.width}x{picture.height} is more than {MAX_PIXELS} pixels"
                     )
+                if picture.mode.startswith("I"):  # Pillow would make all above 255 white
+                    raise ValueError("grey in more than 8 bits")
                 return np.array(picture.convert("RGB"), dtype=np.uint8)
     except (
         OSError,
         ValueError,
         SyntaxError,
+        IndexError,  # of a profile without its end, behind the pixels
         Image.DecompressionBombError,
         Image.DecompressionBombWarning,
     ) as cause:

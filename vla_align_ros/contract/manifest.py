@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import stat
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from vla_align_ros.contract.engines import ENGINES
 from vla_align_ros.contract.files import (
@@ -192,7 +193,11 @@ def list_files(root: Path) -> set[str]:
     for folder, folders, files in os.walk(root, followlinks=False, onerror=_raise):
         for name in (*folders, *files):
             entry = Path(folder, name)
-            if entry.is_symlink() or not (entry.is_dir() or entry.is_file()):
+            try:
+                mode = entry.lstat().st_mode
+            except OSError as cause:
+                _raise(cause)
+            if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
                 raise BundleError(
                     "bundle holds something other than plain files",
                     got=entry.relative_to(root),
@@ -203,7 +208,7 @@ def list_files(root: Path) -> set[str]:
     return {name for name in found if not name.startswith(f"{ENGINES}/")}
 
 
-def _raise(cause: OSError) -> None:
+def _raise(cause: OSError) -> NoReturn:
     raise BundleError("bundle cannot be read", got=cause, fix="check its permissions") from cause
 
 

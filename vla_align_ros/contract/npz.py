@@ -13,10 +13,7 @@ import numpy.typing as npt
 
 Layout = Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]
 
-_HEADER_READERS = {
-    (1, 0): np.lib.format.read_array_header_1_0,
-    (2, 0): np.lib.format.read_array_header_2_0,
-}
+_VERSION = (1, 0)  # of others a header may have 4 GiB, which numpy reads before it looks at them
 
 
 def read_layout(path: Path) -> Layout:
@@ -29,9 +26,9 @@ def read_layout(path: Path) -> Layout:
         for member in archive.namelist():
             with archive.open(member) as stream:
                 version = np.lib.format.read_magic(stream)
-                if version not in _HEADER_READERS or not member.endswith(".npy"):
+                if version != _VERSION or not member.endswith(".npy"):
                     raise ValueError(f"{member} is no array of a known format")
-                shape, _, dtype = _HEADER_READERS[version](stream)
+                shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
             if dtype.hasobject:
                 raise ValueError(f"{member} holds pickled objects")
             if any(extent < 0 for extent in shape):

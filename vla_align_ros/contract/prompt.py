@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import unicodedata
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -217,7 +217,10 @@ class PromptTokenizer:
         return None if index is None else int(index)
 
     def _find(self, token: str, what: str) -> int:
-        index = self._tokenizer.token_to_id(token) if isinstance(token, str) else None
+        index = None
+        if isinstance(token, str):
+            with suppress(UnicodeEncodeError):  # JSON can hold half of a surrogate pair
+                index = self._tokenizer.token_to_id(token)
         if index is None:
             raise ContractError(
                 f"{what} is not in the vocabulary",

@@ -70,6 +70,8 @@ class SightStatistics:
             raise _wrong("shapes", f"{mean.shape}, {covariance.shape}", "(D,) and (D, D)")
         if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
             raise _wrong("numbers", "some that are not finite", "finite ones")
+        if np.abs(covariance - covariance.T).max() > 1e-6 * np.abs(covariance).max():
+            raise _wrong("covariance", "one that is not symmetric", "a symmetric matrix")
         if not (math.isfinite(self.threshold) and self.threshold > 0):
             raise _wrong("threshold", self.threshold, "a finite number above 0")
         if not 0.0 < self.quantile <= 1.0:

@@ -31,6 +31,8 @@ START_LIMIT_S = 120.0
 EPISODE_LIMIT_S = 120.0  # a watchdog far beyond the operator's own time limit
 WRITTEN = ("report.json", "report.html", "demo.mp4", "contact_sheet.png", "events.jsonl")
 RECORDS = ("episodes.jsonl", "diagnostics.jsonl")
+FOLDERS = ("episodes", "logs")
+FIRST_LOGS = ("launch.log", "sim_node.log")  # one of them lies in the logs of every run
 FILM_RATE_HZ = 5.0
 
 
@@ -128,12 +130,35 @@ def start_nodes(
 
 
 def prepare_folder(out: Path) -> None:
-    """Make the folder, without what an earlier run wrote into it."""
-    out.mkdir(parents=True, exist_ok=True)
-    for name in (*WRITTEN, *RECORDS):
-        (out / name).unlink(missing_ok=True)
-    for folder in ("episodes", "logs"):
+    """Make the folder, without what an earlier run wrote into it.
+
+    Raises:
+        ConfigurationError: if it cannot be made, or holds files of those names that are another's.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        _refuse_others_files(out)
+        for name in (*WRITTEN, *RECORDS):
+            (out / name).unlink(missing_ok=True)
+    except OSError as cause:
+        raise ConfigurationError(
+            "--out cannot be written", got=cause, expected="a folder", fix="choose another one"
+        ) from cause
+    for folder in FOLDERS:
         shutil.rmtree(out / folder, ignore_errors=True)
+
+
+def _refuse_others_files(out: Path) -> None:
+    """See that what would be removed stands alone, or beside the logs of an earlier run."""
+    present = {entry.name for entry in out.iterdir()}
+    ours = present & {*WRITTEN, *RECORDS, *FOLDERS}
+    if ours and ours != present and not any((out / "logs" / log).exists() for log in FIRST_LOGS):
+        raise ConfigurationError(
+            "--out is no folder of a demonstration",
+            got=f"{out} with {', '.join(sorted(ours))}, which would be removed, and other files",
+            expected="a new folder, or that of an earlier run",
+            fix="choose another one",
+        )
 
 
 def write_up(facts: RunFacts, out: Path) -> dict[str, Any]:
@@ -155,7 +180,7 @@ def run(options: argparse.Namespace) -> bool:
     find_shift(options.shift)
     share = find_share()
     folder = options.bundle or share / "bundles" / "tabletop"
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise ConfigurationError(
             "No policy", got=str(folder), expected="a bundle's folder", fix="pass --bundle"
         )

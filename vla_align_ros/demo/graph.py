@@ -15,9 +15,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from vla_align_ros.errors import ConfigurationError, SimulationError
-from vla_align_ros.share import CAMERA_PROFILE, PROFILE_VARIABLES
+from vla_align_ros.share import CAMERA_PROFILE, DISTRO_OF_RCLPY, PROFILE_VARIABLES
 
-DISTRO_OF_RCLPY = {"3": "humble", "7": "jazzy", "9": "kilted"}
+ELSEWHERE = ("ROS_STATIC_PEERS", "ROS_DISCOVERY_SERVER", "ROS_SUPER_CLIENT")
 LOG_LINES_SHOWN = 15
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None)
@@ -111,10 +111,10 @@ def graph_environment(share: Path, log_dir: Path) -> dict[str, str]:
     """The environment of every node: a ROS domain of our own, on this machine alone.
 
     A robot in the same network must never hear this graph's commands, so a set ROS_DOMAIN_ID is
-    not taken over.
+    not taken over, nor peers and servers elsewhere, which count beside LOCALHOST too.
     """
     profile = str(share / CAMERA_PROFILE)
-    environment = dict(os.environ)
+    environment = {name: value for name, value in os.environ.items() if name not in ELSEWHERE}
     environment.update(
         ROS_DOMAIN_ID=str(find_free_domain()),
         ROS_AUTOMATIC_DISCOVERY_RANGE="LOCALHOST",

@@ -21,7 +21,7 @@ LATCHED = QoSProfile(
     reliability=ReliabilityPolicy.RELIABLE,
     durability=DurabilityPolicy.TRANSIENT_LOCAL,
 )
-STOP_TYPE = "std_msgs/msg/Empty"
+STOP_TYPE, STATUS_TYPE = "std_msgs/msg/Empty", "std_msgs/msg/String"
 SPIN_S = 0.02
 ANSWER_S = 2.0
 
@@ -155,16 +155,19 @@ class Patience:
 def find_policies(node: Node) -> list[str]:
     """Full names of all policy nodes on the graph: who has a status and listens to a stop."""
     found = []
-    for topic, types in node.get_topic_names_and_types():
+    kinds = dict(node.get_topic_names_and_types())
+    for topic, types in kinds.items():
         name = topic.removesuffix("/emergency_stop")
-        if name != topic and STOP_TYPE in types and node.count_publishers(f"{name}/status"):
+        status = f"{name}/status"
+        told = STATUS_TYPE in kinds.get(status, ()) and node.count_publishers(status)
+        if name != topic and STOP_TYPE in types and told:
             found.append(name)
     return sorted(found)
 
 
 def refuse(client: PolicyClient, what: str, expected: str) -> OperatorError:
     """The error of a policy that does not do what it was asked, with where to look."""
-    others = [name for name in find_policies(client.node) if not name.endswith(client.policy)]
+    others = [name for name in find_policies(client.node) if name != client.full_name]
     fix = f"start it, or name another one; on the graph: {', '.join(others)}"
     if not others:
         fix = "start it; see that ROS_DOMAIN_ID and ROS_AUTOMATIC_DISCOVERY_RANGE are the same here"

@@ -237,7 +237,7 @@ def find_history() -> Path:
 
 def open_console(node: Node, args: argparse.Namespace) -> int:
     """Run the console until it is left."""
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+    if not all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout)):
         raise OperatorError(
             "the console needs a terminal",
             got="input or output that is none",
@@ -278,7 +278,6 @@ def _make_session(console: Console) -> Any:
     from prompt_toolkit import PromptSession
     from prompt_toolkit.auto_suggest import AutoSuggestFromHistory
     from prompt_toolkit.completion import WordCompleter
-    from prompt_toolkit.history import FileHistory
     from prompt_toolkit.key_binding import KeyBindings
 
     keys = KeyBindings()
@@ -289,7 +288,7 @@ def _make_session(console: Console) -> Any:
         console.stop()
 
     session: Any = PromptSession(
-        history=FileHistory(str(find_history())),
+        history=_open_history(),
         auto_suggest=AutoSuggestFromHistory(),
         completer=WordCompleter(console.words, sentence=True),
         complete_while_typing=False,
@@ -299,6 +298,19 @@ def _make_session(console: Console) -> Any:
     )
     session.app.ttimeoutlen = session.app.timeoutlen = ESCAPE_S
     return session
+
+
+def _open_history() -> Any:
+    """Earlier lines from their file; none, and none kept, where it cannot be written."""
+    from prompt_toolkit.history import FileHistory, InMemoryHistory
+
+    try:
+        path = find_history()
+        with path.open("a+b"):
+            return FileHistory(str(path))
+    except OSError as error:
+        print(f"lines are not kept: {error}")
+        return InMemoryHistory()
 
 
 def _spin(executor: SingleThreadedExecutor) -> None:

@@ -164,7 +164,8 @@ def _listening() -> Iterator[Callable[[], bool]]:
     gone: list[int] = []
     for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda received, _: gone.append(received))
-    stream = sys.stdin.fileno()
+    # Python has no sys.stdin where a process got none: its end, as that of an empty one.
+    stream = os.open(os.devnull, os.O_RDONLY) if sys.stdin is None else sys.stdin.fileno()
     before = termios.tcgetattr(stream) if os.isatty(stream) else None
     if before is not None:
         tty.setcbreak(stream)
