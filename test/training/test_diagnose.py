@@ -84,6 +84,22 @@ def test_tokens_come_in_the_pictures_order_and_the_word_object_tells_nothing_at_
     assert len(torch.unique(unnamed[0], dim=0)) == 1
 
 
+def test_a_name_that_the_question_holds_too_is_read_where_it_names(tmp_path: Path) -> None:
+    """In "pick up the the" the last word is the name; the one before it is there for all."""
+    pictures = load_pictures(str(write_pictures(tmp_path, ("carrot", "the"), each=2)), 2, 1)
+    assert pictures is not None
+    model, processor = build(tiny_config()).eval(), sight_processor()
+    like = sight_scenes(processor, 1)[0]
+    place = find_word(processor.tokenizer, "pick up the carrot", "carrot")
+    assert place is not None
+    shown = show_pictures(pictures.only(["the"]).images, "pick up the the", like)
+    inputs = stack_inputs(processor, shown, CPU)
+    with torch.no_grad():
+        named = read_name_tokens(model, processor, pictures, like, named=True, size=2, device=CPU)
+        own = pick_tokens(model, inputs, model(**inputs), place)
+    torch.testing.assert_close(named[:, pictures.find(["the"])], own)
+
+
 def test_the_silhouette_tells_clusters_from_a_cloud() -> None:
     rng = np.random.default_rng(0)
     labels = np.arange(60) % 3

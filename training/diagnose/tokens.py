@@ -57,7 +57,7 @@ def read_name_tokens(
         order.append(members)
         word = label if named else UNNAMED
         instruction = ASK.format(name=word)
-        index = find_word(processor.tokenizer, instruction, word)
+        index = find_word(processor.tokenizer, instruction, word, last=True)
         if index is None:
             raise ConfigurationError(
                 "A label is no word",
@@ -107,7 +107,7 @@ def count_known(processor: Processor, names: Sequence[str]) -> int:
     ends = set()
     for name in names:
         instruction = ASK.format(name=name)
-        index = find_word(processor.tokenizer, instruction, name)
+        index = find_word(processor.tokenizer, instruction, name, last=True)
         if index is not None:
             ends.add(int(processor.tokenizer.encode(instruction)[0][index]))
     return len(ends)
