@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -21,10 +22,12 @@ from training.alignment.teachers import TeacherConfig
 from training.diagnose import DiagnoseRequest, diagnose
 from training.diagnose.clusters import map_features, silhouette
 from training.diagnose.command import _find_teachers, with_layer
+from training.diagnose.page import draw_attention
 from training.diagnose.tokens import choose_labels, pick_tokens, read_name_tokens
 from training.run_folder import name_folders
 from training.sight.attention import find_word
 from training.sight.config import WatchConfig
+from training.sight.draw import CAPTION_PX, GAP_PX, TILE_PX
 from training.sight.features import show_pictures, stack_inputs
 from training.sight.pictures import LabelledPictures, load_pictures
 from vla_align_ros.cli import main
@@ -153,6 +156,28 @@ def test_runs_are_named_as_shortly_as_they_differ(tmp_path: Path) -> None:
     assert name_folders(folders) == ["a/run", "b/run"]
     with pytest.raises(ConfigurationError, match="twice"):
         name_folders([folders[0], folders[0]])
+
+
+def test_each_networks_attention_lies_over_what_it_saw() -> None:
+    """Runs with and without augmentation crop differently; a light rim only one of them sees."""
+    whole, middle = sight_processor(), sight_processor()
+    middle.image_transform = dataclasses.replace(middle.image_transform, crop=0.2)
+    (scene,) = sight_scenes(whole, 1)
+    picture = np.full_like(scene.images["front"], 255)
+    height, width = (side // 4 for side in picture.shape[:2])
+    picture[height:-height, width:-width] = 0
+    scene = dataclasses.replace(scene, images={"front": picture})
+    findings: Any = [
+        SimpleNamespace(run=run, when="after", attention=np.ones((1, 16), np.float32))
+        for run in ("whole", "middle")
+    ]
+    sheet = draw_attention({"whole": whole, "middle": middle}, [scene], findings)
+    tiles = sheet[GAP_PX + CAPTION_PX :][:TILE_PX]
+    first, over_whole, over_middle = (
+        tiles[:, GAP_PX + n * (TILE_PX + GAP_PX) :][:, :TILE_PX].astype(int) for n in range(3)
+    )
+    assert np.ptp(first) > 250 and np.ptp(over_whole[..., 0]) > 90
+    assert np.ptp(over_middle[..., 0]) == 0
 
 
 @pytest.fixture(scope="module")

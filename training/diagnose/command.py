@@ -100,7 +100,7 @@ def diagnose(request: DiagnoseRequest) -> dict[str, Any]:
         "runs": [_describe(name, run) for name, run in runs.items()],
         "notes": notes,
     }
-    return _write(request.out, first, things, findings, facts)
+    return _write(request.out, runs, things, findings, facts)
 
 
 def _find_teachers(runs: Mapping[str, Run]) -> dict[str, Teacher]:
@@ -209,13 +209,18 @@ def _describe(name: str, run: Run) -> dict[str, Any]:
 
 
 def _write(
-    out: Path, run: Run, things: Things, findings: Sequence[Finding], facts: dict[str, Any]
+    out: Path,
+    runs: Mapping[str, Run],
+    things: Things,
+    findings: Sequence[Finding],
+    facts: dict[str, Any],
 ) -> dict[str, Any]:
     from PIL import Image
 
     out.mkdir(parents=True, exist_ok=True)
     result = {**facts, "networks": [finding.to_dict() for finding in findings]}
-    sheet = draw_attention(run.processor, things.scenes[: things.drawn_scenes], findings)
+    processors = {name: run.processor for name, run in runs.items()}
+    sheet = draw_attention(processors, things.scenes[: things.drawn_scenes], findings)
     with replace_atomically(out / ATTENTION) as path:
         Image.fromarray(sheet).save(path, format="PNG", optimize=True)
     few = things.few
