@@ -15,6 +15,7 @@ import pytest
 import torch
 from tiny_models import build, tiny_config
 from tiny_sight import sight_processor, sight_scenes, write_pictures
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 pytest.importorskip("sklearn", reason="needs the extra [diagnose]")
 
@@ -23,7 +24,7 @@ from training.diagnose import DiagnoseRequest, diagnose
 from training.diagnose.clusters import map_features, silhouette
 from training.diagnose.command import _find_teachers, with_layer
 from training.diagnose.page import draw_attention
-from training.diagnose.tokens import choose_labels, pick_tokens, read_name_tokens
+from training.diagnose.tokens import choose_labels, count_known, pick_tokens, read_name_tokens
 from training.run_folder import name_folders
 from training.sight.attention import find_word
 from training.sight.config import WatchConfig
@@ -31,9 +32,11 @@ from training.sight.draw import CAPTION_PX, GAP_PX, TILE_PX
 from training.sight.features import show_pictures, stack_inputs
 from training.sight.pictures import LabelledPictures, load_pictures
 from vla_align_ros.cli import main
+from vla_align_ros.contract.prompt import PromptTokenizer
 from vla_align_ros.errors import ConfigurationError, TrainingError
 
 CPU = torch.device("cpu")
+PIECES = ("<unk>", "<s>", "<pad>", "the", "build", "cloth", "##ing")
 
 
 def mixed(pictures: LabelledPictures) -> LabelledPictures:
@@ -101,6 +104,17 @@ def test_a_name_that_the_question_holds_too_is_read_where_it_names(tmp_path: Pat
         named = read_name_tokens(model, processor, pictures, like, named=True, size=2, device=CPU)
         own = pick_tokens(model, inputs, model(**inputs), place)
     torch.testing.assert_close(named[:, pictures.find(["the"])], own)
+
+
+def test_names_that_end_in_the_same_piece_are_told_apart() -> None:
+    pieces = Tokenizer(models.WordPiece({w: i for i, w in enumerate(PIECES)}, unk_token="<unk>"))
+    pieces.pre_tokenizer = pre_tokenizers.Whitespace()
+    pieces.add_special_tokens(["<s>", "<pad>"])
+    tokenizer: Any = PromptTokenizer(pieces.to_str().encode())
+    processor: Any = SimpleNamespace(tokenizer=tokenizer)
+    assert count_known(processor, ["building", "clothing"]) == 2
+    assert count_known(processor, ["mammal", "sea animal"]) == 1, "one unknown word, or two"
+    assert count_known(processor, ["building", "mammal", "tool"]) == 2
 
 
 def test_the_silhouette_tells_clusters_from_a_cloud() -> None:
