@@ -287,6 +287,20 @@ def test_what_is_no_run_is_refused(tmp_path: Path, result: dict[str, Any]) -> No
         )
 
 
+def test_too_few_pictures_are_refused_before_any_network_runs(
+    result: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: object, **__: object) -> None:
+        pytest.fail("a network was loaded")
+
+    monkeypatch.setattr("training.diagnose.command.load_networks", load)
+    pictures = str(write_pictures(tmp_path / "few", each=2))
+    with pytest.raises(TrainingError, match="Too few pictures to probe"):
+        diagnose(
+            DiagnoseRequest([result["short"]], tmp_path / "out", pictures=pictures, progress=False)
+        )
+
+
 @pytest.mark.parametrize("depth", [1, 2, 7, 11, 24, 31, 32])
 @pytest.mark.parametrize("own", [(), (0,)])
 def test_the_mapped_layer_is_looked_at_whatever_the_depth(depth: int, own: tuple[int, ...]) -> None:

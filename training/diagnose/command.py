@@ -26,6 +26,7 @@ from training.setup_model import find_teacher
 from training.sight.config import WatchConfig, choose_layers
 from training.sight.features import pick_rows
 from training.sight.pictures import LabelledPictures, load_pictures
+from training.sight.probe import check_enough
 from training.sight.scenes import resize_scenes
 from vla_align_ros.contract.golden import iterate_observations
 from vla_align_ros.errors import ConfigurationError
@@ -63,7 +64,7 @@ def diagnose(request: DiagnoseRequest) -> dict[str, Any]:
 
     Raises:
         ConfigurationError: on a request that makes no sense, or runs that cannot be compared.
-        TrainingError: on a folder that is no run, or one without weights.
+        TrainingError: on a folder that is no run, or one without weights, or too few pictures.
     """
     counts = {"drawn": request.drawn, "a kind": request.per_label, "views": request.views}
     if not request.runs or request.scenes < 4 or min(counts.values()) < 1:
@@ -79,6 +80,8 @@ def diagnose(request: DiagnoseRequest) -> dict[str, Any]:
     scenes = list(iterate_observations(first.golden_inputs(), first.processor.spec))
     scenes = scenes[: request.scenes]
     pictures = load_pictures(request.pictures, request.per_label, request.views)
+    if pictures is not None:
+        check_enough(pictures.labels, pictures.things)
     few = None if pictures is None else choose_labels(pictures, request.labels, request.label_count)
     things = Things(scenes, pictures, few, min(request.drawn, len(scenes)))
     teachers = _find_teachers(runs)
