@@ -13,7 +13,7 @@ from tqdm import tqdm
 from vla_align_ros.contract.bundle import Bundle
 from vla_align_ros.contract.observation import Observation
 from vla_align_ros.errors import ConfigurationError
-from vla_align_ros.runtime.heatmap import overlay, stretch
+from vla_align_ros.runtime.heatmap import cut, overlay, stretch
 from vla_align_ros.runtime.sight import SightGraph
 from vla_align_ros.runtime.statistics import wilson_interval
 from vla_align_ros.sim.shifts import SHIFTS, find_shift
@@ -88,13 +88,15 @@ def draw_scenes(
 ) -> NDArray[np.uint8]:
     """The first scene of each shift: what the camera sees, where the words look, how strange it is.
 
+    Where they look is laid over what the model sees of the picture: its crop may leave out a rim.
     Returns a picture (H, W, 3), two columns of scenes. Raises BundleError if the bundle has no
     sight.
     """
     from PIL import Image, ImageDraw
 
     names = [find_shift(name).name for name in shifts]
-    graph = SightGraph(Bundle.open(bundle))
+    opened = Bundle.open(bundle)
+    graph = SightGraph(opened)
     env = TabletopEnv()
     width, height = 2 * TILE_PX, TILE_PX + CAPTION_PX
     sheet = Image.new("RGB", (2 * width, (len(names) + 1) // 2 * height), "white")
@@ -106,10 +108,11 @@ def draw_scenes(
             assert reading.maps is not None
             left, top = number % 2 * width, number // 2 * height
             picture = seen.images[CAMERA]
+            box = opened.processor.image_transform.crop_box(picture.shape[1], picture.shape[0])
             for column, tile in enumerate(
                 (
                     stretch(picture, TILE_PX, TILE_PX),
-                    overlay(picture, reading.maps[CAMERA], TILE_PX, TILE_PX),
+                    overlay(cut(picture, box), reading.maps[CAMERA], TILE_PX, TILE_PX),
                 )
             ):
                 sheet.paste(Image.fromarray(tile), (left + column * TILE_PX, top + CAPTION_PX))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -14,6 +15,7 @@ import pytest
 import torch
 from tiny_models import build, tiny_config
 from tiny_sight import sight_processor, sight_scenes, write_pictures
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 pytest.importorskip("sklearn", reason="needs the extra [diagnose]")
 
@@ -21,16 +23,20 @@ from training.alignment.teachers import TeacherConfig
 from training.diagnose import DiagnoseRequest, diagnose
 from training.diagnose.clusters import map_features, silhouette
 from training.diagnose.command import _find_teachers, with_layer
-from training.diagnose.tokens import choose_labels, pick_tokens, read_name_tokens
+from training.diagnose.page import draw_attention
+from training.diagnose.tokens import choose_labels, count_known, pick_tokens, read_name_tokens
 from training.run_folder import name_folders
 from training.sight.attention import find_word
 from training.sight.config import WatchConfig
+from training.sight.draw import CAPTION_PX, GAP_PX, TILE_PX
 from training.sight.features import show_pictures, stack_inputs
 from training.sight.pictures import LabelledPictures, load_pictures
 from vla_align_ros.cli import main
+from vla_align_ros.contract.prompt import PromptTokenizer
 from vla_align_ros.errors import ConfigurationError, TrainingError
 
 CPU = torch.device("cpu")
+PIECES = ("<unk>", "<s>", "<pad>", "the", "build", "cloth", "##ing")
 
 
 def mixed(pictures: LabelledPictures) -> LabelledPictures:
@@ -82,6 +88,33 @@ def test_tokens_come_in_the_pictures_order_and_the_word_object_tells_nothing_at_
     # Layer 0 is the word alone: two words, or the same one for all.
     assert len(torch.unique(named[0], dim=0)) == 2
     assert len(torch.unique(unnamed[0], dim=0)) == 1
+
+
+def test_a_name_that_the_question_holds_too_is_read_where_it_names(tmp_path: Path) -> None:
+    """In "pick up the the" the last word is the name; the one before it is there for all."""
+    pictures = load_pictures(str(write_pictures(tmp_path, ("carrot", "the"), each=2)), 2, 1)
+    assert pictures is not None
+    model, processor = build(tiny_config()).eval(), sight_processor()
+    like = sight_scenes(processor, 1)[0]
+    place = find_word(processor.tokenizer, "pick up the carrot", "carrot")
+    assert place is not None
+    shown = show_pictures(pictures.only(["the"]).images, "pick up the the", like)
+    inputs = stack_inputs(processor, shown, CPU)
+    with torch.no_grad():
+        named = read_name_tokens(model, processor, pictures, like, named=True, size=2, device=CPU)
+        own = pick_tokens(model, inputs, model(**inputs), place)
+    torch.testing.assert_close(named[:, pictures.find(["the"])], own)
+
+
+def test_names_that_end_in_the_same_piece_are_told_apart() -> None:
+    pieces = Tokenizer(models.WordPiece({w: i for i, w in enumerate(PIECES)}, unk_token="<unk>"))
+    pieces.pre_tokenizer = pre_tokenizers.Whitespace()
+    pieces.add_special_tokens(["<s>", "<pad>"])
+    tokenizer: Any = PromptTokenizer(pieces.to_str().encode())
+    processor: Any = SimpleNamespace(tokenizer=tokenizer)
+    assert count_known(processor, ["building", "clothing"]) == 2
+    assert count_known(processor, ["mammal", "sea animal"]) == 1, "one unknown word, or two"
+    assert count_known(processor, ["building", "mammal", "tool"]) == 2
 
 
 def test_the_silhouette_tells_clusters_from_a_cloud() -> None:
@@ -137,6 +170,28 @@ def test_runs_are_named_as_shortly_as_they_differ(tmp_path: Path) -> None:
     assert name_folders(folders) == ["a/run", "b/run"]
     with pytest.raises(ConfigurationError, match="twice"):
         name_folders([folders[0], folders[0]])
+
+
+def test_each_networks_attention_lies_over_what_it_saw() -> None:
+    """Runs with and without augmentation crop differently; a light rim only one of them sees."""
+    whole, middle = sight_processor(), sight_processor()
+    middle.image_transform = dataclasses.replace(middle.image_transform, crop=0.2)
+    (scene,) = sight_scenes(whole, 1)
+    picture = np.full_like(scene.images["front"], 255)
+    height, width = (side // 4 for side in picture.shape[:2])
+    picture[height:-height, width:-width] = 0
+    scene = dataclasses.replace(scene, images={"front": picture})
+    findings: Any = [
+        SimpleNamespace(run=run, when="after", attention=np.ones((1, 16), np.float32))
+        for run in ("whole", "middle")
+    ]
+    sheet = draw_attention({"whole": whole, "middle": middle}, [scene], findings)
+    tiles = sheet[GAP_PX + CAPTION_PX :][:TILE_PX]
+    first, over_whole, over_middle = (
+        tiles[:, GAP_PX + n * (TILE_PX + GAP_PX) :][:, :TILE_PX].astype(int) for n in range(3)
+    )
+    assert np.ptp(first) > 250 and np.ptp(over_whole[..., 0]) > 90
+    assert np.ptp(over_middle[..., 0]) == 0
 
 
 @pytest.fixture(scope="module")
@@ -229,6 +284,20 @@ def test_what_is_no_run_is_refused(tmp_path: Path, result: dict[str, Any]) -> No
             DiagnoseRequest(
                 [bare], tmp_path / "out", scenes=4, before=False, pictures=str(result["pictures"])
             )
+        )
+
+
+def test_too_few_pictures_are_refused_before_any_network_runs(
+    result: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: object, **__: object) -> None:
+        pytest.fail("a network was loaded")
+
+    monkeypatch.setattr("training.diagnose.command.load_networks", load)
+    pictures = str(write_pictures(tmp_path / "few", each=2))
+    with pytest.raises(TrainingError, match="Too few pictures to probe"):
+        diagnose(
+            DiagnoseRequest([result["short"]], tmp_path / "out", pictures=pictures, progress=False)
         )
 
 

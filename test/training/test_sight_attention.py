@@ -11,12 +11,14 @@ from hypothesis import strategies as st
 from tiny_data import TASKS
 from tiny_models import build, tiny_config, tiny_inputs, tiny_llm, tokens_config
 from tiny_sight import sight_processor, sight_scenes
+from tokenizers import Tokenizer
 
 from training.model import HeadConfig, PrismaticVLA
 from training.sight import measure_attention, relative_maps
 from training.sight.attention import LAST, find_word, sequence_positions
 from training.sight.attention_figures import look_at_attention
 from training.sight.features import stack_inputs
+from vla_align_ros.contract.prompt import PromptTokenizer
 from vla_align_ros.errors import ConfigurationError
 
 QWEN = {"model_type": "qwen3", "head_dim": 8}
@@ -149,6 +151,29 @@ def test_words_are_found_where_the_prompt_has_them() -> None:
                 continue
             assert index is not None and mask[index] == 1
             assert ids[index] == tokenizer._tokenizer.token_to_id(word.split()[-1])
+
+
+def test_a_word_that_stands_twice_is_found_where_it_is_asked_for() -> None:
+    tokenizer = sight_processor().tokenizer
+    first, last = (
+        find_word(tokenizer, "put the carrot on the plate", "the", last=last)
+        for last in (False, True)
+    )
+    assert first is not None and last == first + 3
+
+
+@pytest.mark.parametrize("setting", ["padding", "truncation"])
+def test_words_are_found_whatever_else_the_tokenizers_file_sets(setting: str) -> None:
+    """The prompt is encoded without either; published files often hold one."""
+    plain = sight_processor().tokenizer
+    settings = Tokenizer.from_str(plain.content.decode())
+    if setting == "padding":
+        settings.enable_padding(direction="left", length=20)
+    else:
+        settings.enable_truncation(4)
+    other = PromptTokenizer(settings.to_str().encode(), max_length=24)
+    words = "put the carrot on the plate", "plate"
+    assert find_word(other, *words) == find_word(plain, *words)
 
 
 def test_a_part_of_a_word_or_of_the_template_is_not_found() -> None:

@@ -114,6 +114,15 @@ def test_a_run_that_was_not_watched_has_a_page(tmp_path: Path) -> None:
     assert "loss/total" in page.text and "Linear probe" not in page.text
 
 
+def test_a_run_that_has_just_begun_has_a_page(tmp_path: Path) -> None:
+    """TensorBoard's file is there from the start, its first scalars come some steps later."""
+    writer = open_writer(tmp_path, wandb="off")
+    (tmp_path / "config.json").write_text(json.dumps({"optim": {"steps": 20}}))
+    page = Page(write_report(tmp_path).read_text())
+    writer.close()
+    assert "0 of 20" in page.text and "not finished" in page.text
+
+
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"no history.*got no files in .*expected.*--out"):
         write_report(tmp_path)

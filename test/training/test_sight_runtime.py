@@ -37,9 +37,11 @@ from training.strange_scenes import (
 )
 from vla_align_ros.contract.bundle import Bundle
 from vla_align_ros.contract.golden import iterate_observations
+from vla_align_ros.contract.images import ImageTransform
 from vla_align_ros.contract.observation import Observation
 from vla_align_ros.contract.sight import ATTENTION, TOKENS, SightStatistics, read_sight
 from vla_align_ros.errors import BundleError, ConfigurationError, ExportError
+from vla_align_ros.runtime.heatmap import overlay
 from vla_align_ros.runtime.sight import SightGraph, relate
 
 
@@ -205,6 +207,28 @@ def test_scenes_are_shown_beside_where_the_words_look(bundle: Bundle, tmp_path: 
     for picture, heat in ((tiles[0], tiles[1]), (tiles[2], tiles[3])):
         assert not np.array_equal(picture, heat)
     assert (sheet[-TILE_PX:, 2 * TILE_PX :] == 255).all(), "nothing where there is no scene"
+
+
+def test_where_the_words_look_is_laid_over_what_the_model_sees(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A policy that was trained with augmentation crops the camera's picture."""
+    pytest.importorskip("mujoco", reason="needs the extra [sim]")
+    shapes: list[tuple[int, ...]] = []
+
+    def lay(picture: np.ndarray, weights: np.ndarray, width: int, height: int) -> np.ndarray:
+        shapes.append(picture.shape)
+        return overlay(picture, weights, width, height)
+
+    def crop_box(_: ImageTransform, width: int, height: int) -> tuple[float, float, float, float]:
+        return width / 4, height / 4, 3 * width / 4, 3 * height / 4
+
+    monkeypatch.setattr("training.strange_scenes.overlay", lay)
+    draw_scenes(bundle.path, ["none"])
+    monkeypatch.setattr(ImageTransform, "crop_box", crop_box)
+    draw_scenes(bundle.path, ["none"])
+    whole, seen = shapes
+    assert seen == (whole[0] // 2, whole[1] // 2, 3)
 
 
 def test_fit_asks_for_data_and_refuses_a_place_that_is_none(

@@ -26,6 +26,7 @@ from training.setup_model import find_teacher
 from training.sight.config import WatchConfig, choose_layers
 from training.sight.features import pick_rows
 from training.sight.pictures import LabelledPictures, load_pictures
+from training.sight.probe import check_enough
 from training.sight.scenes import resize_scenes
 from vla_align_ros.contract.golden import iterate_observations
 from vla_align_ros.errors import ConfigurationError
@@ -63,7 +64,7 @@ def diagnose(request: DiagnoseRequest) -> dict[str, Any]:
 
     Raises:
         ConfigurationError: on a request that makes no sense, or runs that cannot be compared.
-        TrainingError: on a folder that is no run, or one without weights.
+        TrainingError: on a folder that is no run, or one without weights, or too few pictures.
     """
     counts = {"drawn": request.drawn, "a kind": request.per_label, "views": request.views}
     if not request.runs or request.scenes < 4 or min(counts.values()) < 1:
@@ -79,6 +80,8 @@ def diagnose(request: DiagnoseRequest) -> dict[str, Any]:
     scenes = list(iterate_observations(first.golden_inputs(), first.processor.spec))
     scenes = scenes[: request.scenes]
     pictures = load_pictures(request.pictures, request.per_label, request.views)
+    if pictures is not None:
+        check_enough(pictures.labels, pictures.things)
     few = None if pictures is None else choose_labels(pictures, request.labels, request.label_count)
     things = Things(scenes, pictures, few, min(request.drawn, len(scenes)))
     teachers = _find_teachers(runs)
@@ -100,7 +103,7 @@ def diagnose(request: DiagnoseRequest) -> dict[str, Any]:
         "runs": [_describe(name, run) for name, run in runs.items()],
         "notes": notes,
     }
-    return _write(request.out, first, things, findings, facts)
+    return _write(request.out, runs, things, findings, facts)
 
 
 def _find_teachers(runs: Mapping[str, Run]) -> dict[str, Teacher]:
@@ -209,13 +212,18 @@ def _describe(name: str, run: Run) -> dict[str, Any]:
 
 
 def _write(
-    out: Path, run: Run, things: Things, findings: Sequence[Finding], facts: dict[str, Any]
+    out: Path,
+    runs: Mapping[str, Run],
+    things: Things,
+    findings: Sequence[Finding],
+    facts: dict[str, Any],
 ) -> dict[str, Any]:
     from PIL import Image
 
     out.mkdir(parents=True, exist_ok=True)
     result = {**facts, "networks": [finding.to_dict() for finding in findings]}
-    sheet = draw_attention(run.processor, things.scenes[: things.drawn_scenes], findings)
+    processors = {name: run.processor for name, run in runs.items()}
+    sheet = draw_attention(processors, things.scenes[: things.drawn_scenes], findings)
     with replace_atomically(out / ATTENTION) as path:
         Image.fromarray(sheet).save(path, format="PNG", optimize=True)
     few = things.few

@@ -24,11 +24,11 @@ Cell = Callable[[Mapping[str, Any], str], str]
 HOW_TO_READ = {
     "attention": (
         "Where the words look",
-        "Left, what the model sees; then, for each network, where the instruction's last token "
-        "looks, divided by where it looks when asked to &quot;Describe the scene briefly.&quot;, "
-        "mean over the blocks named below. Yellow is most. A policy that still sees puts yellow on "
-        "the thing that the sentence names; a blinded one spreads it, or always looks at the same "
-        "place.",
+        "Left, what the first run's model sees; then, for each network, where the instruction's "
+        "last token looks, divided by where it looks when asked to &quot;Describe the scene "
+        "briefly.&quot;, mean over the blocks named below. Yellow is most. A policy that still "
+        "sees puts yellow on the thing that the sentence names; a blinded one spreads it, or "
+        "always looks at the same place.",
     ),
     "probe": (
         "What a linear classifier can read off",
@@ -58,20 +58,27 @@ HOW_TO_READ = {
 
 
 def draw_attention(
-    processor: Processor, scenes: Sequence[Observation], findings: Sequence[Finding]
+    processors: Mapping[str, Processor], scenes: Sequence[Observation], findings: Sequence[Finding]
 ) -> NDArray[np.uint8]:
-    """A sheet (H, W, 3): a row a scene and camera, a column a network."""
-    cameras = [camera.name for camera in processor.spec.cameras]
+    """A sheet (H, W, 3): a row a scene and camera, a column a network.
+
+    processors: by run; what they crop may differ, and each map lies over what its network saw.
+    """
+    first = next(iter(processors.values()))
+    cameras = [camera.name for camera in first.spec.cameras]
     rows = []
     for number, scene in enumerate(scenes):
         for place, camera in enumerate(cameras):
-            picture = processor.image_transform.resize(scene.images[camera])
+            pictures = {
+                run: processor.image_transform.resize(scene.images[camera])
+                for run, processor in processors.items()
+            }
             caption = scene.instruction if place == 0 else camera
-            tiles = [(caption, fit(picture))]
+            tiles = [(caption, fit(next(iter(pictures.values()))))]
             for finding in findings:
                 own = finding.attention[number].reshape(len(cameras), -1)[place]
                 grid = round(len(own) ** 0.5)
-                tile = overlay(picture, own.reshape(grid, grid))
+                tile = overlay(pictures[finding.run], own.reshape(grid, grid))
                 tiles.append((f"{finding.when}: {finding.run}", tile))
             rows.append(tiles)
     return arrange(rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -57,7 +58,7 @@ def read_name_tokens(
         order.append(members)
         word = label if named else UNNAMED
         instruction = ASK.format(name=word)
-        index = find_word(processor.tokenizer, instruction, word)
+        index = find_word(processor.tokenizer, instruction, word, last=True)
         if index is None:
             raise ConfigurationError(
                 "A label is no word",
@@ -103,11 +104,15 @@ def choose_labels(
 
 
 def count_known(processor: Processor, names: Sequence[str]) -> int:
-    """How many different tokens the names end in: a policy's own vocabulary may lack most."""
-    ends = set()
+    """How many names the tokenizer tells apart: a policy's own vocabulary may lack most.
+
+    By all that the name token has read, where unknown words in a row count as one.
+    """
+    read = set()
     for name in names:
         instruction = ASK.format(name=name)
-        index = find_word(processor.tokenizer, instruction, name)
+        index = find_word(processor.tokenizer, instruction, name, last=True)
         if index is not None:
-            ends.add(int(processor.tokenizer.encode(instruction)[0][index]))
-    return len(ends)
+            ids = processor.tokenizer.encode(instruction)[0][: index + 1]
+            read.add(tuple(token for token, _ in groupby(ids.tolist())))
+    return len(read)

@@ -105,21 +105,27 @@ def relative_maps(asked: Tensor, neutral: Tensor) -> Tensor:
     return (ask + floor) / (base + floor)
 
 
-def find_word(tokenizer: PromptTokenizer, instruction: str, word: str) -> int | None:
+def find_word(
+    tokenizer: PromptTokenizer, instruction: str, word: str, *, last: bool = False
+) -> int | None:
     """Index into input_ids of the last token of `word`'s first occurrence; None where it is not.
 
-    The last token of a word in several pieces has read all of them.
+    The last token of a word in several pieces has read all of them. `last`: of its last occurrence.
     """
     from tokenizers import Tokenizer
 
     text = tokenizer.template.render(instruction)
     wanted, words = clean_instruction(word), clean_instruction(instruction)
-    inside = re.search(rf"(?<!\w){re.escape(wanted)}(?!\w)", words)
-    if inside is None:
+    found = list(re.finditer(rf"(?<!\w){re.escape(wanted)}(?!\w)", words))
+    if not found:
         return None
+    inside = found[-1 if last else 0]
     before = tokenizer.template.text.index(_SLOT)
     start, end = before + inside.start(), before + inside.end()
-    encoding = Tokenizer.from_str(tokenizer.content.decode()).encode(text, add_special_tokens=False)
+    reader = Tokenizer.from_str(tokenizer.content.decode())
+    reader.no_padding()  # as PromptTokenizer has it, whatever the file says
+    reader.no_truncation()
+    encoding = reader.encode(text, add_special_tokens=False)
     touched = [
         index for index, (low, high) in enumerate(encoding.offsets) if low < end and high > start
     ]

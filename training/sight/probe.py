@@ -53,13 +53,7 @@ def cross_validate(
     nothing is told by having been seen. Features are standardised by the training folds. No global
     random state is used; the same input gives the same result.
     """
-    if len(np.unique(groups)) < FOLDS or len(np.unique(labels)) < 2:
-        raise TrainingError(
-            "Too few pictures to probe",
-            got=f"{len(np.unique(groups))} pictures of {len(np.unique(labels))} labels",
-            expected=f"at least {FOLDS} pictures and 2 labels",
-            fix="give more pictures in watch.pictures, or --set watch.probe=false",
-        )
+    check_enough(labels, groups)
     fit: Callable[..., Tensor] = fit_sgd if solver == "sgd" else fit_logistic
     fold = assign_folds(labels, groups, seed)
     x = features.detach().float().cpu()
@@ -77,6 +71,17 @@ def cross_validate(
     }
     chance = float(np.bincount(labels).max() / len(labels))
     return ProbeResult(int(right.sum()), len(right), chance, share)
+
+
+def check_enough(labels: NDArray[np.int64], groups: NDArray[np.int64]) -> None:
+    """TrainingError if there are too few pictures for five folds."""
+    if len(np.unique(groups)) < FOLDS or len(np.unique(labels)) < 2:
+        raise TrainingError(
+            "Too few pictures to probe",
+            got=f"{len(np.unique(groups))} pictures of {len(np.unique(labels))} labels",
+            expected=f"at least {FOLDS} pictures and 2 labels",
+            fix="give more pictures in watch.pictures (--pictures), or --set watch.probe=false",
+        )
 
 
 def assign_folds(

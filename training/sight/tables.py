@@ -15,7 +15,7 @@ def facts_table(
     summary: Mapping[str, Any], config: Mapping[str, Any], history: Mapping[str, Series]
 ) -> str:
     """What was run, on what, how fast; `summary` is empty for an unfinished run."""
-    last = max(series[-1][0] for series in history.values())
+    last = max((series[-1][0] for series in history.values()), default=0)
     planned = config.get("optim", {}).get("steps")
     rows = [("steps", f"{last} of {planned}" if planned else str(last))]
     rows += [

@@ -17,7 +17,7 @@ from vla_align_ros.contract.sight import GRAPH
 from vla_align_ros.errors import ConfigurationError
 from vla_align_ros.ros.messages import s_to_stamp
 from vla_align_ros.ros.params import PolicyParameters
-from vla_align_ros.runtime.heatmap import overlay
+from vla_align_ros.runtime.heatmap import cut, overlay
 from vla_align_ros.runtime.sight import NO_GRAPH, SightGraph, SightLoop, SightReading, Wants
 
 LATEST = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
@@ -110,8 +110,7 @@ class SightTopics:
         for camera, weights in (reading.maps or {}).items():
             picture = reading.observation.images[camera]
             height, width = picture.shape[:2]
-            left, top, right, bottom = self._crop(width, height)
-            seen = picture[round(top) : round(bottom), round(left) : round(right)]
+            seen = cut(picture, self._crop(width, height))
             shown = round(SHOWN_PX * seen.shape[1] / seen.shape[0])
             pictures.append(overlay(seen, weights, shown, SHOWN_PX))
         pixels = np.ascontiguousarray(np.concatenate(pictures, axis=1))

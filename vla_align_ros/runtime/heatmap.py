@@ -30,6 +30,12 @@ def overlay(picture: Picture, weights: NDArray[np.floating], width: int, height:
     return np.asarray(Image.blend(Image.fromarray(stretch(picture, width, height)), heat, _OPACITY))
 
 
+def cut(picture: Picture, box: tuple[float, float, float, float]) -> Picture:
+    """What lies within left, top, right, bottom, in pixels: what a model sees of a picture."""
+    left, top, right, bottom = map(round, box)
+    return picture[top:bottom, left:right]
+
+
 def stretch(picture: Picture, width: int, height: int) -> Picture:
     """A picture (H, W, 3) stretched to (height, width, 3)."""
     from PIL import Image
