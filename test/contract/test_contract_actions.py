@@ -22,7 +22,7 @@ units = (
     .filter(lambda axis: np.linalg.norm(axis) > 1e-3)
     .map(lambda axis: axis / np.linalg.norm(axis))
 )
-angles = st.floats(0.0, math.pi - 1e-6) | st.floats(0.0, 1e-5) | st.just(0.0)
+angles = st.floats(0.0, math.pi - 1e-6) | st.floats(0.0, 1e-5) | st.floats(0.0, 0.02) | st.just(0.0)
 rotvecs = st.builds(lambda axis, angle: axis * angle, units, angles)
 fractions = st.floats(0.0, 1.0)
 deltas = st.builds(lambda p, r, g: np.array([*p, *r, g]), positions, rotvecs, fractions)
@@ -124,6 +124,8 @@ def test_gripper_conventions_are_inverses_within_1e_12(fraction, convention):
         ("fraction_closed", 1, 0),
         ("signed_open", -1, 1),
         ("signed_closed", 1, -1),
+        ("percent_open", 0, 100),
+        ("percent_closed", 100, 0),
     ],
 )
 def test_gripper_conventions_say_what_their_names_say(name, closed, opened):
@@ -135,12 +137,14 @@ def test_gripper_conventions_say_what_their_names_say(name, closed, opened):
     [
         lambda: actions.compose([0, 0, 0], np.eye(3), [0] * 6),
         lambda: actions.compose([0, 0, 0], np.eye(3), [math.nan] * 7),
+        lambda: actions.compose([0, 0, 0], np.eye(3), [0] * 6 + [math.inf]),
         lambda: actions.compose([0, 0], np.eye(3), [0] * 7),
         lambda: actions.compose([0, 0, 0], np.eye(4), [0] * 7),
         lambda: actions.twist_from_delta([0] * 7, 0.0),
         lambda: actions.twist_from_delta([0] * 7, math.inf),
         lambda: actions.delta_from_twist([0] * 7, 0.2, 1.0),
         lambda: actions.rotvec_from_matrix(2 * np.eye(3)),
+        lambda: actions.rotvec_from_matrix(1.0001 * np.eye(3)),
         lambda: actions.rotvec_from_matrix(-np.eye(3)),
         lambda: actions.rpy_from_matrix(np.ones((3, 3))),
         lambda: actions.gripper_to_fraction(0.0, "upside_down"),
