@@ -18,10 +18,16 @@ from vla_align_ros.contract.spec import ActionSpec
 from vla_align_ros.errors import ConfigurationError, ContractError, SafetyError, VlaAlignError
 from vla_align_ros.ros.arms.config import ArmConfig
 from vla_align_ros.ros.declarations import DECLARATIONS
-from vla_align_ros.ros.params import declare_parameters, read_interlock, read_parameters
+from vla_align_ros.ros.params import (
+    declare_parameters,
+    read_interlock,
+    read_parameters,
+    refuse_changes,
+)
 from vla_align_ros.runtime.interlock import InterlockConfig
 from vla_align_ros.runtime.motion import MotionLimits
 from vla_align_ros.runtime.safety import Limits, Timeouts
+from vla_align_ros.runtime.strategies import ENSEMBLE_DECAY, Blend
 
 POLICY = ROOT / "config" / "policy.yaml"
 FIXED = (
@@ -100,6 +106,9 @@ def test_the_defaults_of_limits_and_timeouts_are_those_of_the_parameters(make_no
     assert parameters.timeouts == Timeouts()
     assert parameters.limits.hold_factor == Limits(1.0, 1.0).hold_factor
     assert parameters.arm.command_period_s == ArmConfig("arm", "base_link").command_period_s
+    defaults = {declaration.name: declaration.default for declaration in DECLARATIONS}
+    assert defaults["blend_s"] == Blend().blend_s
+    assert defaults["ensemble_decay"] == ENSEMBLE_DECAY == 0.01, "the paper's"
 
 
 def test_every_value_goes_where_it_belongs(make_node: object) -> None:
@@ -151,6 +160,17 @@ def test_every_value_goes_where_it_belongs(make_node: object) -> None:
 def test_what_a_person_decides_beside_the_policy_is_read_by_its_name(make_node: object) -> None:
     node = make_node(ROBOTS[0], dead_man_s=0.3, watchdog_timeout_s=0.4)  # type: ignore[operator]
     assert read_interlock(node) == InterlockConfig(False, 0.3, 0.4)
+
+
+@pytest.mark.parametrize(
+    ("configured", "name", "taken"),
+    [(False, "bundle", True), (True, "bundle", False), (True, "use_sim_time", True)],
+)
+def test_only_our_own_parameters_hold_and_only_while_configured(
+    configured: bool, name: str, taken: bool
+) -> None:
+    result = refuse_changes([Parameter(name, value="x")], configured=configured)
+    assert result.successful == taken and (taken or name in result.reason)
 
 
 def test_all_are_described_and_numbers_have_ranges(make_node: object) -> None:
