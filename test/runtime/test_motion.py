@@ -124,6 +124,17 @@ def test_the_way_since_a_moment_is_what_was_commanded_since(
     assert travel.within(age_s)[0] == pytest.approx(way_m, abs=1e-9)
 
 
+def test_after_a_stand_the_whole_way_since_is_kept_again() -> None:
+    travel, forward = Travel(0.5), np.array([1.0, 0.0, 0.0])
+    for _ in range(9):
+        travel.note(forward, 0.1)
+    travel.clear()
+    assert not travel.within(0.4).any()
+    for _ in range(4):
+        travel.note(forward, 0.1)
+    assert travel.within(0.4)[0] == pytest.approx(0.4)
+
+
 def test_the_gripper_moves_no_faster_than_its_rate() -> None:
     limiter = make_limiter(gripper=2.0)
     limiter.remember(np.zeros(6), 1.0, 0.05)

@@ -144,6 +144,8 @@ def test_a_blend_starts_where_the_old_plan_was_and_the_gripper_is_never_half() -
     start, middle = buffer.action_at(0.5), buffer.action_at(0.55)
     assert start is not None and middle is not None
     assert np.allclose(start.action[:6], old.actions[2, :6])
+    before = buffer.action_at(0.45)  # the clock was set back a little
+    assert before is not None and np.allclose(before.action[:6], old.actions[2, :6])
     expected = 0.75 * old.actions[2, :6] + 0.25 * new.actions[0, :6]
     assert np.allclose(middle.action[:6], expected)
     assert start.action[6] == middle.action[6] == new.actions[0, 6]
