@@ -216,6 +216,17 @@ def test_what_is_committed_moves_the_arm_as_the_plans_would(
         np.testing.assert_allclose(action[:6], mean[:6], atol=0.02)
 
 
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_nobody_changes_what_is_executed_or_committed(name: str) -> None:
+    buffer = make_buffer(name)
+    for seed in (1, 2):
+        buffer.add(make_chunk(0.1 * seed, seed), 0.1 * seed)
+    scheduled, committed = buffer.action_at(0.25), buffer.commit(0.25, 2)
+    assert scheduled is not None and (committed is not None) == (name == "rtc")
+    for actions in (scheduled.action, committed):
+        assert actions is None or not actions.flags.writeable
+
+
 def test_a_committed_grip_is_that_of_the_longer_part() -> None:
     buffer, actions = make_buffer("rtc"), np.zeros((HORIZON, 7))
     actions[1:, 6] = 1.0
