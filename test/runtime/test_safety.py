@@ -34,6 +34,8 @@ number = st.floats(-0.05, 0.05) | st.floats(-1e3, 1e3)
 any_float = number | st.floats(allow_nan=True, allow_infinity=True)
 usable = st.tuples(*[st.floats(-0.09, 0.09)] * 3, *[st.floats(-0.4, 0.4)] * 3, st.floats(-9, 9))
 actions = usable.map(np.array) | st.lists(any_float, min_size=7, max_size=7).map(np.array)
+inside = st.tuples(*[st.floats(low, high) for low, high in zip(*BOX, strict=True)])
+positions = (inside | st.tuples(*[st.floats(-1, 1)] * 3)).map(np.array)
 maybe_age = st.none() | st.floats(allow_nan=True, allow_infinity=True) | st.floats(-1, 1)
 
 
@@ -105,7 +107,7 @@ def test_state_counts_only_where_something_needs_it() -> None:
         assert hold.reason is Reason.STALE_STATE
 
 
-@given(action=actions, position=st.lists(st.floats(-1, 1), min_size=3, max_size=3).map(np.array))
+@given(action=actions, position=positions)
 def test_no_command_breaks_a_limit(action: np.ndarray, position: np.ndarray) -> None:
     decision = BOXED.check(replace(GOOD, action=plan(action), position_m=position))
     if isinstance(decision, Hold):
@@ -178,6 +180,27 @@ def test_outside_of_the_box_only_the_way_back_is_open() -> None:
     assert isinstance(back, Command)
     np.testing.assert_allclose(away.twist[:3], [0.0, 0.1, 0.0])
     np.testing.assert_allclose(back.twist[:3], [-0.1, 0.1, 0.0])
+
+
+def test_near_a_side_a_command_fits_the_whole_period_of_its_action() -> None:
+    near = replace(GOOD, action=plan([0.08, 0, 0, 0, 0, 0, 0]), position_m=np.array([0.48, 0, 0.2]))
+    command = BOXED.check(near)
+    assert isinstance(command, Command) and command.twist[0] == pytest.approx(0.02 / PERIOD_S)
+
+
+def test_an_arm_that_did_not_follow_back_is_not_sent_out_of_its_workspace() -> None:
+    gate = SafetyGate(replace(LIMITS, workspace_m=BOX), Timeouts(state_s=0.5))
+    for tick, asked in enumerate([-0.08] * 4 + [0.08]):
+        command = gate.check(
+            replace(
+                GOOD,
+                action=plan([asked, 0, 0, 0, 0, 0, 0]),
+                position_m=np.array([0.49, 0.0, 0.2]),
+                position_age_s=0.05 * tick,
+            )
+        )
+    assert isinstance(command, Command)
+    assert command.twist[0] == pytest.approx(0.01 / PERIOD_S), "it may still be where it was"
 
 
 @given(
