@@ -182,7 +182,9 @@ def test_all_are_described_and_numbers_have_ranges(make_node: object) -> None:
             declaration.default is Parameter.Type.DOUBLE
         )
         if scalar and not isinstance(declaration.default, bool):
-            assert descriptor.floating_point_range or descriptor.integer_range, declaration.name
+            ranges = (descriptor.integer_range, descriptor.floating_point_range)
+            whole = isinstance(declaration.default, int)
+            assert [len(found) for found in ranges] == [whole, not whole], declaration.name
         assert descriptor.read_only == (
             declaration.name.startswith("arm.") or declaration.name in FIXED
         )
