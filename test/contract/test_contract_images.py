@@ -167,6 +167,13 @@ def test_a_picture_of_the_right_size_is_not_resampled():
     assert not np.shares_memory(found, rgb)
 
 
+def test_a_picture_of_the_right_size_is_cropped_all_the_same():
+    rgb = np.zeros((8, 8, 3), dtype=np.uint8)
+    rgb[2:6, 2:6] = 255
+    found = ImageTransform(8, crop=0.25, interpolation="bilinear").resize(rgb)
+    assert (found[1:7, 1:7] == 255).all()
+
+
 def test_normalize_is_the_formula_of_the_towers():
     rgb = np.random.default_rng(0).integers(0, 256, (2, 5, 5, 3), dtype=np.uint8)
     other = ((0.5, 0.4, 0.3), (0.5, 0.6, 0.7))

@@ -73,6 +73,36 @@ def test_quantiles_map_to_minus_one_and_one_and_beyond_is_clipped_only_if_asked(
     np.testing.assert_allclose(free[3:, 0], [50 / 49, -50 / 49])
 
 
+@given(tables, masks)
+def test_both_quantiles_are_the_ends_of_the_range_however_skewed_the_data_are(table, mask):
+    statistics = compute_statistics(table, mask[: table.shape[1]])
+    normalizer = Normalizer("quantile", statistics)
+    tolerance = 1e-9 * max(1.0, np.abs(table).max())
+    for value, end in ((-1.0, statistics.q01), (1.0, statistics.q99)):
+        found = normalizer.denormalize(np.full(statistics.dim, value))
+        np.testing.assert_allclose(
+            found[statistics.mask], end[statistics.mask], rtol=0, atol=2 * tolerance
+        )
+
+
+@pytest.mark.parametrize("mode", ["quantile", "mean_std"])
+def test_a_small_spread_counts_and_one_of_rounding_alone_does_not(mode):
+    tenth_of_a_millimetre = compute_statistics([[1e-4], [-1e-4]] * 50)
+    np.testing.assert_allclose(
+        Normalizer(mode, tenth_of_a_millimetre).normalize([[1e-4], [-1e-4]])[:, 0], [1, -1]
+    )
+    rounded = compute_statistics([[1e12], [1e12 + 1]] * 50)
+    assert (Normalizer(mode, rounded).normalize([[1e12], [1e12 + 1]]) == 0.0).all()
+
+
+def test_quantiles_at_the_ends_of_what_a_number_holds_do_not_overflow():
+    data = compute_statistics([[0.0], [1.0]]).to_dict()
+    largest = {**data, "q01": [-1.7e308], "q99": [1.7e308]}
+    for q01 in (-1.7e308, 1.6e308):
+        normalizer = Normalizer("quantile", Statistics.from_dict({**largest, "q01": [q01]}))
+        np.testing.assert_allclose(normalizer.normalize([[q01], [1.7e308]])[:, 0], [-1, 1])
+
+
 def test_mean_and_deviation_map_to_zero_and_one():
     statistics = compute_statistics([[1.0], [3.0]])
     np.testing.assert_allclose(
@@ -125,6 +155,7 @@ def test_a_missing_key_is_an_error_that_names_the_keys_there_are():
         {"q01": [0.0, 1.0]},
         {"q01": [9.0]},
         {"std": [-1.0]},
+        {"min": [9.0]},
         {"mean": [float("nan")]},
         {"mean": ["one"]},
         {"mean": [10**400]},
@@ -153,6 +184,19 @@ def test_values_that_do_not_fit_are_refused_both_ways(values):
     for call in (normalizer.normalize, normalizer.denormalize):
         with pytest.raises(NormalizationError, match="expected"):
             call(values)
+
+
+def test_statistics_do_not_change_under_whoever_uses_them():
+    statistics = compute_statistics([[0.0], [1.0]])
+    with pytest.raises(ValueError, match="read-only"):
+        statistics.mean[0] = 3.0
+
+
+def test_a_clip_that_is_no_truth_value_is_refused():
+    with pytest.raises(NormalizationError, match="true or false"):
+        Normalizer.from_dict(
+            {"mode": "quantile", "clip": "false"}, compute_statistics([[0.0], [1.0]])
+        )
 
 
 def test_an_unknown_mode_is_refused():

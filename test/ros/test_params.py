@@ -13,10 +13,21 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 from ros_graph import ROOT
 
+from vla_align_ros.contract.actions import GripperConvention
 from vla_align_ros.contract.spec import ActionSpec
-from vla_align_ros.errors import ConfigurationError, ContractError, VlaAlignError
+from vla_align_ros.errors import ConfigurationError, ContractError, SafetyError, VlaAlignError
+from vla_align_ros.ros.arms.config import ArmConfig
 from vla_align_ros.ros.declarations import DECLARATIONS
-from vla_align_ros.ros.params import declare_parameters, read_parameters
+from vla_align_ros.ros.params import (
+    declare_parameters,
+    read_interlock,
+    read_parameters,
+    refuse_changes,
+)
+from vla_align_ros.runtime.interlock import InterlockConfig
+from vla_align_ros.runtime.motion import MotionLimits
+from vla_align_ros.runtime.safety import Limits, Timeouts
+from vla_align_ros.runtime.strategies import ENSEMBLE_DECAY, Blend
 
 POLICY = ROOT / "config" / "policy.yaml"
 FIXED = (
@@ -90,6 +101,78 @@ def test_a_robot_file_makes_a_whole_configuration(make_node: object, robot: Path
     assert parameters.limits.workspace_m is not None
 
 
+def test_the_defaults_of_limits_and_timeouts_are_those_of_the_parameters(make_node: object) -> None:
+    parameters = read_parameters(make_node(*ROBOTS[:1]))  # type: ignore[operator]
+    assert parameters.timeouts == Timeouts()
+    assert parameters.limits.hold_factor == Limits(1.0, 1.0).hold_factor
+    assert parameters.arm.command_period_s == ArmConfig("arm", "base_link").command_period_s
+    defaults = {declaration.name: declaration.default for declaration in DECLARATIONS}
+    assert defaults["blend_s"] == Blend().blend_s
+    assert defaults["ensemble_decay"] == ENSEMBLE_DECAY == 0.01, "the paper's"
+
+
+def test_every_value_goes_where_it_belongs(make_node: object) -> None:
+    node = make_node(ROBOTS[0])  # type: ignore[operator]
+    given = {
+        "image_timeout_s": 0.31,
+        "state_timeout_s": 0.32,
+        "action_timeout_s": 0.33,
+        "instruction_timeout_s": 0.34,
+        "command_rate_hz": 40.0,
+        "arm.max_linear_m_s": 0.41,
+        "arm.max_angular_rad_s": 0.42,
+        "arm.hold_factor": 1.5,
+        "arm.workspace_min_m": [-0.1, -0.2, -0.3],
+        "arm.workspace_max_m": [0.1, 0.2, 0.3],
+        "arm.keep_out_m": [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5],
+        "arm.max_linear_m_s2": 0.51,
+        "arm.max_angular_rad_s2": 0.52,
+        "arm.max_linear_m_s3": 0.53,
+        "arm.max_angular_rad_s3": 0.54,
+        "arm.leash_m": 0.06,
+        "arm.leash_rad": 0.07,
+        "arm.gripper.max_per_s": 0.55,
+        "arm.gripper.max_effort": 0.56,
+        "arm.gripper.closed_m": 0.61,
+        "arm.gripper.open_m": 0.62,
+        "arm.gripper.command_closed": 0.63,
+        "arm.gripper.command_open": 0.64,
+    }
+    for name, value in given.items():
+        node._parameters[name] = Parameter(name, value=value)
+    parameters = read_parameters(node)
+    assert parameters.timeouts == Timeouts(0.31, 0.32, 0.33, 0.34)
+    assert parameters.limits == Limits(
+        linear_m_s=0.41,
+        angular_rad_s=0.42,
+        hold_factor=1.5,
+        workspace_m=((-0.1, -0.2, -0.3), (0.1, 0.2, 0.3)),
+        keep_out_m=(((0.0, 0.1, 0.2), (0.3, 0.4, 0.5)), ((1.0, 1.1, 1.2), (1.3, 1.4, 1.5))),
+        motion=MotionLimits(0.51, 0.52, 0.53, 0.54, 0.55),
+    )
+    arm = parameters.arm
+    assert (arm.leash_m, arm.leash_rad, arm.gripper_max_effort) == (0.06, 0.07, 0.56)
+    assert arm.gripper_position_m == GripperConvention(closed=0.61, open=0.62)
+    assert arm.gripper_command == GripperConvention(closed=0.63, open=0.64)
+    assert arm.command_period_s == pytest.approx(0.025)
+
+
+def test_what_a_person_decides_beside_the_policy_is_read_by_its_name(make_node: object) -> None:
+    node = make_node(ROBOTS[0], dead_man_s=0.3, watchdog_timeout_s=0.4)  # type: ignore[operator]
+    assert read_interlock(node) == InterlockConfig(False, 0.3, 0.4)
+
+
+@pytest.mark.parametrize(
+    ("configured", "name", "taken"),
+    [(False, "bundle", True), (True, "bundle", False), (True, "use_sim_time", True)],
+)
+def test_only_our_own_parameters_hold_and_only_while_configured(
+    configured: bool, name: str, taken: bool
+) -> None:
+    result = refuse_changes([Parameter(name, value="x")], configured=configured)
+    assert result.successful == taken and (taken or name in result.reason)
+
+
 def test_all_are_described_and_numbers_have_ranges(make_node: object) -> None:
     node = make_node(*ROBOTS[:1])  # type: ignore[operator]
     for declaration in DECLARATIONS:
@@ -99,7 +182,9 @@ def test_all_are_described_and_numbers_have_ranges(make_node: object) -> None:
             declaration.default is Parameter.Type.DOUBLE
         )
         if scalar and not isinstance(declaration.default, bool):
-            assert descriptor.floating_point_range or descriptor.integer_range, declaration.name
+            ranges = (descriptor.integer_range, descriptor.floating_point_range)
+            whole = isinstance(declaration.default, int)
+            assert [len(found) for found in ranges] == [whole, not whole], declaration.name
         assert descriptor.read_only == (
             declaration.name.startswith("arm.") or declaration.name in FIXED
         )
@@ -110,6 +195,9 @@ def test_all_are_described_and_numbers_have_ranges(make_node: object) -> None:
     [
         ({"arm__gripper__open_m": 0.0}, ContractError, "gripper"),
         ({"image_transport": "theora"}, ConfigurationError, "theora"),
+        ({"arm__workspace_min_m": None}, ConfigurationError, "one corner only"),
+        ({"arm__keep_out_m": [0.0] * 7}, SafetyError, "keep_out_m"),
+        ({"chunk_strategy": "oldest"}, ConfigurationError, "no such strategy"),
         ({"bundle": ""}, ConfigurationError, "parameter bundle is not set"),
     ],
 )

@@ -168,6 +168,15 @@ def test_what_was_begun_before_a_new_start_is_refused_whatever_its_stamp(start: 
     assert buffer.add(make_chunk(instruction=words), turn=buffer.turn)
 
 
+def test_what_answers_a_picture_of_before_a_new_start_is_refused_in_any_turn() -> None:
+    buffer = make_buffer()
+    buffer.clear(since_s=5.0)
+    assert not buffer.add(make_chunk(4.99), 5.2, turn=buffer.turn)
+    assert buffer.add(make_chunk(5.0), 5.2, turn=buffer.turn)
+    buffer.clear()
+    assert buffer.add(make_chunk(4.0), 5.4, turn=buffer.turn), "no older start counts any more"
+
+
 def test_what_was_begun_before_plans_were_dropped_may_still_come() -> None:
     buffer = make_buffer()
     begun = buffer.turn

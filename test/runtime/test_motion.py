@@ -57,7 +57,8 @@ def test_jerk_stays_within_its_limit_where_the_speed_limit_does_not_cut_in(
     limiter, dt_s = make_limiter(), 0.02
     sent = np.concatenate([np.zeros((2, 6)), *(follow(limiter, w, dt_s, 3) for w in wanted)])
     jerk = np.diff(sent, n=2, axis=0) / dt_s**2
-    assert np.linalg.norm(jerk[:, :3], axis=-1).max() <= JERK * (1 + 1e-6)
+    for part in (slice(0, 3), slice(3, 6)):
+        assert np.linalg.norm(jerk[:, part], axis=-1).max() <= JERK * (1 + 1e-6)
 
 
 @settings(deadline=None)
@@ -77,13 +78,24 @@ def test_without_limits_only_the_speed_is_held() -> None:
     assert gripper == 0.7
 
 
-def test_after_a_stop_the_arm_starts_from_rest_again() -> None:
+@pytest.mark.parametrize("steps", [2, 30])
+def test_after_a_stop_the_arm_starts_from_rest_again(steps: int) -> None:
     limiter = make_limiter()
-    follow(limiter, np.full(6, 0.1), 0.05, 30)
+    follow(limiter, np.full(6, 0.1), 0.05, steps)  # still speeding up, or at its speed
     limiter.rest()
     assert not limiter.twist.any()
+    limiter.twist[:] = 1.0
+    assert not limiter.twist.any(), "nobody else changes what was commanded"
     sent, _ = limiter.limit(np.full(6, 0.1), 1.0, 0.02)
     assert np.linalg.norm(sent[:3]) <= JERK * 0.02**2 + ROUNDING
+
+
+def test_after_a_side_braked_harder_than_the_limit_the_jerk_counts_from_the_limit() -> None:
+    limiter, dt_s = make_limiter(), 0.02
+    limiter.remember(np.full(6, 0.2), 1.0, dt_s)
+    limiter.remember(np.zeros(6), 1.0, dt_s)
+    sent, _ = limiter.limit(np.full(6, 0.1), 1.0, dt_s)
+    assert np.linalg.norm(sent[:3]) <= ACCELERATION * dt_s + ROUNDING
 
 
 @pytest.mark.parametrize(("stands", "first"), [(0.0, 0.1), (0.7, 0.8), (None, 1.0)])
@@ -110,6 +122,17 @@ def test_the_way_since_a_moment_is_what_was_commanded_since(
     for (speed, dt_s), end_s in zip(legs, ends, strict=True):
         way_m += speed * min(max(end_s - since_s, 0.0), dt_s)
     assert travel.within(age_s)[0] == pytest.approx(way_m, abs=1e-9)
+
+
+def test_after_a_stand_the_whole_way_since_is_kept_again() -> None:
+    travel, forward = Travel(0.5), np.array([1.0, 0.0, 0.0])
+    for _ in range(9):
+        travel.note(forward, 0.1)
+    travel.clear()
+    assert not travel.within(0.4).any()
+    for _ in range(4):
+        travel.note(forward, 0.1)
+    assert travel.within(0.4)[0] == pytest.approx(0.4)
 
 
 def test_the_gripper_moves_no_faster_than_its_rate() -> None:

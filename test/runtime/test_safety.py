@@ -14,7 +14,14 @@ from vla_align_ros.contract.motion_limits import MOTION_LIMITS, check_motion_lim
 from vla_align_ros.errors import SafetyError
 from vla_align_ros.runtime.chunks import ScheduledAction
 from vla_align_ros.runtime.motion import MotionLimits
-from vla_align_ros.runtime.safety import Command, Limits, SafetyGate, Situation, Timeouts
+from vla_align_ros.runtime.safety import (
+    LONGEST_TICK_S,
+    Command,
+    Limits,
+    SafetyGate,
+    Situation,
+    Timeouts,
+)
 from vla_align_ros.runtime.stops import Hold, Reason, StopRecord
 
 PERIOD_S = 0.2
@@ -25,7 +32,10 @@ BOXED = SafetyGate(replace(LIMITS, workspace_m=BOX), Timeouts(image_s=0.5, state
 
 number = st.floats(-0.05, 0.05) | st.floats(-1e3, 1e3)
 any_float = number | st.floats(allow_nan=True, allow_infinity=True)
-actions = st.lists(any_float, min_size=7, max_size=7).map(np.array)
+usable = st.tuples(*[st.floats(-0.09, 0.09)] * 3, *[st.floats(-0.4, 0.4)] * 3, st.floats(-9, 9))
+actions = usable.map(np.array) | st.lists(any_float, min_size=7, max_size=7).map(np.array)
+inside = st.tuples(*[st.floats(low, high) for low, high in zip(*BOX, strict=True)])
+positions = (inside | st.tuples(*[st.floats(-1, 1)] * 3)).map(np.array)
 maybe_age = st.none() | st.floats(allow_nan=True, allow_infinity=True) | st.floats(-1, 1)
 
 
@@ -71,6 +81,9 @@ def test_a_good_situation_gives_the_velocity_of_the_delta() -> None:
         ({"action": plan([0.17, 0, 0, 0, 0, 0, 0])}, Reason.OUT_OF_LIMITS),
         ({"action": plan([0, 0, 0, 0.9, 0, 0, 0])}, Reason.OUT_OF_LIMITS),
         ({"action": plan([1e300, 1e300, 0, 0, 0, 0, 0])}, Reason.OUT_OF_LIMITS),
+        ({"action": plan([0.1, 0.1, 0.1, 0, 0, 0, 0])}, Reason.OUT_OF_LIMITS),
+        ({"active": False, "fault": Hold(Reason.INFERENCE_ERROR, "boom")}, Reason.INACTIVE),
+        ({"action": None, "fault": Hold(Reason.INFERENCE_ERROR, "")}, Reason.INFERENCE_ERROR),
     ],
 )
 def test_each_cause_has_its_reason(change: dict[str, object], reason: Reason) -> None:
@@ -82,13 +95,19 @@ def test_each_cause_has_its_reason(change: dict[str, object], reason: Reason) ->
 def test_state_counts_only_where_something_needs_it() -> None:
     blind = replace(GOOD, state_age_s=None, position_m=None)
     assert isinstance(GATE.check(blind), Command)
-    for situation in (blind, replace(GOOD, position_m=None), replace(GOOD, state_age_s=9.0)):
+    nowhere = replace(GOOD, position_m=np.array([0.3, math.nan, 0.2]))
+    for situation in (
+        blind,
+        nowhere,
+        replace(blind, state_age_s=0.1),
+        replace(GOOD, state_age_s=9.0),
+    ):
         hold = BOXED.check(situation)
         assert isinstance(hold, Hold)
         assert hold.reason is Reason.STALE_STATE
 
 
-@given(action=actions, position=st.lists(st.floats(-1, 1), min_size=3, max_size=3).map(np.array))
+@given(action=actions, position=positions)
 def test_no_command_breaks_a_limit(action: np.ndarray, position: np.ndarray) -> None:
     decision = BOXED.check(replace(GOOD, action=plan(action), position_m=position))
     if isinstance(decision, Hold):
@@ -139,6 +158,20 @@ def test_a_little_too_fast_is_slowed_in_its_own_direction() -> None:
     assert command.clamped
 
 
+def test_what_is_asked_may_be_the_factor_times_the_limit_and_no_more() -> None:
+    gate = SafetyGate(Limits(linear_m_s=0.5, angular_rad_s=2.0, hold_factor=2.0), GATE.timeouts)
+    just = replace(GOOD, action=replace(plan([0.25, 0, 0, 0, 0, 0, 0]), period_s=0.25))
+    over = replace(GOOD, action=replace(plan([0.26, 0, 0, 0, 0, 0, 0]), period_s=0.25))
+    assert isinstance(gate.check(just), Command)
+    assert isinstance(gate.check(over), Hold)
+
+
+@pytest.mark.parametrize(("asked", "sent"), [(-0.2, 0.0), (0.4, 0.4), (1.3, 1.0)])
+def test_a_gripper_is_asked_for_no_more_than_its_range(asked: float, sent: float) -> None:
+    command = GATE.check(replace(GOOD, action=plan([0, 0, 0, 0, 0, 0, asked])))
+    assert isinstance(command, Command) and command.gripper == sent
+
+
 def test_outside_of_the_box_only_the_way_back_is_open() -> None:
     outside = replace(GOOD, position_m=np.array([0.6, 0.0, 0.2]))
     away = BOXED.check(replace(outside, action=plan([0.02, 0.02, 0, 0, 0, 0, 0])))
@@ -147,6 +180,27 @@ def test_outside_of_the_box_only_the_way_back_is_open() -> None:
     assert isinstance(back, Command)
     np.testing.assert_allclose(away.twist[:3], [0.0, 0.1, 0.0])
     np.testing.assert_allclose(back.twist[:3], [-0.1, 0.1, 0.0])
+
+
+def test_near_a_side_a_command_fits_the_whole_period_of_its_action() -> None:
+    near = replace(GOOD, action=plan([0.08, 0, 0, 0, 0, 0, 0]), position_m=np.array([0.48, 0, 0.2]))
+    command = BOXED.check(near)
+    assert isinstance(command, Command) and command.twist[0] == pytest.approx(0.02 / PERIOD_S)
+
+
+def test_an_arm_that_did_not_follow_back_is_not_sent_out_of_its_workspace() -> None:
+    gate = SafetyGate(replace(LIMITS, workspace_m=BOX), Timeouts(state_s=0.5))
+    for tick, asked in enumerate([-0.08] * 4 + [0.08]):
+        command = gate.check(
+            replace(
+                GOOD,
+                action=plan([asked, 0, 0, 0, 0, 0, 0]),
+                position_m=np.array([0.49, 0.0, 0.2]),
+                position_age_s=0.05 * tick,
+            )
+        )
+    assert isinstance(command, Command)
+    assert command.twist[0] == pytest.approx(0.01 / PERIOD_S), "it may still be where it was"
 
 
 @given(
@@ -215,6 +269,25 @@ def test_after_a_gap_in_which_the_arm_was_stopped_it_speeds_up_from_zero(
     assert after.gripper == pytest.approx(0.5 - closed)
 
 
+def test_a_tick_that_comes_late_speeds_up_no_faster_than_the_longest_one() -> None:
+    limits = replace(LIMITS, motion=MotionLimits(linear_m_s2=1.0))
+    gate = SafetyGate(limits, GATE.timeouts, command_period_s=0.2)
+    fast = replace(GOOD, action=plan([0.08, 0, 0, 0, 0, 0, 0]), since_tick_s=0.39)
+    command = gate.check(fast)
+    assert isinstance(command, Command) and command.twist[0] == pytest.approx(LONGEST_TICK_S * 1.0)
+
+
+def test_an_arm_that_was_brought_to_a_stand_is_where_it_is_measured() -> None:
+    gate = SafetyGate(replace(LIMITS, workspace_m=BOX), Timeouts(state_s=0.5))
+    towards = replace(GOOD, action=plan([0.08, 0, 0, 0, 0, 0, 0]), position_age_s=0.3)
+    for _ in range(8):
+        gate.check(towards)
+    gate.rest()
+    command = gate.check(replace(towards, position_m=np.array([0.4, 0.0, 0.2])))
+    assert isinstance(command, Command)
+    assert command.twist[0] == pytest.approx(0.4), "what was commanded before is no way to go"
+
+
 @pytest.mark.parametrize("side", ["workspace_m", "keep_out_m"])
 def test_a_command_slows_down_for_a_side_within_the_limit_of_acceleration(side: str) -> None:
     wall = ((0.4, -1.0, 0.0), (0.6, 1.0, 0.4))
@@ -241,6 +314,7 @@ def test_a_command_slows_down_for_a_side_within_the_limit_of_acceleration(side: 
         {"workspace_m": ((0, 0, 0), (1, 1, 0))},
         {"workspace_m": ((0, 0), (1, 1))},
         {"workspace_m": ((0, 0, 0), (1, 1, math.nan))},
+        {"keep_out_m": (((0, 0, 0), (1, 1, 1)), ((0, 0, 0), (1, 1, 0)))},
     ],
 )
 def test_limits_that_limit_nothing_are_refused(wrong: dict[str, object]) -> None:

@@ -144,6 +144,8 @@ def test_a_blend_starts_where_the_old_plan_was_and_the_gripper_is_never_half() -
     start, middle = buffer.action_at(0.5), buffer.action_at(0.55)
     assert start is not None and middle is not None
     assert np.allclose(start.action[:6], old.actions[2, :6])
+    before = buffer.action_at(0.45)  # the clock was set back a little
+    assert before is not None and np.allclose(before.action[:6], old.actions[2, :6])
     expected = 0.75 * old.actions[2, :6] + 0.25 * new.actions[0, :6]
     assert np.allclose(middle.action[:6], expected)
     assert start.action[6] == middle.action[6] == new.actions[0, 6]
@@ -212,6 +214,17 @@ def test_what_is_committed_moves_the_arm_as_the_plans_would(
         executed = [buffer.action_at(moment) for moment in moments]
         mean = np.mean([one.action for one in executed if one is not None], axis=0)
         np.testing.assert_allclose(action[:6], mean[:6], atol=0.02)
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_nobody_changes_what_is_executed_or_committed(name: str) -> None:
+    buffer = make_buffer(name)
+    for seed in (1, 2):
+        buffer.add(make_chunk(0.1 * seed, seed), 0.1 * seed)
+    scheduled, committed = buffer.action_at(0.25), buffer.commit(0.25, 2)
+    assert scheduled is not None and (committed is not None) == (name == "rtc")
+    for actions in (scheduled.action, committed):
+        assert actions is None or not actions.flags.writeable
 
 
 def test_a_committed_grip_is_that_of_the_longer_part() -> None:

@@ -148,6 +148,16 @@ def test_a_command_without_any_heartbeat_after_it_is_not_left_alone() -> None:
     assert trip is not None and trip.reason == SILENT
 
 
+@pytest.mark.parametrize(("age_s", "reason"), [(0.074, CEASED), (0.076, SILENT)])
+def test_a_node_lives_whose_heartbeat_is_younger_than_a_period_and_a_half(
+    age_s: float, reason: str
+) -> None:
+    watchdog = make_watchdog()
+    feed(watchdog, "command", True, 1.0)
+    feed(watchdog, "beat", False, 1.0 + LIMIT_S - age_s)
+    assert watchdog.check(1.0 + LIMIT_S).reason == reason  # type: ignore[union-attr]
+
+
 def test_heartbeats_alone_do_not_pass_for_commands() -> None:
     watchdog = make_watchdog()
     feed(watchdog, "beat", False, 1.0)

@@ -56,7 +56,7 @@ def test_a_loss_equals_its_plain_second_implementation(name: str) -> None:
     assert loss.name == name
     expected = PLAIN[name](u.double().numpy(), z.double().numpy())
     assert loss(u, z).item() == pytest.approx(expected, rel=1e-5)
-    coarse = loss(u.bfloat16(), z)
+    coarse = loss(u.bfloat16(), z.bfloat16())
     assert coarse.dtype == torch.float32 and coarse.item() == pytest.approx(expected, rel=0.05)
 
 

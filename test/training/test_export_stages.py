@@ -208,26 +208,28 @@ def test_a_kill_at_any_moment_leaves_no_bundle_and_the_next_call_goes_on(tmp_pat
 def test_two_exports_to_one_place_wait_for_each_other(tmp_path):
     script = textwrap.dedent(
         """
-        import sys, time
+        import sys
         from pathlib import Path
         from training.export.stages import open_stages
 
-        with open_stages(Path(sys.argv[1]), print) as stages:
-            def make(folder):
-                time.sleep(1.0)
-                (folder / "a").write_text("x")
-            stages.run("slow", {}, make)
+        with open_stages(Path(sys.argv[1])), Path(sys.argv[2]).open("a", buffering=1) as diary:
+            diary.write("in\\n")
+            print("inside", flush=True)
+            sys.stdin.readline()
+            diary.write("out\\n")
         """
     )
-    words = [sys.executable, "-c", script, str(tmp_path / "bundle")]
-    started = time.monotonic()
-    first = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
-    time.sleep(0.3)
-    second = subprocess.run(words, stderr=subprocess.PIPE, text=True, check=True)
-    _, said = first.communicate()
-    assert first.returncode == 0, said
-    assert time.monotonic() - started > 1.9, "one after the other"
-    assert "waiting" in second.stderr + said
+    diary, pipe = tmp_path / "diary", subprocess.PIPE
+    words = [sys.executable, "-c", script, str(tmp_path / "bundle"), str(diary)]
+    with subprocess.Popen(words, stdin=pipe, stdout=pipe, text=True) as first:
+        assert first.stdout.readline() == "inside\n"
+        with subprocess.Popen(
+            words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=pipe, text=True
+        ) as second:
+            waits = any("waiting" in line for line in second.stderr)  # until it says so, or ends
+            first.communicate("\n")
+    assert waits and (first.returncode, second.returncode) == (0, 0)
+    assert diary.read_text().split() == ["in", "out"] * 2, "one after the other"
 
 
 def is_held(path: Path) -> bool:

@@ -190,7 +190,7 @@ def _follow(
         aim = np.zeros(3)
     else:
         size = jerk * (math.sqrt(dt_s * dt_s + 2.0 * distance / jerk) - dt_s)
-        aim = error / distance * min(size, largest, distance / dt_s)
+        aim = error / distance * min(size, largest)
     change = _shorten(aim - acceleration, jerk * dt_s)
     stepped: Vector = velocity + (acceleration + change) * dt_s
     return stepped
