@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from vla_align_ros.contract.observation import ActionChunk
 from vla_align_ros.errors import ConfigurationError, ContractError
-from vla_align_ros.runtime.strategies import Newest, Plan, Strategy, read_ahead
+from vla_align_ros.runtime.strategies import Newest, Plan, Strategy, count_periods, read_ahead
 
 KEPT_PLANS = 64
 
@@ -129,7 +129,6 @@ class ChunkBuffer:
         """
         self._check(chunk)
         arrived_s = chunk.stamp_s if arrived_s is None else arrived_s
-        latest_s = arrived_s + self.period_s
         with self._lock:
             if self._instruction is None or chunk.instruction != self._instruction:
                 return False
@@ -137,11 +136,11 @@ class ChunkBuffer:
                 return False
             if chunk.stamp_s < self._since_s:
                 return False
-            ahead = chunk.stamp_s > latest_s
+            ahead = self._is_ahead(chunk, arrived_s)
             self._ahead_s = chunk.stamp_s - arrived_s if ahead else None
             if ahead:
                 return False
-            while self._plans and self._plans[-1].chunk.stamp_s > latest_s:
+            while self._plans and self._is_ahead(self._plans[-1].chunk, arrived_s):
                 self._plans.pop()  # the clock went back a little: it must not rule until then
             if self._plans and chunk.stamp_s < self._plans[-1].chunk.stamp_s:
                 return False
@@ -183,6 +182,10 @@ class ChunkBuffer:
         """When the last planned action ends, on the caller's clock; None without a plan."""
         with self._lock:
             return self._end_s(self._plans[-1]) if self._plans else None
+
+    def _is_ahead(self, chunk: ActionChunk, now_s: float) -> bool:
+        """Whether none of its actions is for now or before."""
+        return count_periods(chunk.stamp_s, self.period_s, now_s) < -1
 
     def _end_s(self, plan: Plan) -> float:
         return plan.chunk.stamp_s + self.horizon * self.period_s

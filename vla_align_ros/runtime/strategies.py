@@ -37,9 +37,14 @@ class Plan:
         An observation stamped ahead of `now_s` by less than a period counts as taken now (two
         processes read the clock at different instants); one further ahead is not executed.
         """
-        index = math.floor((now_s - self.chunk.stamp_s) / self.chunk.period_s)
+        index = count_periods(self.chunk.stamp_s, self.chunk.period_s, now_s)
         index = 0 if index == -1 else index
         return index if 0 <= index < self.chunk.horizon else None
+
+
+def count_periods(stamp_s: float, period_s: float, now_s: float) -> int:
+    """Whole periods since a stamp; below -1 where it is further ahead than one period."""
+    return math.floor((now_s - stamp_s) / period_s)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
