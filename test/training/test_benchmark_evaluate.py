@@ -196,6 +196,9 @@ def test_runs_act_as_they_are_and_training_seeds_make_a_variant(
     assert "mine, 2 training seeds" in (tmp_path / "out/report.html").read_text()
     with pytest.raises(ConfigurationError, match="twice"):
         evaluate_suite(request(bundles=[str(short), f"again={short}"]))
+    for taken in ([f"other={short}", str(other)], [f"expert={short}"]):
+        with pytest.raises(ConfigurationError, match="NAME=FOLDER"):
+            evaluate_suite(request(bundles=taken))
     (other / "config.json").write_text(json.dumps(config))
     with pytest.raises(ConfigurationError, match="same training seed"):
         evaluate_suite(request(bundles=bundles))

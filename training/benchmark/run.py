@@ -41,8 +41,8 @@ def find_actors(texts: Sequence[str | None]) -> list[Actor]:
     A folder without a name is called as it is, with as many parents as tell it from the others.
 
     Raises:
-        BundleError: if a folder is no policy. ConfigurationError: if one is given twice, or two
-        runs of one name have the same training seed.
+        BundleError: if a folder is no policy. ConfigurationError: if one is given twice, takes
+        another's name by its folder's, or two runs of one name have the same training seed.
     """
     named: dict[str, str | None] = {}
     for text in texts:
@@ -52,6 +52,7 @@ def find_actors(texts: Sequence[str | None]) -> list[Actor]:
             named[folder if own else text] = name if own else None
     plain = [folder for folder, name in named.items() if name is None]
     found = name_folders([Path(folder) for folder in plain]) if plain else []
+    _refuse_taken({name for name in named.values() if name is not None}, found)
     names = {**named, **dict(zip(plain, found, strict=True))}
     ids = {folder: identify(folder) for folder in names}
     repeats = _tell_apart({folder: str(name) for folder, name in names.items()})
@@ -67,6 +68,18 @@ def find_actors(texts: Sequence[str | None]) -> list[Actor]:
             fix="leave one out",
         )
     return actors
+
+
+def _refuse_taken(given: set[str], found: Sequence[str]) -> None:
+    """See that nobody joins the runs of a name by what its folder is called, or the expert."""
+    taken = given.intersection(found) | ({EXPERT} & {*given, *found})
+    if taken:
+        raise ConfigurationError(
+            "A policy's name is another's",
+            got=", ".join(sorted(taken)),
+            expected=f"a name of its own, other than {EXPERT}",
+            fix="give it one: NAME=FOLDER",
+        )
 
 
 def _tell_apart(names: Mapping[str, str]) -> dict[str, int]:

@@ -155,7 +155,7 @@ class SightLoop:
     @property
     def newest(self) -> SightReading | None:
         """The last reading, if it is not older than a few periods."""
-        found = self._newest
+        found = self._find()
         if found is None or self._steady() - found[1] > self.late_s:
             return None
         return found[0]
@@ -181,7 +181,6 @@ class SightLoop:
 
     def clear(self) -> None:
         """Forget what was read: what is seen from now on counts."""
-        self._newest = None
         self._since_s = self._steady()
         self._offered_s = float("-inf")
 
@@ -189,7 +188,7 @@ class SightLoop:
         """Why the scene must not be acted in; None if it is familiar, or if nobody insists."""
         if not self.insist:
             return None
-        now_s, found = self._steady(), self._newest
+        now_s, found = self._steady(), self._find()
         if found is None:
             return f"not measured for {now_s - self._since_s:.1f} s"
         if now_s - found[1] > self.late_s:
@@ -208,6 +207,11 @@ class SightLoop:
             self._graph.close()
             self._graph = None
 
+    def _find(self) -> tuple[SightReading, float] | None:
+        """The last reading and when its picture came, if that was not before `clear`."""
+        found = self._newest
+        return found if found is not None and found[1] >= self._since_s else None
+
     def _read(self, item: tuple[Sight, str | None, Wants]) -> None:
         """Read one sight, in the loop's thread; never raises."""
         sight, instruction, wants = item
@@ -222,8 +226,7 @@ class SightLoop:
             )
             attention = wants.attention and instruction is not None
             reading = self._graph.look(observation, attention=attention)
-            if sight.arrived_s >= self._since_s:
-                self._newest = (reading, sight.arrived_s)
+            self._newest = (reading, sight.arrived_s)
             self.readings += 1
             if self._on_reading is not None and not self._closed:
                 self._on_reading(reading)

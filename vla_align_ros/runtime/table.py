@@ -52,7 +52,9 @@ def describe_proof(proof: Mapping[str, Any]) -> Iterator[str]:
 def is_proved(proof: Mapping[str, Any]) -> bool:
     """Say whether every gate that was measured is passed; a proof without a verdict is none."""
     behaviour = proof.get("behaviour")
-    return bool(proof.get("ok")) and (behaviour is None or bool(behaviour["ok"]))
+    if behaviour is not None and not (isinstance(behaviour, Mapping) and behaviour.get("ok")):
+        return False
+    return bool(proof.get("ok"))
 
 
 def _mark(row: Mapping[str, Any]) -> str:
