@@ -61,6 +61,7 @@ class LeRobotReader:
         self.schema = DatasetSchema.from_info(self.info)
         self.rate_hz = float(self.info["fps"])
         self.tasks = self.version.tasks()
+        self._hashes: dict[str | None, str] = {}  # each video of a large data set is looked at
         self.episodes = self.version.episodes()
         rows = self.episodes.num_rows
         if rows != int(self.info["total_episodes"]):
@@ -169,9 +170,24 @@ class LeRobotReader:
     def content_hash(self, camera: str | None = None) -> str:
         """sha256 over tables and video sizes: names a cache of pictures, which no word changes.
 
-        With a camera over its videos alone: others may be downloaded or not.
+        With a camera over its videos alone: others may be downloaded or not. As at the first call.
         """
-        digest = self._tables_digest.copy()
+        if camera not in self._hashes:
+            self._hashes[camera] = self._hash(camera)
+        return self._hashes[camera]
+
+    def tables_hash(self) -> str:
+        """sha256 over the tables alone: all but the pictures of videos."""
+        return hashlib.sha256(self._tables).hexdigest()
+
+    def meaning_hash(self) -> str:
+        """sha256 over what the numbers mean: the tasks' texts, the columns' names, the rate."""
+        names = {key: feature.names for key, feature in self.schema.features.items()}
+        meaning = json.dumps([self.tasks, names, self.rate_hz], sort_keys=True)
+        return hashlib.sha256(meaning.encode()).hexdigest()
+
+    def _hash(self, camera: str | None) -> str:
+        digest = hashlib.sha256(self._tables)
         for key in self.schema.video_keys:
             if camera not in (None, key):
                 continue
@@ -180,23 +196,11 @@ class LeRobotReader:
                 digest.update(f"{path.name}:{size}:{frames}".encode())
         return digest.hexdigest()
 
-    def tables_hash(self) -> str:
-        """sha256 over the tables alone: all but the pictures of videos."""
-        return str(self._tables_digest.hexdigest())
-
-    def meaning_hash(self) -> str:
-        """sha256 over what the numbers mean: the tasks' texts, the columns' names, the rate."""
-        names = {key: feature.names for key, feature in self.schema.features.items()}
-        meaning = json.dumps([self.tasks, names, self.rate_hz], sort_keys=True)
-        return hashlib.sha256(meaning.encode()).hexdigest()
-
     @functools.cached_property
-    def _tables_digest(self) -> Any:
-        digest = hashlib.sha256()
-        for file in (*self.version.episode_files(), *self.version.data_files()):
-            digest.update(f"{file.relative_to(self.root)}:".encode())
-            digest.update(_hash_file(file))
-        return digest
+    def _tables(self) -> bytes:
+        """Names and hashes of all tables."""
+        files = (*self.version.episode_files(), *self.version.data_files())
+        return b"".join(f"{f.relative_to(self.root)}:".encode() + _hash_file(f) for f in files)
 
 
 def _open_table(path: Path, read: Any, **options: Any) -> Any:
