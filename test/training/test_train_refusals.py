@@ -7,6 +7,8 @@ import errno
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -255,3 +257,12 @@ def test_a_dry_run_needs_no_data_and_counts_what_would_train(
     printed = capsys.readouterr().out
     assert f"{told['parameters']:,} parameters" in printed
     assert all(f"\n{name} " in printed for name in told["memory_gb"])
+
+
+def test_a_command_says_nothing_of_kernels_that_a_library_would_fetch() -> None:
+    """A processor with AVX512-BF16 shows it; another one passes in any case."""
+    command = [sys.executable, "-c", "from vla_align_ros.cli import main; main()", "train"]
+    command += ["--recipe", "debug_cpu"]
+    told = subprocess.run([*command, "--dry-run"], capture_output=True, text=True, check=True)
+    assert "parameters" in told.stdout
+    assert "kernels" not in told.stderr
