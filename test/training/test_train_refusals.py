@@ -252,11 +252,23 @@ def test_a_dry_run_needs_no_data_and_counts_what_would_train(
     told = run(parser.parse_args(options))
     network = PrismaticVLA(override(find_recipe("debug_cpu"), options[-1:]).model)
     assert told["parameters"] == sum(p.numel() for p in network.parameters())
-    assert told["missing_keys"] == told["unexpected_keys"] == []
+    assert told["missing_keys"] == told["unexpected_keys"] == [] and told["ok"]
     assert told["memory_gb"].keys() >= {"full", "lora", "qlora_nf4", "full_fsdp_8"}
     printed = capsys.readouterr().out
     assert f"{told['parameters']:,} parameters" in printed
     assert all(f"\n{name} " in printed for name in told["memory_gb"])
+
+
+def test_a_dry_run_of_a_checkpoint_that_does_not_fit_ends_as_failed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = {"recipe": "r", "parameters": 1, "assumptions": {}, "memory_gb": {}}
+    found["mismatched_shapes"] = ["head.weight"]
+    monkeypatch.setattr("training.preview.preview", lambda *_, **__: found)
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    assert run(parser.parse_args(["--recipe", "debug_cpu", "--dry-run"]))["ok"] is False
+    assert "mismatched shapes: head.weight" in capsys.readouterr().out
 
 
 def test_a_command_says_nothing_of_kernels_that_a_library_would_fetch() -> None:

@@ -9,6 +9,8 @@ from typing import Any
 from vla_align_ros.errors import ConfigurationError
 
 SUMMARY = "train a policy from a recipe, aligned or not; continues an interrupted run"
+# What a dry run finds of a checkpoint that does not fit.
+MISFITS = ("missing_keys", "unexpected_keys", "mismatched_shapes")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,7 +57,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
         result = preview(args.recipe, base=args.base, settings=settings)
         print_preview(result)
-        return result
+        return {**result, "ok": not any(result.get(key) for key in MISFITS)}
     missing = [name for name in ("data", "out") if not getattr(args, name)]
     if missing:
         raise ConfigurationError(
@@ -74,7 +76,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def print_preview(result: dict[str, Any]) -> None:
     """Print what a run would be: parameters, tensors that do not fit, memory a GPU by layout."""
     print(f"{result['recipe']}: {result['parameters']:,} parameters")
-    for key in ("missing_keys", "unexpected_keys", "mismatched_shapes"):
+    for key in MISFITS:
         for name in result.get(key, []):
             print(f"{key.replace('_', ' ')}: {name}")
     print("GB a GPU, where")
