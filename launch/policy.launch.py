@@ -11,6 +11,7 @@ from launch_ros.actions import ComposableNodeContainer, Node
 from launch_ros.descriptions import ComposableNode
 
 from vla_align_ros.flags import read_flag
+from vla_align_ros.share import CAMERA_PROFILE, PROFILE_VARIABLES
 
 SHARE = Path(get_package_share_directory("vla_align_ros"))
 DEFAULT_ROBOT = "widowx_sim"
@@ -179,7 +180,6 @@ def camera_node(value, flag):
         )
     if plugin:
         refuse_container(value, flag)
-    profile = str(SHARE / "config" / "fastdds_shm.xml")
     params = value["camera_params"]
     files = [find_file("camera_params", params)] if params else []
     driver = {
@@ -189,11 +189,7 @@ def camera_node(value, flag):
         "parameters": [*files, {"use_sim_time": flag["use_sim_time"]}],
     }
     process = {
-        # The first name until Jazzy, the second from Kilted (Fast DDS 3) on.
-        "additional_env": {
-            "FASTRTPS_DEFAULT_PROFILES_FILE": profile,
-            "FASTDDS_DEFAULT_PROFILES_FILE": profile,
-        },
+        "additional_env": dict.fromkeys(PROFILE_VARIABLES, str(SHARE / CAMERA_PROFILE)),
         "respawn": flag["use_respawn"],
         "output": "screen",
     }

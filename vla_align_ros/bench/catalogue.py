@@ -108,11 +108,13 @@ def pause(*names: str) -> Act:
     return lambda scene: scene.send(signal.SIGSTOP, *names)
 
 
-def pause_at_command(scene: Scene) -> None:
+def pause_at_command(scene: Scene) -> list[str]:
     """Stop the policy as its next command comes: it may hold locks of the middleware then."""
     seen = len(scene.stage.commands)
-    scene.stage.wait_for(lambda: len(scene.stage.commands) > seen, 2 * PERIOD_S)
+    came = scene.stage.wait_for(lambda: len(scene.stage.commands) > seen, 2 * PERIOD_S)
     scene.send(signal.SIGSTOP, "policy")
+    moving = came and scene.stage.commands[seen].moving
+    return [] if moving else ["no motion was commanded in the moment of the fault"]
 
 
 def resume(*names: str) -> Act:

@@ -1,6 +1,7 @@
 """A process of its own that sends the stop when the policy node, while it moves an arm, does not.
 
-It shares nothing with the policy but the topics: no lock, no memory, no interpreter, no model.
+It shares nothing with the policy but the topics: no lock, no interpreter, no model, and no memory
+unless its environment wants it so (`ros.transports`).
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ NEVER_S = 3600.0
 # before the stop is, and a dead one's subscription stays on the graph for a while.
 STOP_AGAIN_S = 1.0
 SHARES_MEMORY = (
-    "a policy that is frozen or killed in the act of publishing may delay this node's zero by "
+    "a policy that is frozen in the act of publishing may delay this node's zero by "
     "seconds: it shares memory through Fast DDS, as its environment wants it "
     f"({', '.join(PROFILE_VARIABLES)}, FASTDDS_BUILTIN_TRANSPORTS, or ROS_STATIC_PEERS beside "
     f"LOCALHOST). Start watchdog_node without, or with a profile like {tell_path(UDP_PROFILE)}"
