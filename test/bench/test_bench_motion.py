@@ -17,6 +17,7 @@ TIMEOUT_S = 0.1
 class Sent:
     arrived_s: float
     moving: bool
+    age_s: float = 0.001
 
 
 def ends(
@@ -36,6 +37,13 @@ def test_silence_ends_it_when_the_controller_has_waited() -> None:
 
 def test_a_zero_that_comes_after_the_timeout_ends_nothing() -> None:
     assert ends([Sent(1.0, True), Sent(1.2, False)]) == [("timeout", 1.1)]
+
+
+def test_a_command_that_comes_too_late_by_its_stamp_moves_nothing_and_ends_nothing() -> None:
+    late = [Sent(1.0, True), Sent(1.02, False, 0.11), Sent(2.0, True, 0.95)]
+    assert ends(late) == [("timeout", 1.1)]
+    assert not is_moving(late, 2.05, TIMEOUT_S)
+    assert ends([Sent(2.0, True, 0.1)]) == [("timeout", 2.1)]
 
 
 def test_every_end_is_found_and_a_motion_that_goes_on_has_none() -> None:

@@ -23,7 +23,10 @@ STILL = np.zeros((HORIZON, 7))
 
 
 class Rig:
-    """An active runner of a policy, and time that stands until it is moved."""
+    """An active runner of a policy, and time that stands until it is moved.
+
+    Ticks come when the test asks for them: `command_period_s` is long enough for none to be late.
+    """
 
     def __init__(
         self,
@@ -32,6 +35,7 @@ class Rig:
         interlock: InterlockConfig | None = None,
         limits: Limits = LIMITS,
         timeouts: Timeouts = TIMEOUTS,
+        command_period_s: float = 10.0,
         **options: object,
     ) -> None:
         self.now_s = self.steady_s = 100.0
@@ -41,7 +45,7 @@ class Rig:
         self.backend: FakeBackend | None = None
         self.runner = PolicyRunner(
             policy,
-            SafetyGate(limits, timeouts),
+            SafetyGate(limits, timeouts, command_period_s=command_period_s),
             clock=lambda: self.now_s,
             steady=lambda: self.steady_s,
             interlock=Interlock(interlock or InterlockConfig(start_armed=True)),

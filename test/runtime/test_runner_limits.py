@@ -55,7 +55,11 @@ def test_where_the_pose_stops_coming_the_arm_is_not_sent_out_of_its_workspace(
     down = np.zeros((HORIZON, 7))
     down[:, 2] = -3.0
     box = ((0.0, -1.0, 0.05), (1.0, 1.0, 1.0))
-    rig = make_rig(down, limits=Limits(0.25, 50.0, hold_factor=100.0, workspace_m=box))
+    rig = make_rig(
+        down,
+        limits=Limits(0.25, 50.0, hold_factor=100.0, workspace_m=box),
+        command_period_s=0.05,
+    )
     rig.runner.set_instruction(SAY)
     rig.feed()  # at 0.2 m, for the last time
     height_m, reason = 0.2, None

@@ -101,3 +101,47 @@ def test_a_plan_that_was_being_made_during_a_stop_is_refused(make_rig: MakeRig) 
     for _ in range(20):
         time.sleep(0.01)
         assert rig.hold_reason() in (Reason.PLANNING, Reason.STALE_IMAGE)
+
+
+def held_up(make_rig: MakeRig) -> Rig:
+    """A node that moved the arm, then did nothing for a second; by now a fresh plan is there."""
+    rig = make_rig(
+        interlock=InterlockConfig(start_armed=True, watchdog_timeout_s=0.5), command_period_s=0.05
+    )
+    rig.runner.interlock.note_watched(rig.steady_s)
+    rig.runner.set_instruction(SAY)
+    rig.runner.tick()  # from now on it is permitted, and plans count
+    rig.feed()
+    assert rig.runner.tick().command is not None
+    rig.pass_time(1.05)
+    rig.feed()
+    return rig
+
+
+def test_a_node_that_was_held_up_reads_who_stopped_it_before_anything_moves(
+    make_rig: MakeRig,
+) -> None:
+    rig = held_up(make_rig)
+    step = rig.runner.tick()
+    assert step.hold is not None and step.stop and step.hold.reason is Reason.OVERRUN
+    assert "1.05 s" in step.hold.detail
+    rig.runner.interlock.stop(STOP)  # it was there, and unread
+    rig.pass_time(0.05)
+    assert rig.hold_reason() is Reason.STOPPED
+
+
+def test_a_node_that_was_held_up_does_not_blame_the_watchdog_whose_word_waits(
+    make_rig: MakeRig,
+) -> None:
+    rig = held_up(make_rig)
+    assert rig.hold_reason() is Reason.OVERRUN
+    rig.runner.interlock.note_watched(rig.steady_s)
+    rig.pass_time(0.03)
+    assert rig.runner.tick().command is not None, "the plan was made in time and holds"
+
+
+def test_a_watchdog_that_is_silent_after_a_node_was_held_up_is_missed(make_rig: MakeRig) -> None:
+    rig = held_up(make_rig)
+    assert rig.hold_reason() is Reason.OVERRUN
+    rig.pass_time(0.03)
+    assert rig.hold_reason() is Reason.UNWATCHED

@@ -250,23 +250,19 @@ def test_however_old_the_pose_the_arm_stays_within_its_space(
         path.append((now_s, arm))
 
 
-@pytest.mark.parametrize(
-    ("gap_s", "speed", "closed"), [(0.09, 0.25, 0.09), (0.11, 0.05, 0.05), (0.6, 0.05, 0.05)]
-)
-def test_after_a_gap_in_which_the_arm_was_stopped_it_speeds_up_from_zero(
-    gap_s: float, speed: float, closed: float
-) -> None:
+def test_after_a_gap_in_which_the_arm_was_stopped_it_speeds_up_from_zero() -> None:
     motion = MotionLimits(linear_m_s2=1.0, gripper_per_s=1.0)
     gate = SafetyGate(replace(LIMITS, motion=motion), GATE.timeouts, command_period_s=0.05)
     cruising = replace(GOOD, action=plan([0.05, 0, 0, 0, 0, 0, 0.0]), gripper=1.0)
     for _ in range(10):
         before = gate.check(cruising)
-    after = gate.check(replace(cruising, since_tick_s=gap_s))
+    hold = gate.check(replace(cruising, since_tick_s=0.6, overrun_s=0.6, gripper=0.6))
+    after = gate.check(replace(cruising, gripper=0.6))
     assert isinstance(before, Command) and isinstance(after, Command)
-    assert (before.twist[0], after.twist[0]) == (pytest.approx(0.25), pytest.approx(speed))
-    # Nobody stops a gripper for its silence: it goes on from what it was told.
+    assert isinstance(hold, Hold) and hold.reason is Reason.OVERRUN and "0.60 s" in hold.detail
+    assert (before.twist[0], after.twist[0]) == (pytest.approx(0.25), pytest.approx(0.05))
     assert before.gripper == pytest.approx(0.5)
-    assert after.gripper == pytest.approx(0.5 - closed)
+    assert after.gripper == pytest.approx(0.6 - 0.05), "as after any hold, from where it is"
 
 
 def test_a_tick_that_comes_late_speeds_up_no_faster_than_the_longest_one() -> None:
@@ -346,6 +342,7 @@ def test_the_names_of_reasons_are_public() -> None:
         "dead_man",
         "unwatched",
         "no_instruction",
+        "overrun",
         "stale_instruction",
         "stale_image",
         "stale_state",

@@ -211,6 +211,8 @@ FAULTS = (
           camera("ok")),
     Fault("camera_killed", "camera process killed", kill("camera"), IMAGE_TIMEOUT_S, IMAGE,
           restart_camera),
+    Fault("camera_killed_sending", "camera killed while it sends, to the arm's controller too",
+          camera("die"), 2 / 30 + IMAGE_TIMEOUT_S, (*IMAGE, *QUIET), restart_camera),
     Fault("camera_frozen", "camera repeats one stamp", camera("frozen"), IMAGE_TIMEOUT_S, IMAGE,
           camera("ok")),
     Fault("camera_slow", "camera at one picture a second", camera("slow"), IMAGE_TIMEOUT_S, IMAGE,

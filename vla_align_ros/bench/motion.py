@@ -8,7 +8,7 @@ from typing import Protocol
 
 
 class Arrived(Protocol):
-    """A command: when it arrived (monotonic seconds), and whether it is about motion."""
+    """A command: when it arrived, whether it is about motion, and how old its stamp was then."""
 
     @property
     def arrived_s(self) -> float:
@@ -18,6 +18,11 @@ class Arrived(Protocol):
     @property
     def moving(self) -> bool:
         """Whether it is not zero."""
+        ...
+
+    @property
+    def age_s(self) -> float:
+        """Seconds."""
         ...
 
 
@@ -34,13 +39,16 @@ def find_motion_ends(
 ) -> list[MotionEnd]:
     """Every end of motion in (since_s, until_s], in order; a motion that goes on has none.
 
-    A command counts for `timeout_s` after its arrival, as in MoveIt Servo.
+    A command counts for `timeout_s` after its arrival, and not at all if its stamp was older than
+    that by then, as in MoveIt Servo.
     """
     ends = []
     moving_s: float | None = None
     for command in commands:
         if command.arrived_s > until_s:
             break
+        if command.age_s > timeout_s:
+            continue
         if moving_s is not None and command.arrived_s > moving_s + timeout_s:
             ends.append(MotionEnd(moving_s + timeout_s, "timeout"))
             moving_s = None
@@ -58,6 +66,6 @@ def is_moving(commands: Iterable[Arrived], at_s: float, timeout_s: float) -> boo
     """Whether the arm moves at a moment."""
     last: Arrived | None = None
     for command in commands:
-        if command.arrived_s <= at_s:
+        if command.arrived_s <= at_s and command.age_s <= timeout_s:
             last = command
     return last is not None and last.moving and at_s <= last.arrived_s + timeout_s

@@ -81,6 +81,7 @@ def measure_node(kind: str, bundle: Path, out: Path, seconds: float) -> Run:
         width=WIDTH,
         height=HEIGHT,
         camera_rate_hz=CAMERA_RATE_HZ,
+        count_frames=True,
         watchdog=False,
         executable=EXECUTABLES[kind],
         parameters=parameters,

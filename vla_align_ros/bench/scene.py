@@ -41,6 +41,7 @@ class Setup:
     width: int = 224
     height: int = 224
     camera_rate_hz: float = 30.0
+    count_frames: bool = False
     watchdog: bool = True
     executable: str = "bench.under_test"
     parameters: Mapping[str, ParameterValue] = field(default_factory=dict)
@@ -131,6 +132,7 @@ class Scene:
             "width": setup.width,
             "height": setup.height,
             "compressed": setup.compressed,
+            "count": setup.count_frames,
         }
         remaps = {
             "~/image": f"{POLICY}/image",

@@ -23,6 +23,7 @@ PAGE_MIB = 4096 / 2**20
 SETUP = Setup(
     width=640,
     height=480,
+    count_frames=True,
     executable="policy_node",
     parameters={"thread_priority": PRIORITY},
 )

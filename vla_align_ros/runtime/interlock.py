@@ -121,7 +121,7 @@ class Interlock:
         self._watched_s = now_s
 
     def check(self, now_s: float) -> Hold | None:
-        """Why the arm must not move at `now_s`; None if it may.
+        """Why the arm must not move at `now_s`, until when all messages were read; None if it may.
 
         In order: the stop, not armed, taken over, dead-man switch let go, no watchdog.
         """
@@ -139,7 +139,7 @@ class Interlock:
             (Reason.UNWATCHED, "watchdog heard", self._watched_s, config.watchdog_timeout_s),
         ):
             age_s = math.inf if heard_s is None else now_s - heard_s
-            if believed_s > 0 and not 0 <= age_s <= believed_s:
+            if believed_s > 0 and not age_s <= believed_s:
                 since = "" if heard_s is None else f" for {age_s:.2f} s"
                 return Hold(reason, f"no {what}{since}")
         return None

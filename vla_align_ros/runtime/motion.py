@@ -77,13 +77,9 @@ class MotionLimiter:
         None where that is not known: somebody else may have moved it, so the next opening is taken
         as it is, unless it is measured by then.
         """
-        self.stand()
-        self._gripper = gripper
-
-    def stand(self) -> None:
-        """The arm got no command for so long that it stands; its gripper goes on as it was told."""
         self._twist[:] = 0.0
         self._acceleration[:] = 0.0
+        self._gripper = gripper
 
     def limit(
         self, twist: Vector, gripper: float, dt_s: float, measured: float | None = None

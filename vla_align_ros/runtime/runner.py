@@ -23,6 +23,7 @@ from vla_align_ros.runtime.sight import SightLoop
 from vla_align_ros.runtime.sources import RobotState, Source
 from vla_align_ros.runtime.stops import Hold, Reason, StopRecord
 from vla_align_ros.runtime.strategies import Strategy, check_strategy
+from vla_align_ros.runtime.ticks import Tick, Ticks
 
 T = TypeVar("T")
 CLOCK_JUMP_S = 0.1
@@ -90,7 +91,7 @@ class PolicyRunner:
         self._plans_before = 0
         self._last_plan = 0
         self._last_now_s = float("-inf")
-        self._last_tick_s = 0.0
+        self._ticks = Ticks(gate.command_period_s)
         self._last_pose: tuple[NDArray[np.float64], float] | None = None  # and when it was measured
         self._last_sight_s = float("-inf")
         self._instruction_s = float("-inf")
@@ -161,8 +162,9 @@ class PolicyRunner:
     def activate(self) -> None:
         """Start with nothing planned; ConfigurationError while an old inference still hangs."""
         self._forget()
-        self._last_tick_s = self._steady()
-        self._permitted = self.interlock.check(self._last_tick_s) is None
+        begun_s = self._steady()
+        self._ticks.begin(begun_s)
+        self._permitted = self.interlock.check(begun_s) is None
         self._planner.start()
         self._active = True
 
@@ -231,6 +233,7 @@ class PolicyRunner:
         When a person forbids motion, and when it is permitted again, what was planned is dropped.
         """
         now_s, steady_s = self._clock(), self._steady()
+        tick = self._ticks.take(steady_s)
         back_s = self._last_now_s - now_s
         jumped = back_s > CLOCK_JUMP_S
         if jumped:
@@ -238,12 +241,11 @@ class PolicyRunner:
             self.metrics.count("clock_jumps_back")
         self._last_now_s = now_s
         self._note_pose(now_s, steady_s)
-        forbidden = self.interlock.check(steady_s)
+        forbidden = self.interlock.check(tick.read_s)
         if self._permitted != (forbidden is None):
             self._permitted = forbidden is None
             self._drop_plans()
-        decision = self._gate.check(self._situation(now_s, steady_s, forbidden))
-        self._last_tick_s = steady_s
+        decision = self._gate.check(self._situation(now_s, steady_s, tick, forbidden))
         if isinstance(decision, Hold):
             if jumped:
                 told = f"the clock went back by {back_s:.2f} s; {decision.detail}"
@@ -260,7 +262,9 @@ class PolicyRunner:
             self.metrics.observe_ms("total", 1e3 * (now_s - decision.action.observation_stamp_s))
         return Step(command=decision)
 
-    def _situation(self, now_s: float, steady_s: float, forbidden: Hold | None) -> Situation:
+    def _situation(
+        self, now_s: float, steady_s: float, tick: Tick, forbidden: Hold | None
+    ) -> Situation:
         with_pose = self._commands_need_pose
         pose = self.state.pose
         action = self._buffer.action_at(now_s)
@@ -284,7 +288,8 @@ class PolicyRunner:
             active=self._active,
             instruction_age_s=steady_s - self._instruction_s,
             action_age_s=0.0 if action is None else now_s - action.observation_stamp_s,
-            since_tick_s=steady_s - self._last_tick_s,
+            since_tick_s=tick.since_s,
+            overrun_s=tick.overrun_s,
         )
 
     def _note_hold(self, hold: Hold) -> bool:

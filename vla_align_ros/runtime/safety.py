@@ -15,7 +15,6 @@ from vla_align_ros.runtime.boxes import Box, check_box, confine
 from vla_align_ros.runtime.chunks import ScheduledAction
 from vla_align_ros.runtime.motion import MotionLimiter, MotionLimits, Travel
 from vla_align_ros.runtime.stops import Hold, Reason
-from vla_align_ros.runtime.watchdog import PERIODS
 
 LONGEST_TICK_S = 0.2  # a later tick speeds up no faster than this one would
 
@@ -107,7 +106,7 @@ class Situation:
     answered the current instruction, `ahead_s` how far ahead of this clock the last one was
     stamped if it was refused for that; `position_m` (3,) is the end effector in the command frame,
     measured `position_age_s` ago; `gripper` the measured opening, None where it is not known;
-    `since_tick_s` the time since the last decision.
+    `since_tick_s` the time since the last decision, `overrun_s` how long there was none (see Tick).
     """
 
     instruction: str | None
@@ -129,6 +128,7 @@ class Situation:
     instruction_age_s: float = 0.0
     action_age_s: float = 0.0
     since_tick_s: float = 0.05
+    overrun_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,8 +145,7 @@ class SafetyGate:
 
     Reads no clock. It remembers the last command, from which it limits the next one, and the way
     commanded since the pose was measured, which tells where the arm is by now. A command stays in
-    force for `command_period_s`; after a gap of two of them, the watchdog's limit, the arm stands
-    and the next one starts from zero.
+    force for `command_period_s`.
     """
 
     def __init__(
@@ -154,7 +153,7 @@ class SafetyGate:
     ) -> None:
         self.limits = limits
         self.timeouts = timeouts
-        self._command_period_s = command_period_s
+        self.command_period_s = command_period_s
         self._travel = Travel(timeouts.state_s)
         self._limiter = MotionLimiter(
             limits.motion, linear_m_s=limits.linear_m_s, angular_rad_s=limits.angular_rad_s
@@ -163,10 +162,6 @@ class SafetyGate:
     def check(self, situation: Situation) -> Command | Hold:
         """Decide for one tick; order: person, inputs, inference, plan, the command itself."""
         self._travel.note(self._limiter.twist[:3], situation.since_tick_s)
-        if situation.since_tick_s > PERIODS * self._command_period_s:
-            # The watchdog's zero or the controller's timeout has stopped the arm by now.
-            self._limiter.stand()
-            situation = replace(situation, since_tick_s=self._command_period_s)
         decision = self._decide(situation)
         if isinstance(decision, Hold):
             self._limiter.rest(situation.gripper)
@@ -200,6 +195,9 @@ class SafetyGate:
             return situation.forbidden
         if situation.instruction is None:
             return Hold(Reason.NO_INSTRUCTION)
+        if situation.overrun_s is not None:
+            told = f"nothing was decided for {situation.overrun_s:.2f} s; first, messages are read"
+            return Hold(Reason.OVERRUN, told)
         late = _judge_limit(situation.instruction_age_s, self.timeouts.instruction_s, "instruction")
         if late is not None:
             return Hold(Reason.STALE_INSTRUCTION, late)
@@ -240,7 +238,7 @@ class SafetyGate:
             if position_m is None or not np.isfinite(position_m).all():
                 return Hold(Reason.STALE_STATE, "the end effector's position is unknown")
             way_m = self._travel.within(situation.position_age_s)
-            held_s = max(scheduled.period_s, self._command_period_s)
+            held_s = max(scheduled.period_s, self.command_period_s)
             limited[:3] = confine(
                 limited[:3],
                 # Where the arm is if it did not follow since, and if it did.

@@ -17,6 +17,7 @@ class Reason(str, Enum):
     DEAD_MAN = "dead_man"
     UNWATCHED = "unwatched"
     NO_INSTRUCTION = "no_instruction"
+    OVERRUN = "overrun"
     STALE_INSTRUCTION = "stale_instruction"
     STALE_IMAGE = "stale_image"
     STALE_STATE = "stale_state"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import array
 import io
+import random
+import signal
 import time
 from typing import Any
 
@@ -25,6 +27,7 @@ from vla_align_ros.ros.running import run_node
 LATEST = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
 RELIABLE = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
 SLOW_S = 1.0
+DIE_S = 1e-3  # what it takes to send a picture and its number, about
 ENCODINGS = {"mono16": 2, "bgr8": 3, "mono8": 1}
 CAMERA_DECLARATIONS = (
     Declaration("bundle", "", "bundle whose first golden picture is shown"),
@@ -32,6 +35,7 @@ CAMERA_DECLARATIONS = (
     Declaration("width", 640, "columns", 8, 4096),
     Declaration("height", 480, "rows", 8, 4096),
     Declaration("compressed", False, "JPEG on ~/image/compressed instead of rgb8 on ~/image"),
+    Declaration("count", False, "tell on ~/frames_sent how many pictures were sent"),
 )
 
 
@@ -40,8 +44,8 @@ class CameraNode(Node):
 
     Words: `ok`, `frozen` (the same stamp again and again), `slow` (one in `SLOW_S`), `silent`,
     `truncated` (half of the bytes), `mono16` (an encoding that nobody takes), `bgr8`, `mono8`,
-    `half` (half the size), `zero_size`, `noise` (a JPEG of random bytes). Counts what was sent on
-    `~/frames_sent`.
+    `half` (half the size), `zero_size`, `noise` (a JPEG of random bytes), `die` (is killed
+    by the kernel in the act of sending a picture, or its number on `~/frames_sent`).
     """
 
     def __init__(self) -> None:
@@ -56,6 +60,7 @@ class CameraNode(Node):
         self._frozen: Any = None
         self._last_s = 0.0
         self._sent = 0
+        self._counts = bool(value["count"])
         self._image = self.create_publisher(Image, "~/image", LATEST)
         self._packed = self.create_publisher(CompressedImage, "~/image/compressed", LATEST)
         self._count = self.create_publisher(UInt64, "~/frames_sent", RELIABLE)
@@ -80,9 +85,12 @@ class CameraNode(Node):
             else self._raw.get(word, self._raw["ok"])
         )
         message.header.stamp = stamp
+        if word == "die":  # by the default of SIGALRM: no Python runs any more
+            signal.setitimer(signal.ITIMER_REAL, random.uniform(0.0, DIE_S) + 1e-6)
         (self._packed if self._compressed else self._image).publish(message)
         self._sent += 1
-        self._count.publish(UInt64(data=self._sent))
+        if self._counts or word == "die":
+            self._count.publish(UInt64(data=self._sent))
 
 
 RAW_WORDS = ("ok", "truncated", "mono16", "bgr8", "mono8", "half", "zero_size")

@@ -57,6 +57,7 @@ class Sent:
     arrived_s: float
     stamp_s: float
     moving: bool
+    age_s: float  # of the stamp when it arrived, by this process's ROS time
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,7 +242,8 @@ class Stage:
         received_s = 1e-9 * info["received_timestamp"]
         waited_s = time.time() - received_s if received_s else 0.0
         stamp_s = stamp_to_s(message.header.stamp)
-        self.commands.append(Sent(time.monotonic() - waited_s, stamp_s, moving))
+        age_s = self.now_s() - waited_s - stamp_s
+        self.commands.append(Sent(time.monotonic() - waited_s, stamp_s, moving, age_s))
 
     def _on_frames(self, message: UInt64) -> None:
         self.frames_sent = message.data

@@ -33,6 +33,8 @@ MENDS = {
     "dead_man": "hold the dead-man switch",
     "unwatched": "start its watchdog_node, see what that logs; or set watchdog_timeout_s: 0.0",
     "no_instruction": "give an instruction",
+    "overrun": "see what kept policy_node from running (load on its cores, a process that was "
+    "killed or frozen while it shared memory); thread_priority helps against load",
 }
 
 
