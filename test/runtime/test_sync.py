@@ -45,6 +45,34 @@ def test_the_nearest_neighbour_is_taken_not_the_first_within_the_tolerance() -> 
     assert put(sync, "b", 1.0) == {"a": 1.0, "b": 1.0}
 
 
+def test_the_nearest_is_taken_on_either_side() -> None:
+    for before, after, nearest in ((0.9805, 1.02, 0.9805), (0.98, 1.0195, 1.0195)):
+        sync = make()
+        put(sync, "a", before)
+        put(sync, "a", after)
+        assert put(sync, "b", 1.0) == {"a": nearest, "b": 1.0}
+
+
+def test_a_stamp_that_is_repeated_does_not_push_out_what_came_before_it() -> None:
+    sync = make()
+    for stamp_s in (0.9, 1.0, 1.0):
+        put(sync, "a", stamp_s)
+    assert put(sync, "b", 0.9) == {"a": 0.9, "b": 0.9}
+
+
+def test_what_is_known_is_no_set_again() -> None:
+    sync = make()
+    put(sync, "a", 1.0)
+    assert put(sync, "b", 1.0)
+    assert put(sync, "a", 1.1) is None, "b has nothing newer yet"
+
+
+def test_the_tolerance_itself_is_within_it() -> None:
+    sync = make(tolerance_s=0.5)
+    put(sync, "a", 1.0)
+    assert put(sync, "b", 1.5) == {"a": 1.0, "b": 1.5}
+
+
 def test_the_slowest_source_sets_the_pace() -> None:
     sync = make()
     sets = []
@@ -76,7 +104,10 @@ def test_nothing_is_put_together_with_what_was_before_clear() -> None:
     sync = make()
     put(sync, "a", 1.0)
     sync.clear()
-    assert put(sync, "b", 1.0) is None
+    assert put(sync, "b", 1.0) is None and sync.spread_s is None
+    assert put(sync, "a", 1.0) == {"a": 1.0, "b": 1.0}
+    sync.clear()
+    assert sync.spread_s is None
 
 
 def test_a_silent_source_does_not_let_the_others_pile_up() -> None:

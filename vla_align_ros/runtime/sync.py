@@ -29,7 +29,8 @@ class Synchroniser(Generic[T]):
     A set is complete once every source has reached the stamp of the slowest one, so that both
     neighbours of that stamp are known: the nearest are taken, and nothing is guessed. Sources of
     one rate thus give a set a period, sources of different rates one for each sample of the
-    slowest. The sets' oldest stamps never go back. With one source every sample is a set.
+    slowest; their stamps go back no more than the sources' do. With one source every sample is a
+    set.
 
     Raises ConfigurationError without sources, or on a tolerance that is no number above 0.
     """
@@ -58,7 +59,6 @@ class Synchroniser(Generic[T]):
         recent = self._recent[name]
         if recent and sample.stamp_s < recent[-1].stamp_s:
             recent.clear()
-            self._last = {}
         recent.append(sample)
         if not all(self._recent.values()):
             return None
@@ -72,7 +72,8 @@ class Synchroniser(Generic[T]):
                 samples.popleft()  # no later anchor is nearer to it than to its successor
         stamps = [seen.stamp_s for seen in found.values()]
         self.spread_s = max(stamps) - min(stamps)
-        if self.spread_s > self.tolerance_s or not self._is_new(found):
+        known = all(seen is self._last.get(name) for name, seen in found.items())
+        if self.spread_s > self.tolerance_s or known:
             return None
         self._last = found
         return found
@@ -81,12 +82,4 @@ class Synchroniser(Generic[T]):
         """Forget every sample."""
         for recent in self._recent.values():
             recent.clear()
-        self._last = {}
         self.spread_s = None
-
-    def _is_new(self, found: dict[str, Sample[T]]) -> bool:
-        if not self._last:
-            return True
-        if all(found[name] is self._last[name] for name in found):
-            return False
-        return min(s.stamp_s for s in found.values()) >= min(s.stamp_s for s in self._last.values())
