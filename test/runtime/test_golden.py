@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from sample_policy import make_bundle
@@ -10,7 +12,11 @@ from vla_align_ros.contract.spec import ACTION_NAMES
 from vla_align_ros.errors import BundleError
 from vla_align_ros.inference import FakeBackend, open_backend
 from vla_align_ros.runtime.golden import (
+    action_error,
+    clip_gripper,
     compare_actions,
+    judge_actions,
+    judge_agreement,
     judge_errors,
     prove_bundle,
     replay_golden,
@@ -93,3 +99,87 @@ def test_a_precision_without_limits_is_refused_with_those_there_are():
         BundleError, match=r"got 'fp4'; expected auto or auto_weights or .* or int8 or"
     ):
         find_golden_limits("fp4")
+
+
+# -- each gate alone ----------------------------------------------------------------------------
+LIMITS = GoldenLimits(1.0, 1.0, 0.1, noise=2.0, agreement=0.75)
+
+
+def test_an_error_of_the_limit_itself_is_within_it():
+    errors = compare_actions(np.zeros((1, 1, 7)), np.zeros((1, 1, 7)))
+    errors["dx"]["max"] = 1.0
+    assert judge_errors(errors, LIMITS)["ok"]
+
+
+def test_tokens_agree_by_the_share_of_actions_that_are_the_same_but_for_rounding():
+    reference = np.full((1, 4, 7), 0.5)
+    reference[..., 6] = 1.2  # a robot's gripper opens to 1
+    actions = np.full((1, 4, 7), 0.5 + 1e-7)
+    actions[..., 6] = 1.0
+    assert judge_agreement(actions, reference, LIMITS) == {"share": 1.0, "limit": 0.75, "ok": True}
+    actions[0, 0] += 1e-5  # far from a bin, and no rounding
+    assert judge_agreement(actions, reference, LIMITS)["share"] == 0.75
+    assert judge_agreement(actions, reference, LIMITS)["ok"]
+    actions[0, 1, 0] += 1e-5
+    assert not judge_agreement(actions, reference, LIMITS)["ok"]
+
+
+def test_errors_count_as_multiples_of_the_noise_of_bfloat16(tmp_path):
+    bundle = make_bundle(tmp_path)
+    reference = bundle.golden()["reference_actions"]
+    actions = reference + 0.01
+    assert judge_actions(bundle, actions, reference, LIMITS) is None, "the noise is not known"
+    error = action_error(bundle.processor, actions, reference)
+    for floor, ok in ((error / 1.9, True), (error / 2.1, False)):
+        bundle.manifest["provenance"]["export"] = {"noise_floor": floor}
+        judged = judge_actions(bundle, actions, reference, LIMITS)
+        row = judged["outputs"]["policy.actions"]
+        assert judged["ok"] is ok and row["ratio"] == pytest.approx(error / floor)
+
+
+def test_a_gripper_beyond_what_a_robot_does_is_no_error(tmp_path):
+    processor = make_bundle(tmp_path).processor
+    far, near = np.zeros((1, 1, 7)), np.zeros((1, 1, 7))
+    far[..., 6], near[..., 6] = 1.5, 1.0
+    assert action_error(processor, far, near) == action_error(processor, near, far) == 0.0
+    assert action_error(processor, far, -far) > 0.0
+
+
+@pytest.mark.parametrize("precision", [None, "fp32"])
+def test_a_proof_is_by_the_precision_that_the_backend_computes_in(tmp_path, precision):
+    bundle = make_bundle(tmp_path, noise=0.01, precision="int8")
+    proof = prove_bundle(bundle, open_onnx(bundle), precision)
+    assert (proof["precision"], proof["ok"]) == (precision or "int8", precision is None)
+
+
+@pytest.mark.parametrize(
+    ("failing", "by"),
+    [({}, []), ({"push": 1.0}, ["dimensions"]), ({"floor": 1e-9}, ["numbers"]),
+     ({"decode": 1e-4}, ["agreement"])],
+)  # fmt: skip
+def test_any_gate_that_fails_fails_the_proof(tmp_path, monkeypatch, failing, by):
+    bundle = make_bundle(tmp_path, precision="fp16")
+    reference = bundle.golden()["reference_actions"]
+    actions = clip_gripper(reference)
+    actions[0, 0, 0] += failing.get("push", 0.0) * 2e-3
+    actions[..., 1] += failing.get("decode", 5e-7)  # metres
+    monkeypatch.setattr("vla_align_ros.runtime.golden.replay_golden", lambda *_: actions)
+    marked = SimpleNamespace(
+        manifest={
+            "provenance": {
+                "precision": "fp16",
+                "export": {"noise_floor": failing.get("floor", 1.0)},
+            }
+        },
+        golden=bundle.golden,
+        processor=bundle.processor,
+        acting_graphs=[SimpleNamespace(name="decode")] if "decode" in failing else [],
+    )
+    proof = prove_bundle(marked, FakeBackend(np.zeros((4, 7))))
+    gates = {
+        "dimensions": all(row["ok"] for row in proof["dimensions"].values()),
+        "numbers": proof["numbers"]["ok"],
+        "agreement": proof["agreement"] is None or proof["agreement"]["ok"],
+    }
+    assert [name for name, ok in gates.items() if not ok] == by
+    assert proof["ok"] is (by == [])

@@ -11,7 +11,12 @@ from sample_policy import make_bundle
 from vla_align_ros.errors import BundleError
 from vla_align_ros.runtime.golden import prove_bundle
 from vla_align_ros.runtime.policy import Policy
-from vla_align_ros.runtime.proofs import find_proof, keep_proof, require_proof
+from vla_align_ros.runtime.proofs import (
+    complete_proof,
+    find_proof,
+    keep_proof,
+    require_proof,
+)
 
 
 class Counting:
@@ -86,3 +91,41 @@ def test_a_report_that_holds_something_else_proves_nothing(tmp_path: Path, proof
     policy.bundle.change_report(lambda report: {"proofs": proofs})
     with pytest.raises(BundleError, match="no proof"):
         require_proof(policy)
+
+
+BEHAVIOUR = {"ok": True, "reference_id": "ab" * 32}
+
+
+@pytest.mark.parametrize(
+    ("before", "kept"),
+    [
+        ({"behaviour": BEHAVIOUR}, BEHAVIOUR),
+        ({"behaviour": BEHAVIOUR, "precision": "fp16"}, None),
+        ({"behaviour": {"ok": True}}, None),
+        ({}, None),
+    ],
+)
+def test_behaviour_that_was_measured_stays_for_the_same_precision_and_a_named_reference(
+    tmp_path: Path, before: dict[str, object], kept: object
+) -> None:
+    policy = open_proved(tmp_path, **before)
+    proof = prove_bundle(policy.bundle, policy.backend)
+    assert complete_proof(policy, proof) == ({**proof, "behaviour": kept} if kept else proof)
+    again = {**proof, "behaviour": {"ok": False, "reference_id": "cd" * 32}}
+    assert complete_proof(policy, again) == again, "what was measured now counts"
+
+
+def test_a_proof_takes_the_place_of_its_own_backend_alone_and_is_the_last(tmp_path: Path) -> None:
+    policy = open_proved(tmp_path)
+    first = find_proof(policy)
+    policy.backend.name = "other"
+    keep_proof(policy, {"ok": False, "number": 2})
+    report = policy.bundle.report()
+    assert report["proofs"] == {"onnx": first, "other": {"ok": False, "number": 2}}
+    assert report["verify"] == {"ok": False, "number": 2}
+
+
+def test_a_proof_that_is_made_again_is_by_the_precision_of_the_backend(tmp_path: Path) -> None:
+    policy = open_proved(tmp_path, runs_on="elsewhere", precision="fp16")
+    policy.backend.precision = "fp16"
+    assert require_proof(policy)[0]["precision"] == policy.precision == "fp16"

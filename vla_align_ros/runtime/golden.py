@@ -96,9 +96,7 @@ def prove_bundle(bundle: Bundle, backend: Backend, precision: str | None = None)
     numbers = judge_actions(bundle, actions, reference, limits)
     agreement = None
     if any(spec.name == "decode" for spec in bundle.acting_graphs):
-        same = np.isclose(actions, clip_gripper(reference), rtol=0.0, atol=_SAME)
-        agreement = {"share": float(same.mean()), "limit": limits.agreement}
-        agreement["ok"] = agreement["share"] >= limits.agreement
+        agreement = judge_agreement(actions, reference, limits)
     parts = [part["ok"] for part in (verdict, numbers, agreement) if part is not None]
     return {
         "ok": all(parts),
@@ -128,6 +126,15 @@ def judge_actions(
     error = {"policy": {"actions": {"error": action_error(bundle.processor, actions, reference)}}}
     floors = {"policy": {"actions": {"error": float(floor)}}}
     return judge_numbers(error, floors, limits.noise, limits.agreement)
+
+
+def judge_agreement(
+    actions: npt.NDArray[np.float64], reference: npt.NDArray[np.float64], limits: GoldenLimits
+) -> dict[str, Any]:
+    """Hold the share of actions that a token policy's tokens agree on: {"share", "limit", "ok"}."""
+    same = np.isclose(actions, clip_gripper(reference), rtol=0.0, atol=_SAME)
+    share = float(same.mean())
+    return {"share": share, "limit": limits.agreement, "ok": share >= limits.agreement}
 
 
 def action_error(
