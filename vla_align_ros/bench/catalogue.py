@@ -83,6 +83,11 @@ def next_plan_s(scene: Scene) -> float:
     return 1.0 / scene.setup.camera_rate_hz + 2e-3 * one_ms
 
 
+def last_picture_s(scene: Scene) -> float:
+    """Until the picture is stale in whose sending the camera dies: the next one, or that after."""
+    return 2.0 / scene.setup.camera_rate_hz + IMAGE_TIMEOUT_S
+
+
 def camera(word: str) -> Act:
     """Tell the camera to do something wrong."""
     return lambda scene: scene.camera.set(word)
@@ -212,7 +217,7 @@ FAULTS = (
     Fault("camera_killed", "camera process killed", kill("camera"), IMAGE_TIMEOUT_S, IMAGE,
           restart_camera),
     Fault("camera_killed_sending", "camera killed while it sends, to the arm's controller too",
-          camera("die"), 2 / 30 + IMAGE_TIMEOUT_S, (*IMAGE, *QUIET), restart_camera),
+          camera("die"), last_picture_s, (*IMAGE, *QUIET), restart_camera),
     Fault("camera_frozen", "camera repeats one stamp", camera("frozen"), IMAGE_TIMEOUT_S, IMAGE,
           camera("ok")),
     Fault("camera_slow", "camera at one picture a second", camera("slow"), IMAGE_TIMEOUT_S, IMAGE,
