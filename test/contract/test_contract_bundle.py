@@ -494,14 +494,15 @@ def test_the_disk_has_all_of_a_bundle_before_it_has_its_name(tmp_path, monkeypat
         synced.add(Path(os.readlink(f"/proc/self/fd/{descriptor}")))
 
     def note_move(source: Path, target: Path) -> None:
-        at_the_move.append(({source, *source.rglob("*")} - synced, tmp_path in synced))
+        missing = {source, *source.rglob("*")} - synced
+        at_the_move.append((source.parent, missing, tmp_path in synced))
         rename(source, target)
 
     (tmp_path / "policy.onnx.data").write_bytes(b"weights")
     monkeypatch.setattr(os, "fsync", note_sync)
     monkeypatch.setattr(os, "rename", note_move)
     write(tmp_path)
-    assert at_the_move == [(set(), False)]
+    assert at_the_move == [(tmp_path, set(), False)]
     assert tmp_path in synced, "and then the name, too"
 
 
@@ -533,10 +534,31 @@ def test_a_report_can_be_written_along_and_parents_are_made(tmp_path):
 
 
 def test_weights_beside_a_graph_are_taken_along(tmp_path):
-    (tmp_path / "policy.onnx.data").write_bytes(b"weights")
-    bundle = write(tmp_path)
-    assert (bundle.path / "model" / "policy.onnx.data").read_bytes() == b"weights"
-    assert "model/policy.onnx.data" in bundle.manifest["files"]
+    graph = make_graph(tmp_path / "export.onnx")
+    (tmp_path / "export.onnx.data").write_bytes(b"weights")
+    bundle = write(tmp_path, graphs={"policy": graph})
+    assert (bundle.path / "model" / "export.onnx.data").read_bytes() == b"weights"
+    assert "model/export.onnx.data" in bundle.manifest["files"]
+
+
+def test_weights_of_two_graphs_never_overwrite_each_other(tmp_path):
+    graphs = {}
+    for name in ("policy", "other"):
+        (tmp_path / name).mkdir()
+        graphs[name] = make_graph(tmp_path / name / "export.onnx")
+        (tmp_path / name / "export.onnx.data").write_bytes(name.encode())
+    with pytest.raises(BundleError, match=r"share a file name: got export\.onnx\.data"):
+        write(tmp_path, graphs=graphs)
+    assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_a_graph_is_the_same_file_only_on_demand_even_if_a_link_leads_to_it(tmp_path, link):
+    graph = make_graph(tmp_path / "export.onnx")
+    (tmp_path / "latest.onnx").symlink_to(graph)
+    bundle = write(tmp_path, graphs={"policy": tmp_path / "latest.onnx"}, link=link)
+    assert bundle.graph_path().read_bytes() == graph.read_bytes()
+    assert bundle.graph_path().samefile(graph) is link
 
 
 def test_a_report_that_two_change_at_once_keeps_what_both_put_there(folder):
