@@ -75,7 +75,7 @@ class Objective(nn.Module):
             ground = grounding_loss(output.grounding, batch["grounding"])
             scalars["loss/grounding"] = ground.detach()
             total = total + self.weights.grounding * ground
-        if self.weights.tokens > 0.0 and output.actions is not None:
+        if self.weights.tokens > 0.0:
             words = self._token_loss(output, batch)
             scalars["loss/tokens"] = words.detach()
             total = total + self.weights.tokens * words

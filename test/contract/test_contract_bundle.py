@@ -103,8 +103,10 @@ def test_a_bundle_may_be_reached_through_a_link_and_moved(folder, tmp_path):
 
 
 def test_a_place_that_one_may_not_look_at_is_refused(folder, tmp_path, monkeypatch):
-    with pytest.raises(BundleError, match="cannot be opened"):
-        Bundle.open(tmp_path / ("a" * 300))
+    (tmp_path / "loop").symlink_to("loop")
+    for name in ("a" * 300, "a\0b", "loop"):
+        with pytest.raises(BundleError, match="cannot be opened"):
+            Bundle.open(tmp_path / name)
 
     def refuse(path: Path) -> None:
         raise PermissionError(13, "Permission denied", str(path))
@@ -249,8 +251,9 @@ def test_opening_runs_nothing_that_a_hostile_bundle_brings(folder, tmp_path):
     assert touched.exists(), "the trap itself must work, or this test proves nothing"
 
 
+@pytest.mark.parametrize("name", ["policy", "other"])  # one that acts, and one that does not
 @pytest.mark.parametrize("place", ["../../outside.bin", "../report.json", "policy.onnx.data"])
-def test_a_graph_with_weights_that_no_hash_covers_is_refused(folder, place):
+def test_a_graph_with_weights_that_no_hash_covers_is_refused(folder, place, name):
     (folder.parent / "outside.bin").write_bytes(bytes(4))
     (folder / "report.json").write_text("{}")
     graph = onnx.load(folder / "model/policy.onnx")
@@ -258,7 +261,9 @@ def test_a_graph_with_weights_that_no_hash_covers_is_refused(folder, place):
     weights.ClearField("raw_data")
     weights.data_location = onnx.TensorProto.EXTERNAL
     weights.external_data.add(key="location", value=place)
-    replace_file(folder, "model/policy.onnx", graph.SerializeToString())
+    path = f"model/{name}.onnx"
+    replace_file(folder, path, graph.SerializeToString())
+    edit_manifest(folder, lambda data: data["graphs"].setdefault(name, {"path": path}))
     with pytest.raises(BundleError, match="does not vouch for"):
         Bundle.open(folder)
 
@@ -404,9 +409,16 @@ def test_reports_are_kept_beside_the_id_and_merged_by_section(folder):
     assert sorted(os.listdir(folder.parent)) == ["bundle"], "no temporary file is left"
 
 
-def test_a_report_of_another_bundle_is_refused(folder):
+def test_no_section_of_a_report_can_say_that_it_is_another_bundles(folder):
     bundle = Bundle.open(folder)
-    (folder / "report.json").write_text('{"bundle_id": "other"}')
+    bundle.add_report({"bundle_id": "other", "verify": {"ok": True}})
+    assert bundle.report() == {"bundle_id": bundle.id, "verify": {"ok": True}}
+
+
+@pytest.mark.parametrize("content", ['{"bundle_id": "other"}', "{}"])
+def test_a_report_of_another_bundle_or_of_none_is_refused(folder, content):
+    bundle = Bundle.open(folder)
+    (folder / "report.json").write_text(content)
     for call in (bundle.report, lambda: bundle.add_report({"verify": {}})):
         with pytest.raises(BundleError, match="another bundle"):
             call()
@@ -452,7 +464,6 @@ def test_a_bundle_that_can_lie_nowhere_is_refused(tmp_path, place):
     [
         {"graphs": {}},
         {"graphs": {"policy": "/nowhere/policy.onnx"}},
-        {"graphs": {"policy": __file__, "../x": __file__}},
         {"golden": {}},
         {"provenance": {}},
         {"provenance": {"precision": "fp32", "when": object()}},
@@ -464,6 +475,35 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path, changes):
     with pytest.raises((BundleError, ContractError)):
         write(tmp_path, **changes)
     assert set(os.listdir(tmp_path)) <= {"policy.onnx"}
+
+
+@pytest.mark.parametrize("name", ["../x", "../../x", "X", "a-b", "1", "", "a\n"])
+def test_a_graph_is_named_by_a_word_that_leads_nowhere_else(tmp_path, name):
+    graph = make_graph(tmp_path / "policy.onnx")
+    with pytest.raises(BundleError, match="wrong graphs"):
+        write(tmp_path, graphs={"policy": graph, name: graph})
+    assert os.listdir(tmp_path) == ["policy.onnx"]
+
+
+def test_the_disk_has_all_of_a_bundle_before_it_has_its_name(tmp_path, monkeypatch):
+    synced, at_the_move = set(), []
+    fsync, rename = os.fsync, os.rename
+
+    def note_sync(descriptor: int) -> None:
+        fsync(descriptor)
+        synced.add(Path(os.readlink(f"/proc/self/fd/{descriptor}")))
+
+    def note_move(source: Path, target: Path) -> None:
+        missing = {source, *source.rglob("*")} - synced
+        at_the_move.append((source.parent, missing, tmp_path in synced))
+        rename(source, target)
+
+    (tmp_path / "policy.onnx.data").write_bytes(b"weights")
+    monkeypatch.setattr(os, "fsync", note_sync)
+    monkeypatch.setattr(os, "rename", note_move)
+    write(tmp_path)
+    assert at_the_move == [(tmp_path, set(), False)]
+    assert tmp_path in synced, "and then the name, too"
 
 
 def test_a_write_that_dies_at_the_last_moment_leaves_nothing_behind(tmp_path, monkeypatch):
@@ -494,10 +534,31 @@ def test_a_report_can_be_written_along_and_parents_are_made(tmp_path):
 
 
 def test_weights_beside_a_graph_are_taken_along(tmp_path):
-    (tmp_path / "policy.onnx.data").write_bytes(b"weights")
-    bundle = write(tmp_path)
-    assert (bundle.path / "model" / "policy.onnx.data").read_bytes() == b"weights"
-    assert "model/policy.onnx.data" in bundle.manifest["files"]
+    graph = make_graph(tmp_path / "export.onnx")
+    (tmp_path / "export.onnx.data").write_bytes(b"weights")
+    bundle = write(tmp_path, graphs={"policy": graph})
+    assert (bundle.path / "model" / "export.onnx.data").read_bytes() == b"weights"
+    assert "model/export.onnx.data" in bundle.manifest["files"]
+
+
+def test_weights_of_two_graphs_never_overwrite_each_other(tmp_path):
+    graphs = {}
+    for name in ("policy", "other"):
+        (tmp_path / name).mkdir()
+        graphs[name] = make_graph(tmp_path / name / "export.onnx")
+        (tmp_path / name / "export.onnx.data").write_bytes(name.encode())
+    with pytest.raises(BundleError, match=r"share a file name: got export\.onnx\.data"):
+        write(tmp_path, graphs=graphs)
+    assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_a_graph_is_the_same_file_only_on_demand_even_if_a_link_leads_to_it(tmp_path, link):
+    graph = make_graph(tmp_path / "export.onnx")
+    (tmp_path / "latest.onnx").symlink_to(graph)
+    bundle = write(tmp_path, graphs={"policy": tmp_path / "latest.onnx"}, link=link)
+    assert bundle.graph_path().read_bytes() == graph.read_bytes()
+    assert bundle.graph_path().samefile(graph) is link
 
 
 def test_a_report_that_two_change_at_once_keeps_what_both_put_there(folder):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,22 @@ pytest.importorskip("transformers", reason="needs the extra [train]")
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_models import GRID, VOCABULARY, build, tiny_config, tiny_inputs, tokens_config
+from tiny_models import (
+    GRID,
+    VOCABULARY,
+    build,
+    tiny_config,
+    tiny_inputs,
+    tiny_llm,
+    tokens_config,
+)
 from tiny_run import make_parts, needs_teacher, read_scalars, read_weights
 
 from training.alignment import Aligner, AlignmentConfig
 from training.config import LossConfig
 from training.model import (
     GroundingConfig,
+    HeadConfig,
     chunk_l1_loss,
     displacement_l1_loss,
     grounding_loss,
@@ -28,6 +38,7 @@ from training.model import (
 from training.objective import Objective, grounding_targets
 from training.parallel import split_batch
 from training.train import train
+from training.vqa import vqa_loss
 from vla_align_ros.errors import TrainingError
 
 
@@ -128,6 +139,72 @@ def test_the_loss_equals_a_plain_second_implementation(gripper: float) -> None:
     assert not any(value.requires_grad for value in scalars.values())
 
 
+def test_every_loss_has_its_weight_in_the_sum_and_in_what_the_network_learns() -> None:
+    config = tiny_config(
+        llm=dataclasses.replace(tiny_llm(), keep_lm_head=True),
+        head=HeadConfig(horizon=4, insulate=True),
+        grounding=GroundingConfig(layer=2, width=8),
+    )
+    aligner = Aligner(AlignmentConfig(weight=0.6, hidden=16), 12, 32, 24, 3)
+    loss = LossConfig(grounding=0.4, tokens=0.3, displacement=0.2)
+    objective = Objective(build(config), aligner, loss, vqa_weight=0.5)
+    model, batch, words = objective.model, make_batch(), torch.Generator().manual_seed(3)
+    batch["action_tokens"] = torch.randint(3, VOCABULARY, (2, 7), generator=words)
+    answers = torch.randint(3, VOCABULARY, (2, 4), generator=words)
+    batch["vqa"] = {**tiny_inputs(seed=1), "answer_tokens": answers, "labels": answers}
+    total, scalars = objective(batch)
+    output = objective.predict(batch)
+    assert output.actions is not None and output.grounding is not None
+    assert output.logits is not None
+    plan = output.actions, batch["actions"]
+    parts = {
+        "loss/action": (1.0, chunk_l1_loss(*plan)),
+        "loss/displacement": (0.2, displacement_l1_loss(*plan)),
+        "loss/grounding": (0.4, grounding_loss(output.grounding, batch["grounding"])),
+        "loss/tokens": (
+            0.3,
+            torch.nn.functional.cross_entropy(
+                output.logits.transpose(1, 2), batch["action_tokens"]
+            ),
+        ),
+        "loss/vqa": (0.5, vqa_loss(model, batch["vqa"])),
+        "align/cosine_layer_1": (
+            -0.6,
+            -aligner.losses(output, batch["teacher_features"])[0],
+        ),
+    }
+    whole = sum(weight * value for weight, value in parts.values())
+    assert isinstance(whole, torch.Tensor)
+    expected = {name: value.detach() for name, (_, value) in parts.items()}
+    torch.testing.assert_close(scalars, {**expected, "loss/total": whole.detach()})
+    assert not any(value.requires_grad for value in scalars.values())
+    weights = list(model.parameters())
+    for got, wanted in zip(
+        torch.autograd.grad(total, weights, materialize_grads=True, allow_unused=True),
+        torch.autograd.grad(whole, weights, materialize_grads=True, allow_unused=True),
+        strict=True,
+    ):
+        torch.testing.assert_close(got, wanted, atol=1e-6, rtol=1e-4)
+
+
+def test_the_weight_of_alignment_is_that_of_the_step() -> None:
+    config = AlignmentConfig(weight=0.4, hidden=16, schedule="linear_decay", final_fraction=0.25)
+    aligner = Aligner(config, 12, 32, 24, 3)
+    objective, batch = Objective(build(tiny_config()), aligner, LossConfig()), make_batch()
+    for step in range(3):
+        objective.set_step(step, 3)
+        _, scalars = objective(batch)
+        aligned = aligner.weight_at(step, 3) * scalars["align/cosine_layer_1"]
+        torch.testing.assert_close(scalars["loss/total"], scalars["loss/action"] - aligned)
+
+
+def test_weights_of_the_actions_numbers_move_with_the_network_and_are_in_no_checkpoint() -> None:
+    objective = make_objective(LossConfig(gripper=0.25), None)
+    names = set(objective.state_dict())
+    assert names == {f"model.{name}" for name in objective.model.state_dict()}
+    assert objective.to("meta").dim_weights.device.type == "meta"
+
+
 @pytest.mark.parametrize("weight", [None, 0.0])
 def test_weights_of_zero_leave_the_action_loss_alone(weight: float | None) -> None:
     batch, objective = make_batch(), make_objective(LossConfig(), weight)
@@ -174,6 +251,17 @@ def test_features_of_a_frozen_tower_replace_its_pictures() -> None:
     assert all(p.grad is None for p in objective.model.vision.parameters())
     from_pictures.backward()
     assert any(p.grad is not None for p in objective.model.vision.parameters())
+
+
+def test_features_of_a_frozen_tower_come_with_the_told_actions() -> None:
+    objective, batch = make_objective(LossConfig(), None), make_batch()
+    objective.model.take_committed(2)
+    batch["committed"] = batch["actions"][:, :2]
+    batch["committed_mask"] = torch.tensor([[1, 0], [1, 1]])
+    planned = objective.predict(batch).actions
+    batch["vision_features"] = objective.model.encode_images(batch.pop("pixel_values"))
+    torch.testing.assert_close(objective.predict(batch).actions, planned)
+    assert planned is not None and planned[1, :2].equal(batch["actions"][1, :2])
 
 
 # -- grounding targets ------------------------------------------------------------------------
@@ -244,6 +332,31 @@ def test_the_tokens_head_learns_a_batch_and_speaks_it() -> None:
     inputs = (batch["pixel_values"], batch["input_ids"], batch["attention_mask"])
     said = model.eval().predict(*inputs)
     np.testing.assert_allclose(said[:, 0].numpy(), batch["actions"][:, 0].numpy(), atol=1 / 255)
+
+
+def test_words_cost_the_same_from_features_of_a_frozen_tower() -> None:
+    objective, batch = Objective(build(tokens_config()), None, LossConfig()), make_batch()
+    del batch["state"]
+    batch["action_tokens"] = torch.arange(3, 17).reshape(2, 7)
+    expected, _ = objective(batch)
+    batch["vision_features"] = objective.model.encode_images(batch.pop("pixel_values"))
+    torch.testing.assert_close(objective(batch)[0], expected)
+
+
+def test_the_loss_of_words_is_precise_though_the_network_is_not() -> None:
+    objective = Objective(build(tokens_config()), None, LossConfig()).to(torch.bfloat16)
+    batch = make_batch()
+    del batch["state"]
+    batch["pixel_values"] = batch["pixel_values"].to(torch.bfloat16)
+    batch["action_tokens"] = torch.arange(3, 17).reshape(2, 7)
+    with torch.no_grad():
+        logits = objective.predict(batch).logits
+        loss, _ = objective(batch)
+    assert logits is not None and logits.dtype == torch.bfloat16
+    expected = torch.nn.functional.cross_entropy(
+        logits.double().transpose(1, 2), batch["action_tokens"]
+    )
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
 
 
 def test_the_tokens_head_without_tokens_is_one_clear_error() -> None:

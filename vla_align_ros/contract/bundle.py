@@ -305,7 +305,7 @@ def _copy_graph(root: Path, name: str, source: Path, link: bool) -> dict[str, An
                 "two graphs share a file name", got=copy.name, fix="give their weights other names"
             )
         if link:
-            os.link(origin, copy)
+            os.link(origin.resolve(), copy)  # never a link that leads to it
         else:
             shutil.copyfile(origin, copy)
         sync_path(copy)
