@@ -479,6 +479,19 @@ def test_a_goal_that_is_lost_is_told_and_sent_again(
     assert action_arm.troubles() == {}
 
 
+def test_a_server_that_comes_back_is_sent_the_opening_again(
+    action_arm: Arm, server: FakeServer
+) -> None:
+    """One that ended took its goal along, and the gripper may be where it wants."""
+    server.holds_back = "result"
+    action_arm.send(CLOSE, Time())
+    server.there = False
+    action_arm.send(CLOSE, Time())
+    server.there = True
+    action_arm.send(CLOSE, Time())
+    assert server.goals == [CLOSED, CLOSED]
+
+
 def test_after_the_stop_of_a_pose_arm_the_same_opening_is_a_goal_again(
     ros: None, server: FakeServer
 ) -> None:
