@@ -1,11 +1,13 @@
-"""The gripper's convention, the grippers' kinds, and the commands of a twist arm."""
+"""The gripper's convention, the grippers' kinds, and what twist and pose arms are sent."""
 
 from __future__ import annotations
 
 import importlib.util
 import math
+import signal
+import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -18,24 +20,35 @@ import yaml
 from action_msgs.msg import GoalInfo, GoalStatus
 from action_msgs.srv import CancelGoal
 from builtin_interfaces.msg import Time
+from geometry_msgs.msg import PoseStamped
+from numpy.typing import NDArray
 from rclpy.lifecycle import LifecycleNode
+from rclpy.parameter import Parameter
+from rclpy.qos import ReliabilityPolicy
 from rclpy.task import Future
 from ros_graph import WIDOWX, Probe, values_of
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Float64MultiArray
 
-from vla_align_ros.contract.actions import GripperConvention
+from vla_align_ros.contract.actions import (
+    GripperConvention,
+    matrix_from_rpy,
+    rotvec_from_matrix,
+)
 from vla_align_ros.errors import ConfigurationError
-from vla_align_ros.ros.arms import Arm, ArmConfig, gripper, make_arm
+from vla_align_ros.ros.arms import ARMS, Arm, ArmConfig, gripper, make_arm
 from vla_align_ros.ros.arms.base import check_alone
 from vla_align_ros.ros.arms.gripper import (
     GoalFilter,
     fill_gripper_command,
     fill_parallel_gripper_command,
     import_action,
+    make_gripper,
 )
+from vla_align_ros.ros.arms.pose import FziArm
+from vla_align_ros.ros.messages import pose_to_vector
 from vla_align_ros.runtime.chunks import ScheduledAction
-from vla_align_ros.runtime.safety import Command, Limits
+from vla_align_ros.runtime.safety import LONGEST_TICK_S, Command, Limits
 
 ARM = ArmConfig(
     name="test",
@@ -61,8 +74,9 @@ def test_finger_travel_becomes_a_fraction(position_m: float, fraction: float) ->
         JointState(name=["elbow"], position=[0.02]),
         JointState(name=["elbow", "finger"], position=[0.02]),
         JointState(name=["finger"], position=[math.nan]),
+        JointState(name=["finger"], position=[math.inf]),
     ],
-    ids=["another joint", "no position", "nan"],
+    ids=["another joint", "no position", "nan", "infinite"],
 )
 def test_a_message_that_does_not_tell_is_no_reading(message: JointState) -> None:
     assert ARM.fraction_open(message) is None
@@ -85,21 +99,197 @@ def test_commands_and_one_zero_reach_the_controller(ros: None) -> None:
         arm.stop(stamp)
         assert arm.flush(2.0)
         assert probe.wait_for(lambda: bool(probe.twists and probe.grippers), 2.0)
-        assert probe.twists[0][1].header.frame_id == "base_link"
         assert values_of(probe.twists[0][1]) in ([0, 1, 2, 3, 4, 5], [0] * 6)
         probe.wait_for(lambda: len(probe.twists) > 1, 0.3)
         assert values_of(probe.twists[-1][1]) == [0] * 6
+        for _, twist in probe.twists:  # the zero is taken by its stamp and frame, too
+            assert (twist.header.stamp, twist.header.frame_id) == (stamp, "base_link")
         assert list(probe.grippers[0].data) == [0.5]
         assert len(probe.grippers) == 1
 
         assert arm.rivals() == []
         rival = probe.node.create_publisher(type(probe.twists[0][1]), arm._topic.name, 1)
         assert probe.wait_for(lambda: arm.rivals() == [arm._topic.name])
+        assert arm.contested() == [], "its controller listens to both"
         probe.node.destroy_publisher(rival)
     finally:
         arm.destroy()
+        left = [topic.topic_name for topic in node.publishers]
         node.destroy_node()
         probe.close()
+    assert not [name for name in left if name.endswith("_commands") or name.endswith("_cmds")]
+
+
+def test_a_command_is_reliable_and_replaces_the_one_before_unless_a_person_says_otherwise(
+    ros: None,
+) -> None:
+    node = LifecycleNode(
+        "policy_node",
+        parameter_overrides=[
+            Parameter("qos_overrides./policy_node/gripper_commands.publisher.depth", value=7)
+        ],
+    )
+    arm = make_arm(node, ARM, LIMITS, lambda: None)
+    depths = {}
+    for topic in node.publishers:
+        if topic.topic_name.endswith(("delta_twist_cmds", "gripper_commands")):
+            assert topic.qos_profile.reliability == ReliabilityPolicy.RELIABLE
+            depths[topic.topic_name.rpartition("/")[2]] = topic.qos_profile.depth
+    assert depths == {"delta_twist_cmds": 1, "gripper_commands": 7}
+    arm.destroy()
+    node.destroy_node()
+
+
+def test_the_watchdog_is_no_rival_and_a_controller_that_hangs_has_not_acknowledged(
+    ros: None, start_node: Callable[..., subprocess.Popen[str]]
+) -> None:
+    node = LifecycleNode("policy_node")
+    arm = make_arm(node, ARM, LIMITS, lambda: None)
+    node.trigger_configure()
+    node.trigger_activate()
+    name = "/policy_node/delta_twist_cmds"
+    listener = start_node(
+        *("watchdog_node", "--params-file", str(WIDOWX), "-r", f"~/delta_twist_cmds:={name}")
+    )
+    try:
+        end_s = time.monotonic() + 60.0
+        while node.count_subscribers(name) < 1 or node.count_publishers(name) < 2:
+            assert time.monotonic() < end_s
+            time.sleep(0.05)
+        time.sleep(0.3)
+        assert arm.rivals() == []
+
+        arm.stop(node.get_clock().now().to_msg())
+        assert arm.flush(5.0)
+        listener.send_signal(signal.SIGSTOP)
+        time.sleep(0.1)
+        arm.stop(node.get_clock().now().to_msg())
+        assert not arm.flush(0.3)
+        listener.send_signal(signal.SIGCONT)
+        assert arm.flush(5.0), "it waits until then"
+    finally:
+        listener.send_signal(signal.SIGCONT)
+        arm.destroy()
+        node.destroy_node()
+
+
+# -- target poses ------------------------------------------------------------------------------
+@pytest.mark.parametrize("interface", ARMS)
+def test_whatever_arm_is_sent_targets_needs_the_measured_pose(interface: str) -> None:
+    assert replace(ARM, interface=interface).needs_pose == (interface != "twist")
+
+
+STAMP = Time(sec=12, nanosec=34)
+
+
+class PoseBench:
+    """An arm of target poses that stands where and when a test says, and what it is sent."""
+
+    def __init__(self, limits: Limits = LIMITS) -> None:
+        self.measured: NDArray[np.float64] | None = np.array([0.3, 0.0, 0.2, 0.1, -0.2, 0.5])
+        self.now_s = 100.0
+        self.targets: list[PoseStamped] = []
+        self.openings: list[Float64MultiArray] = []
+        self.node = LifecycleNode("policy_node")
+        self.arm = FziArm(
+            self.node,
+            ARM,
+            limits,
+            make_gripper(self.node, ARM),
+            lambda: self.measured,
+            lambda: self.now_s,
+        )
+        for topic in self.node.publishers:
+            if topic.topic_name.endswith("/target_frame"):
+                topic.publish = self.targets.append
+            elif topic.topic_name.endswith("/gripper_commands"):
+                topic.publish = self.openings.append
+
+    def send(self, *twist: float, after_s: float = 0.05) -> tuple[list[float], list[float]]:
+        """Send a twist and return how far its target leads the arm, in m and rad."""
+        assert self.measured is not None
+        self.now_s += after_s
+        self.arm.send(replace(CLOSE, twist=np.array(twist), gripper=0.25), STAMP)
+        target = pose_to_vector(self.targets[-1])
+        turn = matrix_from_rpy(target[3:]) @ matrix_from_rpy(self.measured[3:]).T
+        return list(target[:3] - self.measured[:3]), list(rotvec_from_matrix(turn))
+
+
+@pytest.fixture
+def bench(ros: None) -> Iterator[PoseBench]:
+    bench = PoseBench()
+    yield bench
+    bench.arm.destroy()
+    bench.node.destroy_node()
+
+
+def test_the_first_target_is_a_period_ahead_of_the_arm_and_the_next_by_the_time_since(
+    bench: PoseBench,
+) -> None:
+    speed = (0.1, -0.04, 0.0, 0.0, 0.0, 0.4)
+
+    def expect_lead(led: tuple[list[float], list[float]], ahead_s: float) -> None:
+        np.testing.assert_allclose(np.concatenate(led), ahead_s * np.array(speed), atol=1e-12)
+
+    ahead_s = ARM.command_period_s
+    expect_lead(bench.send(*speed, after_s=9.0), ahead_s)
+    header = bench.targets[0].header
+    assert (header.stamp, header.frame_id) == (STAMP, "base_link")
+    assert [list(opening.data) for opening in bench.openings] == [[0.5]]
+    ahead_s += 0.08
+    expect_lead(bench.send(*speed, after_s=0.08), ahead_s)
+    ahead_s += LONGEST_TICK_S
+    expect_lead(bench.send(*speed, after_s=9.0), ahead_s)
+    ahead_s += 1e-3
+    expect_lead(bench.send(*speed, after_s=0.0), ahead_s)
+
+
+def test_an_arm_that_is_held_back_is_led_by_both_of_its_leashes_at_most(bench: PoseBench) -> None:
+    for _ in range(100):
+        place, turn = bench.send(0.3, 0.0, 0.0, 0.0, 1.0, 0.0)
+    assert place == pytest.approx([ARM.leash_m, 0.0, 0.0])
+    assert turn == pytest.approx([0.0, ARM.leash_rad, 0.0], abs=1e-9)
+
+
+def test_a_target_keeps_out_of_a_box_that_the_arm_stands_before(ros: None) -> None:
+    box = ((0.32, -1.0, 0.0), (0.5, 1.0, 1.0))
+    bench = PoseBench(replace(LIMITS, keep_out_m=(box,)))
+    for _ in range(100):
+        place, _ = bench.send(0.3, 0.0, 0.0, 0.0, 0.0, 0.0)
+    assert 0.3 + place[0] <= 0.32
+    bench.node.destroy_node()
+
+
+def test_a_stop_is_the_measured_pose_once_and_the_next_motion_begins_anew(
+    bench: PoseBench,
+) -> None:
+    for _ in range(10):
+        bench.send(0.3, 0.0, 0.0, 0.0, 1.0, 0.0)
+    assert bench.measured is not None
+    bench.targets.clear()
+    bench.openings.clear()
+    bench.arm.stop(STAMP)
+    (target,) = bench.targets
+    assert (target.header.stamp, target.header.frame_id) == (STAMP, "base_link")
+    np.testing.assert_allclose(pose_to_vector(target), bench.measured, atol=1e-12)
+    assert bench.openings == [], "the gripper keeps what it holds"
+
+    bench.measured += np.array([0.02, 0.0, 0.0, 0.0, 0.0, 0.1])  # a person moves it
+    place, turn = bench.send(0.1, 0.0, 0.0, 0.0, 0.0, 0.0, after_s=60.0)
+    assert place == pytest.approx([0.1 * ARM.command_period_s, 0.0, 0.0])
+    assert turn == pytest.approx([0.0] * 3, abs=1e-9)
+
+
+def test_an_arm_whose_pose_is_not_known_is_sent_neither_a_target_nor_an_opening(
+    bench: PoseBench,
+) -> None:
+    bench.send(0.3, 0.0, 0.0, 0.0, 0.0, 0.0)
+    bench.targets.clear()
+    bench.openings.clear()
+    bench.measured = None
+    bench.arm.send(CLOSE, STAMP)
+    bench.arm.stop(STAMP)
+    assert (bench.targets, bench.openings) == ([], [])
 
 
 # -- grippers ----------------------------------------------------------------------------------
@@ -117,6 +307,18 @@ def test_the_end_of_the_range_is_always_worth_a_goal() -> None:
     assert goals.wants(0.03, 0.0)
     assert not goals.wants(0.01, 1.0)
     assert goals.wants(0.0, 2.0), "nearly closed is not closed"
+    assert goals.wants(0.97, 3.0)
+    assert not goals.wants(0.99, 4.0)
+    assert goals.wants(1.0, 5.0), "nearly open is not open"
+
+
+def test_by_default_a_goal_is_a_fiftieth_of_the_range_and_a_fifth_of_a_second_apart() -> None:
+    goals = GoalFilter()
+    assert goals.wants(0.5, 0.0)
+    assert not goals.wants(0.51, 1.0)
+    assert goals.wants(0.53, 1.0)
+    assert not goals.wants(0.3, 1.1)
+    assert goals.wants(0.3, 1.25), "what came too soon is not forgotten"
 
 
 @pytest.mark.parametrize("path", sorted(WIDOWX.parent.glob("*.yaml")), ids=lambda path: path.stem)
@@ -148,6 +350,8 @@ class FakeServer:
         self.pending = Future()
         self.cancels = True
         self.cancelled: list[float] = []  # the goals that it was told to cancel
+        self.cancellation: Future | None = None  # answers a cancellation; None: it is, at once
+        self.kind = self.name = ""
 
     def server_is_ready(self) -> bool:
         return self.there
@@ -168,13 +372,15 @@ class FakeServer:
 
     def cancel(self, position: float) -> Future:
         self.cancelled.append(position)
+        if self.cancellation is not None:
+            return self.cancellation
         answer = CancelGoal.Response()
         if self.cancels:
             answer.goals_canceling = [GoalInfo()]
         return done(answer)
 
     def destroy(self) -> None:
-        pass
+        self.there = False
 
 
 def done(result: object) -> Future:
@@ -187,17 +393,45 @@ def done(result: object) -> Future:
 def server(monkeypatch: pytest.MonkeyPatch) -> FakeServer:
     server = FakeServer()
     goal = SimpleNamespace(Goal=lambda: SimpleNamespace(command=SimpleNamespace()))
-    monkeypatch.setattr(gripper, "import_action", lambda name: goal)
-    monkeypatch.setattr(gripper, "ActionClient", lambda node, kind, name: server)
+
+    def import_kind(kind: str) -> SimpleNamespace:
+        server.kind = kind
+        return goal
+
+    def connect(_: LifecycleNode, kind: SimpleNamespace, name: str) -> FakeServer:
+        assert kind is goal
+        server.name = name
+        return server
+
+    monkeypatch.setattr(gripper, "import_action", import_kind)
+    monkeypatch.setattr(gripper, "ActionClient", connect)
     monkeypatch.setattr(gripper, "time", SimpleNamespace(monotonic=count().__next__))
     return server
+
+
+ACTION = replace(ARM, gripper_interface="gripper_command", gripper_action="gripper/command")
 
 
 @pytest.fixture
 def action_arm(ros: None, server: FakeServer) -> Iterator[Arm]:
     node = LifecycleNode("policy_node")
-    config = replace(ARM, gripper_interface="gripper_command", gripper_action="gripper/command")
-    yield make_arm(node, config, LIMITS, lambda: None)
+    yield make_arm(node, ACTION, LIMITS, lambda: None)
+    node.destroy_node()
+
+
+@pytest.mark.parametrize(
+    ("interface", "kind"),
+    [
+        ("gripper_command", "GripperCommand"),
+        ("parallel_gripper_command", "ParallelGripperCommand"),
+    ],
+)
+def test_an_action_gripper_asks_for_the_type_and_the_server_of_the_robots_file(
+    ros: None, server: FakeServer, interface: str, kind: str
+) -> None:
+    node = LifecycleNode("policy_node")
+    make_arm(node, replace(ACTION, gripper_interface=interface), LIMITS, lambda: None)
+    assert (server.kind, server.name) == (kind, "gripper/command")
     node.destroy_node()
 
 
@@ -229,6 +463,47 @@ def test_a_goal_that_came_to_nothing_is_told_and_a_refused_one_sent_again(
     server.stalled, server.status = False, GoalStatus.STATUS_SUCCEEDED
     action_arm.stop(Time())
     assert send(3) == 1 and action_arm.troubles() == {}
+
+
+@pytest.mark.parametrize("late", ["answer", "result"])
+def test_a_goal_that_is_lost_is_told_and_sent_again(
+    action_arm: Arm, server: FakeServer, late: str
+) -> None:
+    server.holds_back = late
+    action_arm.send(CLOSE, Time())
+    server.pending.set_exception(RuntimeError("the connection broke"))
+    assert "the connection broke" in action_arm.troubles()["gripper"]
+    server.holds_back = ""
+    action_arm.send(CLOSE, Time())
+    assert server.goals == [CLOSED, CLOSED]
+    assert action_arm.troubles() == {}
+
+
+def test_a_server_that_comes_back_is_sent_the_opening_again(
+    action_arm: Arm, server: FakeServer
+) -> None:
+    """One that ended took its goal along, and the gripper may be where it wants."""
+    server.holds_back = "result"
+    action_arm.send(CLOSE, Time())
+    server.there = False
+    action_arm.send(CLOSE, Time())
+    server.there = True
+    action_arm.send(CLOSE, Time())
+    assert server.goals == [CLOSED, CLOSED]
+
+
+def test_after_the_stop_of_a_pose_arm_the_same_opening_is_a_goal_again(
+    ros: None, server: FakeServer
+) -> None:
+    node = LifecycleNode("policy_node")
+    arm = make_arm(node, replace(ACTION, interface="fzi_pose"), LIMITS, lambda: np.zeros(6))
+    for _ in range(3):
+        arm.send(CLOSE, Time())
+    assert server.goals == [CLOSED]
+    arm.stop(Time())
+    arm.send(CLOSE, Time())
+    assert server.goals == [CLOSED, CLOSED]
+    node.destroy_node()
 
 
 OPEN = replace(CLOSE, gripper=1.0)
@@ -302,6 +577,67 @@ def test_a_server_that_does_not_cancel_is_told(action_arm: Arm, server: FakeServ
     assert "refuses to cancel" in action_arm.troubles()["gripper"]
 
 
+R = CancelGoal.Response
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        (R.ERROR_UNKNOWN_GOAL_ID, False),
+        (R.ERROR_GOAL_TERMINATED, False),
+        (R.ERROR_REJECTED, True),
+        (R.ERROR_NONE, True),
+    ],
+)
+def test_a_goal_that_had_ended_needs_no_cancellation(
+    action_arm: Arm, server: FakeServer, code: int, told: bool
+) -> None:
+    server.holds_back, server.cancellation = "result", done(R(return_code=code))
+    action_arm.send(CLOSE, Time())
+    action_arm.halt_gripper()
+    assert bool(action_arm.troubles()) == told
+
+
+def test_a_cancellation_that_is_not_answered_is_told(action_arm: Arm, server: FakeServer) -> None:
+    server.holds_back, server.cancellation = "result", Future()
+    action_arm.send(CLOSE, Time())
+    action_arm.halt_gripper()
+    server.cancellation.set_exception(RuntimeError("the connection broke"))
+    assert "may go on" in action_arm.troubles()["gripper"]
+    assert "the connection broke" in action_arm.troubles()["gripper"]
+
+
+def test_a_refused_cancellation_says_nothing_once_the_goal_has_ended_or_the_arm_is_gone(
+    action_arm: Arm, server: FakeServer
+) -> None:
+    server.holds_back, server.cancellation = "result", Future()
+    action_arm.send(CLOSE, Time())
+    action_arm.halt_gripper()
+    server.pending.set_result(SimpleNamespace(status=server.status, result=server))
+    server.cancellation.set_result(R(return_code=R.ERROR_REJECTED))
+    assert action_arm.troubles() == {}
+
+    server.pending, server.cancellation = Future(), Future()
+    action_arm.send(OPEN, Time())
+    action_arm.halt_gripper()
+    action_arm.destroy()
+    server.there = True
+    server.cancellation.set_result(R(return_code=R.ERROR_REJECTED))
+    assert action_arm.troubles() == {}
+
+
+def test_a_cancelled_goal_does_not_make_good_the_failure_before(
+    action_arm: Arm, server: FakeServer
+) -> None:
+    server.status = GoalStatus.STATUS_ABORTED
+    action_arm.send(CLOSE, Time())
+    server.holds_back = "result"
+    action_arm.send(OPEN, Time())
+    action_arm.halt_gripper()
+    server.pending.set_result(SimpleNamespace(status=GoalStatus.STATUS_CANCELED, result=None))
+    assert "aborted the goal" in action_arm.troubles()["gripper"]
+
+
 @pytest.mark.parametrize("interface", ["forward", "trajectory", "none"])
 def test_a_gripper_without_goals_is_sent_nothing_at_a_stop(ros: None, interface: str) -> None:
     node = LifecycleNode("policy_node")
@@ -324,6 +660,8 @@ def test_what_is_answered_once_the_arm_is_gone_is_not_looked_at(
     server.holds_back = late
     action_arm.send(CLOSE, Time())
     action_arm.destroy()
+    assert not server.there, "the client has left the graph"
+    server.there = True
     server.pending.set_result(
         SimpleNamespace(accepted=False, status=GoalStatus.STATUS_ABORTED, result=None)
     )

@@ -147,6 +147,7 @@ class ActionGripper:
         Without a server nothing is sent, and that is told.
         """
         if not self._client.server_is_ready():
+            self._filter.rest()  # a server that went took its goal along
             self._warn(self._describe_absence)
             return
         if self._filter.wants(fraction_open, time.monotonic()):
