@@ -43,13 +43,20 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The configuration with episodes of a few seconds."""
+    """The configuration with episodes of a few seconds, and an arm that stays above everything.
+
+    A policy that moves at random had pushed a cucumber onto its plate.
+    """
     share = tmp_path_factory.mktemp("share")
     shutil.copytree(ROOT / "config", share / "config")
     path = share / "config" / "sim.yaml"
     text = re.sub(r"episode_timeout_s: \S+", f"episode_timeout_s: {TIMEOUT_S}", path.read_text())
     text = re.sub(r"switch_after_s: \S+", f"switch_after_s: {SWITCH_S}", text)
     path.write_text(text)
+    robot = share / "config" / "robots" / "widowx_sim.yaml"
+    text, count = re.subn(r"(workspace_min_m: .*), 0\.0]", r"\1, 0.15]", robot.read_text())
+    assert count == 1
+    robot.write_text(text)
     return share
 
 
