@@ -90,7 +90,7 @@ def test_a_dead_man_switch_is_believed_for_its_time_alone(age: float) -> None:
     lock = Interlock(InterlockConfig(start_armed=True, dead_man_s=0.5))
     lock.press_dead_man(True, 100.0)
     hold = lock.check(100.0 + age)
-    assert (hold is None) == (100.0 + age - 100.0 <= 0.5)
+    assert (hold is None) == (0 <= 100.0 + age - 100.0 <= 0.5)
 
 
 @given(age=st.floats(-10, 10))
@@ -99,7 +99,17 @@ def test_a_watchdog_is_believed_for_its_time_alone(age: float) -> None:
     assert lock.check(100.0) == Hold(Reason.UNWATCHED, "no watchdog heard")
     lock.note_watched(100.0)
     hold = lock.check(100.0 + age)
-    assert (hold is None) == (100.0 + age - 100.0 <= 0.5)
+    assert (hold is None) == (0 <= 100.0 + age - 100.0 <= 0.5)
+
+
+@pytest.mark.parametrize(("read_s", "believed"), [(100.5, True), (100.51, False), (99.0, True)])
+def test_silence_counts_until_messages_were_read(read_s: float, believed: bool) -> None:
+    lock = Interlock(InterlockConfig(start_armed=True, dead_man_s=0.5, watchdog_timeout_s=0.5))
+    lock.press_dead_man(True, 100.0)
+    lock.note_watched(100.0)
+    assert lock.check(101.0) is not None
+    assert (lock.check(101.0, read_s) is None) == believed
+    assert lock.check(99.9, 99.0) is not None, "a word from the future is none"
 
 
 def test_nobody_need_watch_or_hold_where_nobody_is_asked_for() -> None:

@@ -1,7 +1,7 @@
 """Keeps a process off Fast DDS's shared memory, where it may have to wait for another process.
 
-A process that is stopped while it holds the lock of a shared-memory port keeps all that send to it
-waiting, one to three seconds (docs/safety.md): not for what has to stop an arm.
+A process that is stopped or killed while it holds the lock of a shared-memory port keeps all that
+send to that port waiting, one to three seconds (docs/safety.md): not for what has to stop an arm.
 """
 
 from __future__ import annotations

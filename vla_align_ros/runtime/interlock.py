@@ -120,9 +120,10 @@ class Interlock:
         """Take one message of the watchdog: it hears this policy."""
         self._watched_s = now_s
 
-    def check(self, now_s: float) -> Hold | None:
-        """Why the arm must not move at `now_s`, until when all messages were read; None if it may.
+    def check(self, now_s: float, read_s: float | None = None) -> Hold | None:
+        """Why the arm must not move at `now_s`; None if it may.
 
+        Silence counts until `read_s`, where messages that came later may be unread.
         In order: the stop, not armed, taken over, dead-man switch let go, no watchdog.
         """
         if self._stop is not None:
@@ -139,7 +140,8 @@ class Interlock:
             (Reason.UNWATCHED, "watchdog heard", self._watched_s, config.watchdog_timeout_s),
         ):
             age_s = math.inf if heard_s is None else now_s - heard_s
-            if believed_s > 0 and not age_s <= believed_s:
+            unread_s = 0.0 if read_s is None else now_s - read_s
+            if believed_s > 0 and not (age_s >= 0 and age_s - unread_s <= believed_s):
                 since = "" if heard_s is None else f" for {age_s:.2f} s"
                 return Hold(reason, f"no {what}{since}")
         return None

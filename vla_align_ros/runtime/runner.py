@@ -241,7 +241,7 @@ class PolicyRunner:
             self.metrics.count("clock_jumps_back")
         self._last_now_s = now_s
         self._note_pose(now_s, steady_s)
-        forbidden = self.interlock.check(tick.read_s)
+        forbidden = self.interlock.check(steady_s, tick.read_s)
         if self._permitted != (forbidden is None):
             self._permitted = forbidden is None
             self._drop_plans()

@@ -85,7 +85,7 @@ class CameraNode(Node):
             else self._raw.get(word, self._raw["ok"])
         )
         message.header.stamp = stamp
-        if word == "die":  # by the default of SIGALRM: no Python runs any more
+        if word == "die":  # by the default of SIGALRM: no Python runs any more; 0 would set none
             signal.setitimer(signal.ITIMER_REAL, random.uniform(0.0, DIE_S) + 1e-6)
         (self._packed if self._compressed else self._image).publish(message)
         self._sent += 1
