@@ -23,6 +23,7 @@ ALLOWED: dict[str, set[str]] = {
     "vla_align_ros.flags": {"errors"},
     "vla_align_ros.pages": {"errors"},
     "vla_align_ros.machine": set(),
+    "vla_align_ros.verbs": set(),
     "vla_align_ros.contract": {"errors"},
     "vla_align_ros.inference": {"errors", "machine", "contract", "extras"},
     "vla_align_ros.runtime": {"errors", "contract", "inference"},
@@ -49,7 +50,7 @@ ALLOWED: dict[str, set[str]] = {
     "training.strange_scenes": {"errors", "contract", "runtime", "sim"},
     "training.evaluate": {"errors", "contract", "inference", "runtime", "sim"},
     "training.commands": {
-        *("errors", "share", "contract", "inference", "runtime", "sim", "demo", "bench"),
+        *("errors", "share", "verbs", "contract", "inference", "runtime", "sim", "demo", "bench"),
     },
 }
 

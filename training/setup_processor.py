@@ -34,7 +34,7 @@ def build_processor(
     Of a run, of an OpenVLA checkpoint and of a pretrained language model the tokenizer is its own;
     a model from scratch gets the words of the data.
     """
-    _check_image_size(config)
+    transform = find_transform(config)
     spec = policy_spec(
         sources,
         config.data,
@@ -47,10 +47,15 @@ def build_processor(
     normalizers = {"action": Normalizer("quantile", statistics["action"])}
     if spec.state is not None:
         normalizers["state"] = Normalizer("quantile", statistics["state"])
-    return Processor(spec, _build_transform(config), normalizers, _build_tokenizer(config, sources))
+    return Processor(spec, transform, normalizers, _build_tokenizer(config, sources))
 
 
-def _build_transform(config: RunConfig) -> ImageTransform:
+def find_transform(config: RunConfig) -> ImageTransform:
+    """How the student sees a picture: as its base does, else as its towers want it.
+
+    Raises ConfigurationError if the data's pictures do not fit the towers.
+    """
+    _check_image_size(config)
     if holds_model(config.base):  # its towers go on seeing what they learnt to see
         return dataclasses.replace(_load_base(config).image_transform, crop=config.data.crop)
     if config.base is not None:

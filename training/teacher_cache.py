@@ -19,6 +19,8 @@ from training.data.config import DataConfig
 from training.data.features import FeatureStore, Pictures, pictures_key
 from training.data.mixture_pictures import MixturePictures
 from training.data.sources import open_sources
+from training.setup_model import find_base
+from training.setup_processor import find_transform
 from vla_align_ros.contract.images import ImageTransform
 from vla_align_ros.errors import ConfigurationError
 
@@ -104,12 +106,14 @@ class CachePlan:
     """What a cache of teacher features depends on beside the recorded pictures.
 
     grid: patches a side of the student. precision: "bf16" or "fp32", of the teacher's weights.
+    transform: the student's; None is centred crop, bicubic.
     """
 
     teacher: TeacherConfig
     data: DataConfig
     grid: int
     precision: str
+    transform: ImageTransform | None = None
 
     def __post_init__(self) -> None:
         """Refuse pictures that change from epoch to epoch."""
@@ -129,8 +133,13 @@ class CachePlan:
 
     @classmethod
     def of_run(cls, config: RunConfig) -> CachePlan:
-        """The plan by which a run of `config` would look for its features."""
-        return cls(config.teacher, config.data, student_grid(config), config.precision)
+        """The plan by which a run of `config` would look for its features.
+
+        Raises ConfigurationError where such a run would not start.
+        """
+        config = find_base(config)
+        transform = find_transform(config)
+        return cls(config.teacher, config.data, student_grid(config), config.precision, transform)
 
 
 def student_grid(config: RunConfig) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,15 @@ import pytest
 
 pytest.importorskip("transformers", reason="needs the extra [train]")
 
+sys.path.insert(0, str(Path(__file__).parent / "golden"))
+import openvla_layout
 from tiny_data import write_dataset
 from tiny_run import needs_teacher
 from tiny_teachers import make_dinov2
 
 from training.alignment.teachers.config import FAMILIES
 from training.commands import teacher as command
+from training.model.openvla import read_image_transform
 from training.recipes import RADIO, find_recipe
 from training.teacher_cache import student_grid
 from vla_align_ros.errors import ConfigurationError
@@ -86,6 +91,19 @@ def test_revision_and_remote_code_count_beside_a_recipe(named: list[str]) -> Non
     assert (teacher.revision, teacher.remote_code) == ("abc123", True)
     untouched = command._plan(parser.parse_args([*recipe, "teacher.revision=old"])).teacher
     assert (untouched.revision, untouched.remote_code) == ("old", False)
+
+
+def test_beside_a_base_the_pictures_are_as_the_base_sees_them(tmp_path: Path) -> None:
+    stored = np.load(Path(__file__).parent / "golden" / "openvla_tiny.npz")
+    openvla_layout.write_folder(tmp_path, json.loads(str(stored["shapes"])))
+    wanted = ["cache", "--data", "d", "--recipe", "debug_cpu", "--set", f"base={tmp_path}"]
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    with pytest.raises(ConfigurationError, match=r"got data.image_size 56 px; .* \[224\] px"):
+        command._plan(parser.parse_args(wanted))
+    plan = command._plan(parser.parse_args([*wanted, "--image-size", "224"]))
+    assert (plan.data.image_size, plan.grid) == (224, 16)
+    assert plan.transform == read_image_transform(tmp_path, crop=plan.data.crop)
 
 
 def test_the_students_grid_is_read_from_the_recipe() -> None:

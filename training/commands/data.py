@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -14,45 +15,71 @@ from training.data.config import AugmentConfig, DataConfig
 from training.data.reader import LeRobotReader
 from training.settings import override
 from vla_align_ros.errors import ConfigurationError, DataError
+from vla_align_ros.verbs import Verb, add_verbs, run_verb
 
 SUMMARY = "describe a LeRobot dataset, check its videos, convert RLDS data to it, time loading it"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
-    parser.add_argument("action", choices=("info", "check", "convert", "bench"))
-    parser.add_argument("directory", help="a LeRobot dataset (or, for convert, a TFDS folder)")
+    """Declare what the command does, each with its own arguments."""
+    add_verbs(
+        parser,
+        {
+            "info": Verb("features, counts, tasks and statistics", _name_data, show_info),
+            "check": Verb("decode every picture and list damaged episodes", _add_check, check),
+            "convert": Verb("convert RLDS data to LeRobot v3.0", _add_convert, convert),
+            "bench": Verb("time loading it", _add_bench, bench),
+        },
+    )
+
+
+def _name_data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("directory", help="a LeRobot dataset")
+
+
+def _add_reading(parser: argparse.ArgumentParser) -> None:
+    _name_data(parser)
     parser.add_argument("--cache", type=Path, help="folder of the caches; default in the data")
-    camera = parser.add_argument_group("check, bench")
-    camera.add_argument("--camera", nargs="+", default=[], help="names to look for, in this order")
-    check = parser.add_argument_group("check")
-    check.add_argument(
+    parser.add_argument("--camera", nargs="+", default=[], help="names to look for, in this order")
+
+
+def _add_check(parser: argparse.ArgumentParser) -> None:
+    _add_reading(parser)
+    parser.add_argument(
         "--quick", action="store_true", help="count frames without decoding the pictures"
     )
-    convert = parser.add_argument_group("convert")
-    convert.add_argument("--from", dest="source", choices=("rlds",), default="rlds")
-    convert.add_argument("--out", type=Path, help="the new dataset; an existing one is continued")
-    convert.add_argument("--fps", type=int, help="rate of the recording in Hz; RLDS does not say")
-    convert.add_argument("--split", default="train", help="split of the TFDS folder (train)")
+
+
+def _add_convert(parser: argparse.ArgumentParser) -> None:
     paths = "path(s) below the step, as in features.json"
-    convert.add_argument("--image", nargs="+", default=[], help=f"pictures: {paths}")
-    convert.add_argument("--action", nargs="+", default=[], dest="actions", help=f"joined: {paths}")
-    convert.add_argument("--state", nargs="+", default=[], help=f"joined: {paths}")
-    convert.add_argument(
+    add = parser.add_argument
+    add("directory", help="a TFDS folder")
+    add("--from", dest="source", choices=("rlds",), default="rlds")
+    add("--out", type=Path, help="the new dataset; an existing one is continued")
+    add("--fps", type=int, help="rate of the recording in Hz; RLDS does not say")
+    add("--split", default="train", help="split of the TFDS folder (train)")
+    add("--image", nargs="+", default=[], help=f"pictures: {paths}")
+    add("--action", nargs="+", default=[], dest="actions", help=f"joined: {paths}")
+    add("--state", nargs="+", default=[], help=f"joined: {paths}")
+    add(
         "--state-names",
         nargs="+",
         default=[],
         metavar="NAME",
         help="of its values, as the robot supplies them: x y z roll pitch yaw gripper",
     )
-    convert.add_argument("--instruction", help="path of the text")
-    bench = parser.add_argument_group("bench")
-    bench.add_argument("--workers", nargs="+", type=int, default=[0, 1, 2])
-    bench.add_argument("--batch-size", type=int, default=16)
-    bench.add_argument("--image-size", type=int, default=224, help="model input in px (224)")
-    bench.add_argument("--augment", action="store_true", help="with OpenVLA's augmentation")
-    bench.add_argument("--decode", choices=("once", "online"), default="online")
-    bench.add_argument(
+    add("--instruction", help="path of the text")
+
+
+def _add_bench(parser: argparse.ArgumentParser) -> None:
+    _add_reading(parser)
+    add = parser.add_argument
+    add("--workers", nargs="+", type=int, default=[0, 1, 2])
+    add("--batch-size", type=int, default=16)
+    add("--image-size", type=int, default=224, help="model input in px (224)")
+    add("--augment", action="store_true", help="with OpenVLA's augmentation")
+    add("--decode", choices=("once", "online"), default="online")
+    add(
         "--set",
         nargs="+",
         action="extend",
@@ -62,10 +89,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Do what `args.action` names."""
-    actions = {"info": show_info, "check": check, "convert": convert, "bench": bench}
-    return actions[args.action](args)
+def run(args: argparse.Namespace) -> Mapping[str, Any]:
+    """Do what was asked for."""
+    return run_verb(args)
 
 
 def show_info(args: argparse.Namespace) -> dict[str, Any]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from vla_align_ros.errors import ConfigurationError
+from vla_align_ros.verbs import Verb, add_verbs, run_verb
 
 SUMMARY = (
     "fit what a policy's familiar scenes look like; measure and show how strange ones are told"
@@ -15,33 +17,55 @@ SUMMARY = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
-    parser.add_argument("action", choices=("fit", "measure", "show"))
-    parser.add_argument("path", type=Path, help="fit: a finished run; else: a bundle with sight")
-    fit = parser.add_argument_group("fit")
-    fit.add_argument("--data", nargs="+", default=[], help="the dataset(s) that the run saw")
-    fit.add_argument("--cache", type=Path, help="folder of the caches; default in the data")
-    fit.add_argument("--place", default="encoder", help="encoder (default) or layer_<k>")
-    fit.add_argument("--scenes", type=int, default=2048, help="frames of each split, at most")
-    fit.add_argument(
-        "--quantile", type=float, default=0.99, help="share of held-out scenes that is familiar"
+    """Declare what the command does, each with its own arguments."""
+    add_verbs(
+        parser,
+        {
+            "fit": Verb("fit a finished run's familiar scenes, for its next export", _add_fit, fit),
+            "measure": Verb(
+                "tell how well a bundle's strange scenes are told", _add_measure, measure
+            ),
+            "show": Verb("draw where a bundle looks, a scene of each shift", _add_show, show),
+        },
     )
-    measure = parser.add_argument_group("measure, show")
-    measure.add_argument(
+
+
+def _add_fit(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("path", type=Path, metavar="run", help="a finished run")
+    add("--data", nargs="+", default=[], help="the dataset(s) that the run saw")
+    add("--cache", type=Path, help="folder of the caches; default in the data")
+    add("--place", default="encoder", help="encoder (default) or layer_<k>")
+    add("--scenes", type=int, default=2048, help="frames of each split, at most (2048)")
+    add("--quantile", type=float, default=0.99, help="share of held-out scenes that is familiar")
+
+
+def _add_shifts(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", type=Path, metavar="bundle", help="a bundle with sight")
+    parser.add_argument(
         "--shift",
         nargs="+",
         default=["all"],
         help="named shifts, or 'all' (all); a wrong name lists them",
     )
-    measure.add_argument("--episodes", type=int, default=50, help="scenes a shift; show: the first")
-    measure.add_argument(
-        "--out", type=Path, help="also write the result there, as JSON; show: the picture"
+
+
+def _add_measure(parser: argparse.ArgumentParser) -> None:
+    _add_shifts(parser)
+    parser.add_argument("--episodes", type=int, default=50, help="scenes a shift (50)")
+    parser.add_argument("--out", type=Path, help="also write the result there, as JSON")
+
+
+def _add_show(parser: argparse.ArgumentParser) -> None:
+    _add_shifts(parser)
+    parser.add_argument(
+        "--out", type=Path, default=Path("sight.png"), help="the picture (sight.png)"
     )
 
 
-def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Do what `args.action` names."""
-    return {"fit": fit, "measure": measure, "show": show}[args.action](args)
+def run(args: argparse.Namespace) -> Mapping[str, Any]:
+    """Do what was asked for."""
+    return run_verb(args)
 
 
 def fit(args: argparse.Namespace) -> dict[str, Any]:
@@ -99,10 +123,9 @@ def show(args: argparse.Namespace) -> dict[str, Any]:
 
     from training.strange_scenes import draw_scenes
 
-    out = args.out or Path("sight.png")
-    Image.fromarray(draw_scenes(args.path, _find_names(args.shift))).save(out)
-    print(out)
-    return {"ok": True, "bundle": str(args.path), "picture": str(out)}
+    Image.fromarray(draw_scenes(args.path, _find_names(args.shift))).save(args.out)
+    print(args.out)
+    return {"ok": True, "bundle": str(args.path), "picture": str(args.out)}
 
 
 def _find_names(asked: list[str]) -> list[str]:
