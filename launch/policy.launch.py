@@ -214,6 +214,20 @@ def camera_node(value, flag):
     ]
 
 
+def refuse_idle(value, flag):
+    """Refuse an argument of what is not started: somebody would rely on it."""
+    driven = bool(value["camera_package"])
+    for name, started, fix in (
+        ("joy", flag["joystick"], "joystick:=true, or leave joy:= out"),
+        ("camera_params", driven, "camera_package:= and camera_executable:=, or leave it out"),
+    ):
+        if value[name] and not started:
+            raise RuntimeError(
+                f"{name}: got {value[name]!r}, and nothing is started that reads it; expected it "
+                f"beside what it is for; fix: {fix}"
+            )
+
+
 def watchdog_node(value, flag):
     """Return the process that stops the arm when the policy's cannot."""
     return Node(
@@ -290,6 +304,7 @@ def start(context):
         for argument in arguments()
     }
     flag = {name: read_flag(name, value[name]) for name in FLAGS}
+    refuse_idle(value, flag)
     return [
         *camera_node(value, flag),
         *([watchdog_node(value, flag)] if flag["watchdog"] else []),

@@ -14,6 +14,7 @@ from vla_align_ros.contract.files import (
     read_sealed,
     replace_durably,
     seal,
+    user_cache,
 )
 from vla_align_ros.errors import BundleError
 
@@ -77,3 +78,16 @@ def test_a_number_that_is_not_finite_is_no_json(tmp_path: Path, number: str) -> 
     path.write_text(f'{{"a": [{{"b": {number}}}]}}')
     with pytest.raises(BundleError, match=r"cannot read x\.json"):
         read_json_object(path, BundleError)
+
+
+@pytest.mark.parametrize("asked", ["", "cache", "./cache", "~/cache", None])
+def test_a_base_folder_that_is_not_absolute_is_ignored(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, asked: str | None
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    if asked is not None:
+        monkeypatch.setenv("XDG_CACHE_HOME", asked)
+    assert user_cache("engines") == tmp_path / ".cache" / "vla_align_ros" / "engines"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
+    assert user_cache("engines") == tmp_path / "other" / "vla_align_ros" / "engines"

@@ -55,6 +55,8 @@ def test_the_state_is_a_copy():
         {"state": [math.nan]},
         {"state": 1.0},
         {"state": ["a"]},
+        {"committed": [[0.0] * 7, [0.0]]},
+        {"committed": "none"},
         {"instruction": None},
         {"instruction": b"put it"},
         {"stamp_s": math.nan},
@@ -94,3 +96,9 @@ def test_a_chunk_that_is_not_finite_is_refused(value):
 def test_a_chunk_without_a_period_is_refused(period_s):
     with pytest.raises(ContractError, match="period"):
         ActionChunk(np.zeros((1, 7)), period_s, 0.0, "put it")
+
+
+@pytest.mark.parametrize("actions", [[[0.0] * 7, [0.0]], [["up"] * 7], None])
+def test_a_chunk_that_is_no_table_of_numbers_is_refused(actions):
+    with pytest.raises(ContractError, match=r"action chunk"):
+        ActionChunk(actions, 0.2, 0.0, "put it")

@@ -92,6 +92,18 @@ def test_the_joystick_of_a_namespace_can_listen_elsewhere(policy: Launcher) -> N
     assert started["joystick_stop"].settings["remappings"] == [("joy", "/joy")]
 
 
+@pytest.mark.parametrize(
+    ("given", "fix"),
+    [({"joy": "/joy"}, "joystick:=true"), ({"camera_params": "camera.yaml"}, "camera_package:=")],
+)
+def test_an_argument_of_what_is_not_started_is_refused(
+    policy: Launcher, given: dict[str, str], fix: str
+) -> None:
+    (name,) = given
+    with pytest.raises(RuntimeError, match=f"{name}: got .*, and nothing is started.*fix: {fix}"):
+        policy.start(**given)
+
+
 def test_the_files_image_transport_counts_where_none_is_given(policy: Launcher) -> None:
     assert "image_transport" not in policy.start()["policy_node"].parameters
     given = policy.start(image_transport="compressed")["policy_node"]

@@ -403,6 +403,18 @@ def test_the_console_does_without_a_history_where_none_can_be_written(
     assert "lines are not kept" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("told", ["", "[]", "1", '{"battery": 0.5}', '{"state": 3}'])
+def test_a_status_that_is_no_policys_is_not_taken(ros: None, told: str) -> None:
+    node = rclpy.create_node("operator")
+    client = PolicyClient(node)
+    client._on_status(String(data='{"state": "active", "moving": true}'))
+    client._on_status(String(data=told))
+    assert client.status["state"] == "active" and client.status["moving"]
+    assert client.status["instruction"] is None
+    assert client.describe() == "policy_node: moving, None"
+    node.destroy_node()
+
+
 def test_the_console_says_when_nobody_hears_its_stop(ros: None) -> None:
     node = rclpy.create_node("console")
     told: list[str] = []

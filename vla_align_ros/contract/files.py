@@ -43,8 +43,16 @@ def readable_json(value: object) -> bytes:
 
 def user_cache(name: str) -> Path:
     """Return the user's own folder of one cache: $XDG_CACHE_HOME/vla_align_ros/<name>."""
-    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(home).expanduser() / "vla_align_ros" / name
+    return xdg_home("XDG_CACHE_HOME", "~/.cache") / "vla_align_ros" / name
+
+
+def xdg_home(variable: str, default: str) -> Path:
+    """Return a base folder of the user's; a path that is not absolute is ignored.
+
+    So the XDG Base Directory Specification: it would be another one from folder to folder.
+    """
+    home = Path(os.environ.get(variable, ""))
+    return home if home.is_absolute() else Path(default).expanduser()
 
 
 def claim_folder(folder: Path) -> None:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -80,7 +81,7 @@ class ActionChunk:
     instruction: str
 
     def __post_init__(self) -> None:
-        actions = np.array(self.actions, dtype=np.float64)
+        actions = _read_numbers(self.actions, np.float64, "action chunk", f"(H, {ACTION_DIM})")
         if actions.ndim != 2 or actions.shape[0] < 1 or actions.shape[1] != ACTION_DIM:
             raise ContractError(
                 "action chunk has the wrong shape", got=actions.shape, expected=f"(H, {ACTION_DIM})"
@@ -105,13 +106,17 @@ class ActionChunk:
         return int(self.actions.shape[0])
 
 
-def _read_state(values: npt.ArrayLike) -> npt.NDArray[np.float32]:
+def _read_numbers(values: npt.ArrayLike, kind: type, what: str, shape: str) -> npt.NDArray[Any]:
     try:
-        state = np.array(values, dtype=np.float32)
-    except (TypeError, ValueError) as cause:
+        return np.array(values, dtype=kind)
+    except (TypeError, ValueError) as cause:  # words, or rows of different lengths
         raise ContractError(
-            "state is not numeric", got=cause, expected="numbers of shape (D,)"
+            f"{what} is not numeric", got=cause, expected=f"numbers of shape {shape}"
         ) from cause
+
+
+def _read_state(values: npt.ArrayLike) -> npt.NDArray[np.float32]:
+    state: npt.NDArray[np.float32] = _read_numbers(values, np.float32, "state", "(D,)")
     if state.ndim != 1 or not np.isfinite(state).all():
         raise ContractError(
             "state is wrong",
@@ -123,12 +128,13 @@ def _read_state(values: npt.ArrayLike) -> npt.NDArray[np.float32]:
 
 
 def _read_committed(values: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    actions = np.array(values, dtype=np.float64)
+    shape = f"(K, {ACTION_DIM})"
+    actions: npt.NDArray[np.float64] = _read_numbers(values, np.float64, "commitment", shape)
     if actions.ndim != 2 or actions.shape[1] != ACTION_DIM or not np.isfinite(actions).all():
         raise ContractError(
             "committed actions are wrong",
             got=np.array2string(actions, threshold=16),
-            expected=f"finite numbers of shape (K, {ACTION_DIM})",
+            expected=f"finite numbers of shape {shape}",
         )
     actions.flags.writeable = False
     return actions

@@ -24,6 +24,7 @@ LATCHED = QoSProfile(
 STOP_TYPE, STATUS_TYPE = "std_msgs/msg/Empty", "std_msgs/msg/String"
 SPIN_S = 0.02
 ANSWER_S = 2.0
+UNTOLD = {"moving": False, "hold_reason": None, "instruction": None, "error": None}
 
 # What mends a hold that a person can mend.
 MENDS = {
@@ -41,8 +42,8 @@ MENDS = {
 class PolicyClient:
     """Talks to the policy node called `policy`, a name relative to the node's namespace.
 
-    `status` is the newest `~/status`, {} before the first. Every topic and service can be remapped
-    as `<policy>/instruction` and so on.
+    `status` is the newest `~/status`, {} before the first; what is no policy's is not taken. Every
+    topic and service can be remapped as `<policy>/instruction` and so on.
     """
 
     def __init__(self, node: Node, policy: str = "policy_node") -> None:
@@ -114,8 +115,8 @@ class PolicyClient:
             status = json.loads(message.data)
         except ValueError:
             return
-        if isinstance(status, dict):
-            self.status = status
+        if isinstance(status, dict) and isinstance(status.get("state"), str):
+            self.status = {**UNTOLD, **status}
 
 
 class Patience:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import sys
 import threading
 import time
@@ -17,6 +16,7 @@ from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.node import Node
 
+from vla_align_ros.contract.files import xdg_home
 from vla_align_ros.contract.prompt import clean_instruction
 from vla_align_ros.errors import ConfigurationError, ContractError, OperatorError
 from vla_align_ros.extras import install_hint
@@ -229,8 +229,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def find_history() -> Path:
     """The file of earlier lines, by the XDG rules; its folder is made."""
-    base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    folder = Path(base) / "vla_align_ros"
+    folder = xdg_home("XDG_STATE_HOME", "~/.local/state") / "vla_align_ros"
     folder.mkdir(parents=True, exist_ok=True)
     return folder / "console_history"
 
