@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from diagnostic_msgs.msg import DiagnosticArray
 from ros_graph import ROOT, WIDOWX, Probe
 
 Start = Callable[..., subprocess.Popen[str]]
@@ -110,18 +111,28 @@ def service_names(probe: Probe) -> set[str]:
     return {name for name, _ in probe.node.get_service_names_and_types()}
 
 
+def read_layout() -> dict[str, Any]:
+    layout: dict[str, Any] = json.loads((CONFIG / "foxglove" / "policy.json").read_text())
+    return layout
+
+
+def place(node: Any, width: float, height: float) -> Iterator[tuple[str, float, float]]:
+    """Each panel with its width and height, where the whole layout has those."""
+    if isinstance(node, str):
+        yield node, width, height
+        return
+    share = node["splitPercentage"] / 100
+    for part, child in ((share, "first"), (1 - share, "second")):
+        if node["direction"] == "row":
+            yield from place(node[child], part * width, height)
+        else:
+            yield from place(node[child], width, part * height)
+
+
 def test_the_foxglove_layout_shows_topics_that_exist(probe: Probe) -> None:
-    layout = json.loads((CONFIG / "foxglove" / "policy.json").read_text())
+    layout = read_layout()
     configs = layout["configById"]
-
-    def leaves(node: Any) -> Iterator[str]:
-        if isinstance(node, str):
-            yield node
-            return
-        yield from leaves(node["first"])
-        yield from leaves(node["second"])
-
-    assert sorted(leaves(layout["layout"])) == sorted(configs)
+    assert sorted(name for name, _, _ in place(layout["layout"], 1, 1)) == sorted(configs)
     for name, config in configs.items():
         shown = [config.get(key) for key in ("topicPath", "topicToRender", "topicName")]
         shown.append(config.get("imageMode", {}).get("imageTopic"))
@@ -134,6 +145,50 @@ def test_the_foxglove_layout_shows_topics_that_exist(probe: Probe) -> None:
         ), (name, service)
         for key in ("value", "requestPayload"):
             assert key not in config or isinstance(json.loads(config[key]), dict)
+
+
+def test_the_foxglove_layout_opens_on_diagnostics_that_are_published(probe: Probe) -> None:
+    """A panel of one node's diagnostics stays empty where it has no name and no hardware."""
+    heard: set[tuple[str, str]] = set()
+    probe.node.create_subscription(
+        DiagnosticArray,
+        "/diagnostics",
+        lambda message: heard.update((s.hardware_id, s.name) for s in message.status),
+        10,
+    )
+    configs = read_layout()["configById"]
+    panels = [c for name, c in configs.items() if name.startswith("DiagnosticStatusPanel!")]
+    assert panels
+    for panel in panels:
+        wanted = (panel["selectedHardwareId"], panel["selectedName"])
+        assert probe.wait_for(lambda wanted=wanted: wanted in heard), (wanted, heard)
+
+
+def test_the_foxglove_layout_names_its_panels_for_both_viewers() -> None:
+    """Foxglove and Lichtblick each have a key of their own for a panel's title."""
+    for name, config in read_layout()["configById"].items():
+        titles = [config.get(f"{viewer}PanelTitle") for viewer in ("foxglove", "lichtblick")]
+        assert titles[0] == titles[1], name
+        assert titles[0] or name.startswith("Diagnostic"), f"{name} has no title"
+
+
+def test_the_foxglove_layout_leaves_room_for_its_buttons() -> None:
+    """Lichtblick cuts off a button that does not fit, and scrolls to none.
+
+    In pixels, measured there: what it leaves to the panels of a window of 1366 x 768 beside its
+    sidebar, and the least height that each kind of panel needs for a whole button.
+    """
+    layout = read_layout()
+    configs = layout["configById"]
+    for name, width, height in place(layout["layout"], 1092, 724):
+        if name.startswith("CallService!"):
+            needed = 262
+        elif name.startswith("Publish!"):
+            needed = 140 if configs[name]["advancedView"] else 87
+        else:
+            continue
+        assert height >= needed, f"{name}: {height:.0f} px high, needs {needed}"
+        assert width >= 120, f"{name}: {width:.0f} px wide"
 
 
 def read_launch_arguments() -> set[str]:
