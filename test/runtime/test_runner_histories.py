@@ -189,8 +189,24 @@ class Histories(RuleBasedStateMachine):
         self.robot_state(0.0)
         self.picture(kind, age_s)
         self._tick()
-        set_back = self.rig.now_s < self.since_s  # a little: no picture counts until then
-        assert self.moving or age_s or set_back, self.runner.hold
+        assert self.moving or age_s or self._nothing_newer(), self.runner.hold
+
+    def _nothing_newer(self) -> bool:
+        """Whether a picture of now counts for nothing: the clock was set back a little.
+
+        Or an earlier one was stamped ahead.
+        """
+        latest_s = max((seen.stamp_s for seen in self.pictures[self.anew : -1]), default=-math.inf)
+        return self.rig.now_s < max(latest_s, self.since_s)
+
+    @rule()
+    def inference_fails(self) -> None:
+        self.all_is_well("slow", 0.0)
+        self.picture("raises", 0.0)
+        self._tick()
+        assert not self.moving
+        assert self.runner.hold is not None
+        assert self.runner.hold.reason is Reason.INFERENCE_ERROR or self._nothing_newer()
 
     @rule(periods=st.integers(1, 60), age_s=st.sampled_from((0.0, 0.05, 0.3)))
     def all_stays_well(self, periods: int, age_s: float) -> None:
