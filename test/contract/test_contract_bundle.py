@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -51,7 +52,8 @@ def edit_manifest(folder: Path, change) -> None:
     if isinstance(data.get("files"), dict) and all(
         isinstance(entry, dict) and "sha256" in entry for entry in data["files"].values()
     ):
-        data["id"] = manifest_module._compute_id(data["files"])
+        with contextlib.suppress(UnicodeEncodeError):  # half of a character in a hash
+            data["id"] = manifest_module._compute_id(data["files"])
     data["manifest_sha256"] = manifest_module._hash_manifest(data)
     path.write_text(json.dumps(data))
 

@@ -693,10 +693,10 @@ def test_a_trajectory_controller_is_sent_one_point_two_periods_ahead(ros: None) 
     sent: list[JointTrajectory] = []
     for topic in node.publishers:
         if topic.topic_name == "/policy_node/gripper_commands":
+            assert topic.msg_type is JointTrajectory
             topic.publish = sent.append
     arm.send(replace(CLOSE, gripper=0.25), STAMP)
     (trajectory,) = sent
-    assert isinstance(trajectory, JointTrajectory)
     assert (trajectory.header.stamp, trajectory.joint_names) == (Time(), ["finger"])
     (point,) = trajectory.points
     assert (list(point.positions), point.time_from_start) == ([0.5], Duration(nanosec=500_000_000))

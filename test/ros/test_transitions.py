@@ -60,11 +60,18 @@ def test_a_refusal_is_answered_as_the_transition_wants_it_and_told_in_one_line(
     assert node.told == [("before", text)] and node.logged == [text]
 
 
+class Panic(BaseException):
+    """As libraries written in Rust raise it: no Exception."""
+
+
+@pytest.mark.parametrize("kind", [KeyError, Panic])
 @pytest.mark.parametrize("step", ["on_configure", "on_shutdown"])
-def test_anything_else_is_an_error_that_is_told_and_logged_with_its_trace(step: str) -> None:
-    node = Node(KeyError("lost"))
+def test_anything_else_is_an_error_that_is_told_and_logged_with_its_trace(
+    step: str, kind: type[BaseException]
+) -> None:
+    node = Node(kind(1))
     assert getattr(node, step)(None) == Result.ERROR
-    text = f"{step[3:]} failed: KeyError: 'lost'"
+    text = f"{step[3:]} failed: {kind.__name__}: 1"
     assert node.told == [("before", text)]
     assert len(node.logged) == 1 and node.logged[0].startswith(f"{text}\nTraceback")
 
