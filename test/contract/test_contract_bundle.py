@@ -379,6 +379,13 @@ def test_a_graph_that_no_hash_covers_is_refused_though_it_is_there(folder, path,
         Bundle.open(folder)
 
 
+def test_a_manifest_means_the_same_in_whatever_order_its_files_stand(folder, original):
+    path = folder / "manifest.json"
+    data = json.loads(path.read_text())
+    path.write_text(json.dumps({**data, "files": dict(reversed(data["files"].items()))}))
+    assert Bundle.open(folder).id == original.id
+
+
 def find_places(value: object, path: tuple = ()) -> list[tuple]:
     """The paths of all values in a JSON document."""
     found = [path] if path else []

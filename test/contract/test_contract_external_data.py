@@ -116,6 +116,12 @@ def test_what_is_no_graph_is_refused(tmp_path: Path, content: bytes) -> None:
         read_references(tmp_path / "policy.onnx")
 
 
+def test_what_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.onnx", tmp_path):
+        with pytest.raises(BundleError, match="is no ONNX file"):
+            read_references(path)
+
+
 def length_delimited(number: int, content: bytes) -> bytes:
     assert number < 16 and len(content) < 128
     return bytes([number << 3 | 2, len(content)]) + content
