@@ -29,6 +29,11 @@ def test_message_leaves_out_what_is_not_known(arguments, text):
     assert str(errors.VlaAlignError("it broke", **arguments)) == f"it broke: {text}"
 
 
+def test_message_can_be_logged_and_published_whatever_text_a_file_brought():
+    text = str(errors.BundleError("it is \udcff", got="\ud800", fix="grüße"))
+    assert text.encode().decode() == "it is \\udcff: got \\ud800; fix: grüße"
+
+
 @pytest.mark.parametrize("name", errors.__all__)
 def test_every_error_is_one_of_ours_and_survives_another_process(name):
     error = getattr(errors, name)("it broke", got=1, expected=2, fix="mend it")

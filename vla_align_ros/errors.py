@@ -67,7 +67,9 @@ class VlaAlignError(Exception):
         if fix is not None:
             details.append(f"fix: {fix}")
         message = "; ".join(details)
-        super().__init__(f"{summary}: {message}" if summary and message else summary or message)
+        text = f"{summary}: {message}" if summary and message else summary or message
+        # Half of a surrogate pair, of JSON or a file's name, can be neither logged nor published.
+        super().__init__(text.encode(errors="backslashreplace").decode())
 
 
 class ConfigurationError(VlaAlignError):

@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,44 @@ def test_one_changed_byte_of_the_sidecar_is_refused_or_means_the_same(bundle, pl
     path.write_bytes(original)
 
 
+@pytest.mark.parametrize("key", sorted({*make_facts("")} - {"format", "schema_version"}))
+def test_whatever_is_changed_in_the_sidecar_no_longer_fits_its_hash(bundle, key):
+    path = bundle.path / "engines/sm89" / SIDECAR
+    facts = json.loads(path.read_text())
+    facts[key] = f"{facts[key]}x" if isinstance(facts[key], str) else {**facts[key], "x": {}}
+    path.write_text(json.dumps(facts))
+    with pytest.raises(BundleError, match="sidecar was altered"):
+        bundle.engine("sm89")
+
+
+def test_an_engine_of_another_size_than_the_sidecar_says_is_refused_though_its_hash_fits(bundle):
+    facts = make_facts(bundle.id)
+    facts["graphs"]["policy"]["bytes"] += 1
+    write_facts(bundle.path / "engines/sm89", facts)
+    with pytest.raises(BundleError, match=r"policy\.engine was altered or truncated"):
+        bundle.engine("sm89")
+
+
+@pytest.mark.parametrize(
+    ("call", "name", "says"),
+    [
+        ("open", "policy.engine", r"cannot read policy\.engine"),
+        ("scandir", "sm89", "cannot be read"),
+    ],
+)
+def test_what_one_may_not_read_is_refused(bundle, monkeypatch, call, name, says):
+    original = getattr(os, call)
+
+    def refuse(path, *arguments):
+        if Path(path).name == name:
+            raise PermissionError(13, "Permission denied", str(path))
+        return original(path, *arguments)
+
+    monkeypatch.setattr(os, call, refuse)
+    with pytest.raises(BundleError, match=f"{says}: got .*Permission denied"):
+        bundle.engine("sm89")
+
+
 @UNSHARED
 @given(st.sampled_from(FILES), st.floats(0, 1, exclude_max=True))
 def test_a_half_written_file_is_refused(bundle, name, kept):
@@ -111,7 +150,8 @@ def test_a_half_written_file_is_refused(bundle, name, kept):
 @pytest.mark.parametrize("name", FILES)
 def test_a_missing_file_is_refused(bundle, name):
     (bundle.path / "engines/sm89" / name).unlink()
-    with pytest.raises(BundleError, match="fix: build them again"):
+    says = "engine set has no" if name == SIDECAR else "differ from its sidecar"
+    with pytest.raises(BundleError, match=f"{says}.*fix: build them again"):
         bundle.engine("sm89")
 
 
@@ -167,6 +207,10 @@ def test_engines_in_another_targets_folder_are_refused(bundle):
     assert bundle.engine_targets() == ["sm86"]
     with pytest.raises(BundleError, match="got sm89; expected sm86"):
         bundle.engine("sm86")
+    notes = (bundle.path / "engines/sm86").rename(bundle.path / "engines/notes")
+    write_facts(notes, make_facts(bundle.id, target="notes"))
+    with pytest.raises(BundleError, match="another target's folder"):
+        EngineSet.open(notes, bundle.id)
 
 
 @pytest.mark.parametrize(
@@ -199,8 +243,16 @@ def test_no_path_can_lead_out_of_the_folder(bundle, path):
         bundle.engine("sm89")
 
 
-@pytest.mark.parametrize("key", ["sha256", "bytes", "onnx_sha256", "inputs", "outputs"])
-@pytest.mark.parametrize("value", [None, "", True, [3]])
+@pytest.mark.parametrize("name", ["../policy", "Policy", "", "policy\n", ".policy"])
+def test_a_graph_is_named_by_a_word_that_leads_nowhere_else(bundle, name):
+    facts = make_facts(bundle.id, engines={name: b"any"})
+    write_facts(bundle.path / "engines/sm89", facts)
+    with pytest.raises(BundleError, match="is malformed"):
+        bundle.engine("sm89")
+
+
+@pytest.mark.parametrize("key", ["sha256", "bytes", "onnx_sha256", "inputs", "outputs", "new"])
+@pytest.mark.parametrize("value", [None, "", True, [3], "0" * 65])
 def test_a_graph_with_a_value_of_another_form_is_refused(bundle, key, value):
     facts = make_facts(bundle.id)
     facts["graphs"]["policy"][key] = value
@@ -213,8 +265,9 @@ def test_gates_are_added_in_one_step_and_survive_opening(bundle):
     engines = bundle.engine("sm89").add_gates({"numbers": {"ok": True}})
     assert engines.gates == {"numbers": {"ok": True}}
     bundle.engine("sm89").add_gates({"actions": {"ok": False}})
+    bundle.engine("sm89").add_gates({"numbers": {"ok": False}})
     opened = bundle.engine("sm89")
-    assert opened.gates == {"numbers": {"ok": True}, "actions": {"ok": False}}
+    assert opened.gates == {"numbers": {"ok": False}, "actions": {"ok": False}}
     assert [path.name for path in bundle.path.parent.iterdir()] == ["bundle"], "nothing left behind"
 
 
@@ -223,6 +276,19 @@ def test_gates_that_another_added_meanwhile_are_kept(bundle):
     bundle.engine("sm89").add_gates({"numbers": {"ok": True}})
     early.add_gates({"actions": {"ok": False}})
     assert bundle.engine("sm89").gates == {"numbers": {"ok": True}, "actions": {"ok": False}}
+
+
+def test_gates_that_two_add_at_once_are_all_kept(bundle):
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda n: bundle.engine("sm89").add_gates({str(n): {}}), range(24)))
+    assert len(bundle.engine("sm89").gates) == 24
+
+
+def test_gates_are_not_put_into_a_sidecar_that_is_none_by_now(bundle):
+    engines = bundle.engine("sm89")
+    write_facts(engines.path, make_facts(bundle.id, gates=[]))
+    with pytest.raises(BundleError, match="made again since they were opened"):
+        engines.add_gates({"numbers": {"ok": True}})
 
 
 def test_gates_of_former_engines_are_not_put_beside_new_ones(bundle):
@@ -249,9 +315,10 @@ def test_gates_that_cannot_be_written_leave_the_old_sidecar(bundle, monkeypatch)
 
 
 def test_only_whole_targets_are_listed(bundle):
-    for name in ("sm86", "notes", ".sm75.old"):
+    for name in ("sm86", "notes", ".sm75.old", "sm75.old"):
         (bundle.path / "engines" / name).mkdir()
-    (bundle.path / "engines/notes" / SIDECAR).write_text("{}")
+    for name in ("notes", ".sm75.old", "sm75.old"):
+        (bundle.path / "engines" / name / SIDECAR).write_text("{}")
     assert bundle.engine_targets() == ["sm89"]
 
 
@@ -278,7 +345,7 @@ def test_the_command_repeats_every_option_for_the_bundle_where_it_lies_now(bundl
     again = shlex.split(EngineSet(path, {**facts, "command": made}).repeat_command("sm86"))
     assert again[3:9] == ["--bundle", str(bundle.path), "--target", "sm86", "--precision", "int4"]
     assert again[9:] == shlex.split(made)[9:]
-    for strange in ("rm -r /", "vla-align export --trt", 'vla-align "'):
+    for strange in ("rm -r /", "rm -r" + 9 * " /", "vla-align export --trt", 'vla-align "'):
         found = EngineSet(path, {**facts, "command": strange}).repeat_command("sm86")
         assert found == build_command(bundle.path, "sm86", "int4")
 

@@ -55,7 +55,13 @@ def grow(
     operators: set[str],
     depth: int,
 ) -> None:
-    """Fill some parts of a message: operators of drawn names, tensors with data in drawn files."""
+    """Fill some parts of a message: operators of drawn names, tensors with data in drawn files.
+
+    Beside them numbers as they stand in every graph: of ten bytes where negative, of four.
+    """
+    if message.DESCRIPTOR.name == "AttributeProto":
+        message.i = draw(st.integers(-(2**63), 2**63 - 1))  # type: ignore[attr-defined]
+        message.f = draw(st.floats(width=32))  # type: ignore[attr-defined]
     if message.DESCRIPTOR.name == "NodeProto":
         message.op_type = draw(st.sampled_from(["Add", "EPContext"]))  # type: ignore[attr-defined]
         operators.add(message.op_type)  # type: ignore[attr-defined]
@@ -100,6 +106,8 @@ def test_any_bytes_are_read_or_refused(tmp_path: Path, content: bytes) -> None:
         b"\x3b\x3c",  # a group
         b"\xba\x80\x80\x80\x90\x01\x00",  # the graph's tag for who reads its lowest 32 bits
         b"\x3a" + b"\x80" * 11,
+        b"\x02\x00",  # a field of the number 0
+        b"\x09" + bytes(7),  # eight bytes that end after seven
     ],
 )
 def test_what_is_no_graph_is_refused(tmp_path: Path, content: bytes) -> None:
@@ -108,10 +116,48 @@ def test_what_is_no_graph_is_refused(tmp_path: Path, content: bytes) -> None:
         read_references(tmp_path / "policy.onnx")
 
 
-def write_graph(root: Path, location: str) -> None:
-    tensor = onnx.TensorProto(name="w", data_type=1, dims=[1], data_location=1)
-    tensor.external_data.add(key="location", value=location)
-    model = onnx.ModelProto(graph=onnx.GraphProto(initializer=[tensor]))
+def test_what_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.onnx", tmp_path):
+        with pytest.raises(BundleError, match="is no ONNX file"):
+            read_references(path)
+
+
+def length_delimited(number: int, content: bytes) -> bytes:
+    assert number < 16 and len(content) < 128
+    return bytes([number << 3 | 2, len(content)]) + content
+
+
+def test_of_a_place_that_stands_twice_the_one_is_found_that_protobuf_takes(tmp_path: Path) -> None:
+    first = onnx.StringStringEntryProto(key="location", value="policy.onnx.data")
+    second = onnx.StringStringEntryProto(value="/etc/hostname")
+    content = first.SerializeToString() + second.SerializeToString()
+    for number in (13, 5, 7):  # of the entry in its tensor, of that in its graph, and in its model
+        content = length_delimited(number, content)
+    (entry,) = onnx.ModelProto.FromString(content).graph.initializer[0].external_data
+    assert (entry.key, entry.value) == ("location", "/etc/hostname")
+    (tmp_path / "any.onnx").write_bytes(content)
+    assert read_references(tmp_path / "any.onnx").files == {"/etc/hostname"}
+
+
+def test_fields_of_fixed_width_are_passed_over(tmp_path: Path) -> None:
+    graph = onnx.GraphProto(node=[onnx.NodeProto(op_type="Add")])
+    (tmp_path / "any.onnx").write_bytes(
+        b"\x09"
+        + b"\xff" * 8
+        + b"\x0d"
+        + b"\xff" * 4
+        + onnx.ModelProto(graph=graph).SerializeToString()
+    )
+    assert read_references(tmp_path / "any.onnx").operators == {"Add"}
+
+
+def write_graph(root: Path, *locations: str) -> None:
+    tensors = []
+    for location in locations:
+        tensor = onnx.TensorProto(name="w", data_type=1, dims=[1], data_location=1)
+        tensor.external_data.add(key="location", value=location)
+        tensors.append(tensor)
+    model = onnx.ModelProto(graph=onnx.GraphProto(initializer=tensors))
     (root / "model").mkdir()
     (root / "model" / "policy.onnx").write_bytes(model.SerializeToString())
 
@@ -136,7 +182,7 @@ def test_weights_in_a_listed_file_beside_the_graph_are_taken(tmp_path: Path) -> 
     ],
 )
 def test_weights_in_any_other_file_are_refused(tmp_path: Path, location: str) -> None:
-    write_graph(tmp_path, location)
+    write_graph(tmp_path, "policy.onnx.data", location)
     with pytest.raises(BundleError, match="does not vouch for"):
         check_external_data(tmp_path, "model/policy.onnx", LISTED)
 
@@ -158,6 +204,9 @@ def test_a_part_that_was_compiled_beforehand_is_refused(tmp_path: Path, branch: 
         check_external_data(tmp_path, "model/policy.onnx", LISTED)
 
 
-def test_a_graph_of_another_format_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["model/policy.ort", "model/policy.onnx.ort"])
+def test_a_graph_of_another_format_is_refused(tmp_path: Path, name: str) -> None:
+    write_graph(tmp_path)
+    (tmp_path / "model/policy.onnx").rename(tmp_path / name)
     with pytest.raises(BundleError, match="no ONNX file"):
-        check_external_data(tmp_path, "model/policy.ort", {"model/policy.ort": {}})
+        check_external_data(tmp_path, name, {name: {}})

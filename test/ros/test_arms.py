@@ -6,12 +6,13 @@ import importlib.util
 import math
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ import rclpy
 import yaml
 from action_msgs.msg import GoalInfo, GoalStatus
 from action_msgs.srv import CancelGoal
-from builtin_interfaces.msg import Time
+from builtin_interfaces.msg import Duration, Time
 from geometry_msgs.msg import PoseStamped
 from numpy.typing import NDArray
 from rclpy.lifecycle import LifecycleNode
@@ -29,6 +30,7 @@ from rclpy.task import Future
 from ros_graph import WIDOWX, Probe, values_of
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Float64MultiArray
+from trajectory_msgs.msg import JointTrajectory
 
 from vla_align_ros.contract.actions import (
     GripperConvention,
@@ -321,6 +323,12 @@ def test_by_default_a_goal_is_a_fiftieth_of_the_range_and_a_fifth_of_a_second_ap
     assert goals.wants(0.3, 1.25), "what came too soon is not forgotten"
 
 
+def test_a_change_of_a_whole_step_after_a_whole_period_is_a_goal() -> None:
+    goals = GoalFilter(step=0.25, period_s=0.5)
+    assert goals.wants(0.25, 0.0)
+    assert goals.wants(0.5, 0.5)
+
+
 @pytest.mark.parametrize("path", sorted(WIDOWX.parent.glob("*.yaml")), ids=lambda path: path.stem)
 def test_a_robots_gripper_lies_in_the_namespace_of_its_arm(path: Path) -> None:
     arm = yaml.safe_load(path.read_text())["/**"]["ros__parameters"]["arm"]
@@ -345,6 +353,7 @@ class FakeServer:
         self.there, self.accepts = True, True
         self.status, self.stalled = GoalStatus.STATUS_SUCCEEDED, False
         self.goals: list[float] = []
+        self.commands: list[object] = []
         self.handle: SimpleNamespace | None = None  # of the goal whose answer lies in `pending`
         self.holds_back = ""  # "answer" or "result": it lies in `pending` then
         self.pending = Future()
@@ -358,6 +367,7 @@ class FakeServer:
 
     def send_goal_async(self, goal: SimpleNamespace) -> Future:
         self.goals.append(goal.command.position)
+        self.commands.append(goal.command)
         result = done(SimpleNamespace(status=self.status, result=self))
         result = self.pending if self.holds_back == "result" else result
         handle = SimpleNamespace(
@@ -420,18 +430,24 @@ def action_arm(ros: None, server: FakeServer) -> Iterator[Arm]:
 
 
 @pytest.mark.parametrize(
-    ("interface", "kind"),
+    ("interface", "kind", "command"),
     [
-        ("gripper_command", "GripperCommand"),
-        ("parallel_gripper_command", "ParallelGripperCommand"),
+        ("gripper_command", "GripperCommand", SimpleNamespace(position=1.0, max_effort=0.0)),
+        (
+            "parallel_gripper_command",
+            "ParallelGripperCommand",
+            JointState(name=["finger"], position=[1.0]),
+        ),
     ],
 )
 def test_an_action_gripper_asks_for_the_type_and_the_server_of_the_robots_file(
-    ros: None, server: FakeServer, interface: str, kind: str
+    ros: None, server: FakeServer, interface: str, kind: str, command: object
 ) -> None:
     node = LifecycleNode("policy_node")
-    make_arm(node, replace(ACTION, gripper_interface=interface), LIMITS, lambda: None)
+    arm = make_arm(node, replace(ACTION, gripper_interface=interface), LIMITS, lambda: None)
     assert (server.kind, server.name) == (kind, "gripper/command")
+    arm.send(CLOSE, Time())
+    assert server.commands == [command]
     node.destroy_node()
 
 
@@ -521,6 +537,28 @@ def test_what_becomes_of_an_older_goal_says_nothing_of_the_last(
     assert "refuses the goal" in action_arm.troubles()["gripper"]
 
 
+def test_a_refusal_of_an_older_goal_neither_counts_nor_sends_the_last_one_again(
+    action_arm: Arm, server: FakeServer
+) -> None:
+    server.holds_back, server.accepts = "answer", False
+    action_arm.send(CLOSE, Time())
+    early, handle = server.pending, server.handle
+    server.accepts = True
+    action_arm.send(OPEN, Time())
+    early.set_result(handle)
+    action_arm.send(OPEN, Time())
+    assert action_arm.troubles() == {}
+    assert server.goals == [CLOSED, OPENED]
+
+
+def test_a_failure_stands_in_the_log_too(
+    action_arm: Arm, server: FakeServer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    server.accepts = False
+    action_arm.send(CLOSE, Time())
+    assert action_arm.troubles()["gripper"] in capfd.readouterr().err
+
+
 CLOSED, OPENED = ARM.gripper_command.closed, ARM.gripper_command.open
 
 
@@ -541,6 +579,16 @@ def test_a_goal_under_way_is_cancelled_once_and_a_hold_leaves_it(
     assert server.goals == [CLOSED, CLOSED], "once it may move again the same opening is a goal"
     action_arm.halt_gripper()
     assert server.cancelled == [CLOSED], "what has ended keeps what it holds"
+
+
+def test_an_opening_whose_goal_was_cancelled_is_a_goal_again(
+    action_arm: Arm, server: FakeServer
+) -> None:
+    server.holds_back = "result"
+    action_arm.send(CLOSE, Time())
+    action_arm.halt_gripper()
+    action_arm.send(CLOSE, Time())
+    assert server.goals == [CLOSED, CLOSED]
 
 
 def test_a_goal_that_is_accepted_after_the_stop_is_cancelled_then(
@@ -638,6 +686,23 @@ def test_a_cancelled_goal_does_not_make_good_the_failure_before(
     assert "aborted the goal" in action_arm.troubles()["gripper"]
 
 
+def test_a_trajectory_controller_is_sent_one_point_two_periods_ahead(ros: None) -> None:
+    node = LifecycleNode("policy_node")
+    config = replace(ARM, gripper_interface="trajectory", command_period_s=0.25)
+    arm = make_arm(node, config, LIMITS, lambda: None)
+    sent: list[JointTrajectory] = []
+    for topic in node.publishers:
+        if topic.topic_name == "/policy_node/gripper_commands":
+            assert topic.msg_type is JointTrajectory
+            topic.publish = sent.append
+    arm.send(replace(CLOSE, gripper=0.25), STAMP)
+    (trajectory,) = sent
+    assert (trajectory.header.stamp, trajectory.joint_names) == (Time(), ["finger"])
+    (point,) = trajectory.points
+    assert (list(point.positions), point.time_from_start) == ([0.5], Duration(nanosec=500_000_000))
+    node.destroy_node()
+
+
 @pytest.mark.parametrize("interface", ["forward", "trajectory", "none"])
 def test_a_gripper_without_goals_is_sent_nothing_at_a_stop(ros: None, interface: str) -> None:
     node = LifecycleNode("policy_node")
@@ -650,6 +715,15 @@ def test_a_gripper_without_goals_is_sent_nothing_at_a_stop(ros: None, interface:
             topic.publish = sent.append
     arm.halt_gripper()
     assert sent == []
+    node.destroy_node()
+
+
+def test_an_arm_without_a_gripper_publishes_no_openings(ros: None) -> None:
+    node = LifecycleNode("policy_node")
+    before = {topic.topic_name for topic in node.publishers}
+    make_arm(node, replace(ARM, gripper_interface="none"), LIMITS, lambda: None)
+    made = {topic.topic_name for topic in node.publishers} - before
+    assert made == {"/policy_node/delta_twist_cmds"}
     node.destroy_node()
 
 
@@ -679,9 +753,9 @@ def test_an_absent_server_is_logged_once_in_a_while_and_formats_no_text_in_betwe
 
     monkeypatch.setattr(gripper.ActionGripper, "_describe_absence", describe)
     server.there = False
-    for _ in range(20):  # seconds, by the clock of these tests
+    for _ in range(26):  # seconds, by the clock of these tests
         action_arm.send(CLOSE, Time())
-    assert len(described) == 4
+    assert len(described) == 6
 
 
 def test_beside_another_publisher_on_the_gripper_alone_a_pose_arm_is_commanded(ros: None) -> None:
@@ -721,6 +795,15 @@ def test_without_control_msgs_an_action_gripper_is_refused_in_one_line(name: str
     with pytest.raises(ConfigurationError, match="ros-<distro>-control-msgs") as caught:
         import_action(name)
     assert "\n" not in str(caught.value)
+
+
+def test_a_control_msgs_that_lacks_the_action_is_refused_like_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "control_msgs", ModuleType("control_msgs"))
+    monkeypatch.setitem(sys.modules, "control_msgs.action", ModuleType("control_msgs.action"))
+    with pytest.raises(ConfigurationError, match="control_msgs/ParallelGripperCommand is not"):
+        import_action("ParallelGripperCommand")
 
 
 @pytest.mark.parametrize(

@@ -141,7 +141,7 @@ class EngineSet:
             return plain
         known = shlex.split(plain)
         # Nothing shows that nobody wrote another command there, which somebody might paste.
-        if tuple(words[: len(_COMMAND)]) != _COMMAND or len(words) < len(known):
+        if tuple(words[: len(_COMMAND)]) != _COMMAND:
             return plain
         return shlex.join([*known, *words[len(known) :]])
 

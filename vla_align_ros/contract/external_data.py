@@ -138,8 +138,7 @@ def _read_fields(data: mmap.mmap, at: int, end: int) -> Iterator[tuple[int, int,
             _, at = _read_varint(data, at, end)
         elif kind == _LENGTH:
             size, at = _read_varint(data, at, end)
-            if size <= end - at:
-                yield number, at, at + size
+            yield number, at, at + size
             at += size
         elif kind in (_EIGHT_BYTES, _FOUR_BYTES):
             at += 8 if kind == _EIGHT_BYTES else 4

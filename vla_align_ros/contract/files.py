@@ -17,6 +17,7 @@ from typing import Any
 from vla_align_ros.errors import BundleError, ContractError, VlaAlignError
 
 MAX_JSON_BYTES = 16 * 1024 * 1024
+MAX_JSON_LEVELS = 64  # what only just can be read can be neither hashed nor named in an error
 _CHUNK_BYTES = 1024 * 1024
 _DIGEST_BYTES = hashlib.sha256().digest_size
 _OWN = 0o700
@@ -85,7 +86,7 @@ def read_sealed(path: Path) -> bytes:
 
 
 def read_json_object(path: Path, error: type[VlaAlignError] = ContractError) -> dict[str, Any]:
-    """Read a JSON object; refuse duplicate keys, NaN, infinity, other types and huge files.
+    """Read a JSON object; refuse duplicate keys, NaN, infinity, other types, huge and deep files.
 
     Raises:
         VlaAlignError: of the class ``error``, for every way in which the file can be unreadable.
@@ -99,6 +100,7 @@ def read_json_object(path: Path, error: type[VlaAlignError] = ContractError) -> 
             parse_constant=_refuse_constant,
             parse_float=_read_finite,
         )
+        _require_flat(value)
     except (OSError, ValueError, RecursionError) as cause:
         raise error(
             f"cannot read {path.name}", got=cause, expected=f"a JSON object in {path}"
@@ -225,6 +227,20 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(result) != len(pairs):
         raise ValueError("a key occurs twice")
     return result
+
+
+def _require_flat(value: object) -> None:
+    level = [value]
+    for _ in range(MAX_JSON_LEVELS):
+        level = [inner for outer in level for inner in _list_inner(outer)]
+    if level:
+        raise ValueError(f"more than {MAX_JSON_LEVELS} levels of lists and objects")
+
+
+def _list_inner(value: object) -> Iterable[object]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
 
 
 def _read_finite(text: str) -> float:

@@ -44,7 +44,7 @@ class SourceWatch:
         """By source, what is wrong and what to do about it."""
 
     def check(self) -> bool:
-        """Look at all sources now; True if their troubles changed."""
+        """Look at all sources now; True if others than before are in trouble."""
         now_s = time.monotonic()
         before = set(self.troubles)
         self.troubles = {}

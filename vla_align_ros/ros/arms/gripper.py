@@ -181,8 +181,7 @@ class ActionGripper:
             return
         answer = future.result()
         # A controller may abort what stalls, and a gripper that holds something has stalled.
-        held = getattr(answer.result, "stalled", False)
-        if answer.status == GoalStatus.STATUS_ABORTED and not held:
+        if answer.status == GoalStatus.STATUS_ABORTED and not answer.result.stalled:
             # Not again: some abort a grasp of what is larger than asked for and say no more, and
             # sent again it would be grasped anew all the time.
             self._fail(
