@@ -117,7 +117,8 @@ class Histories(RuleBasedStateMachine):
 
     def _activated(self) -> None:
         self.active, self.words = True, None
-        self.last_tick_s = self.read_s = self.rig.steady_s
+        self.last_tick_s = self.read_s = self.changed_s = self.rig.steady_s
+        self.shown_s, self.stood = self.rig.now_s, False
         self.woke_s, self.latest_ros_s = -math.inf, -math.inf
         self.forbidden_before = self._forbid(self.rig.steady_s) is not None
         self._forget()
@@ -251,6 +252,15 @@ class Histories(RuleBasedStateMachine):
         self.rig.now_s += seconds
         self._tick()
 
+    @rule(periods=st.integers(1, 40))
+    def clock_stands(self, periods: int) -> None:
+        """Everything goes on, under one and the same stamp."""
+        for _ in range(periods):
+            self.rig.steady_s += TICK_S
+            self.robot_state(0.0)
+            self.picture("slow", 0.0)
+            self._tick()
+
     @rule(words=st.sampled_from((SAY, OTHER, "", "x" * 600)))
     def instruction(self, words: str) -> None:
         said: str | None = words or None
@@ -363,6 +373,12 @@ class Histories(RuleBasedStateMachine):
         if self.latest_ros_s - now_s > JUMP_S:
             self._forget()
         self.latest_ros_s = now_s
+        if now_s != self.shown_s:
+            self.shown_s, self.changed_s = now_s, steady_s
+        stands = steady_s - self.changed_s > TIMEOUTS.image_s
+        if stands != self.stood:
+            self.stood = stands
+            self._plan_anew(now_s)
         forbidden = self._forbid(self.read_s)
         if (forbidden is not None) != self.forbidden_before:
             self.forbidden_before = forbidden is not None
@@ -396,7 +412,9 @@ class Histories(RuleBasedStateMachine):
             return Reason.OVERRUN
         if steady_s - self.words_s > TIMEOUTS.instruction_s:
             return Reason.STALE_INSTRUCTION
-        if not (self.image and self.image.is_fresh(now_s, steady_s, TIMEOUTS.image_s)):
+        if self.stood or not (
+            self.image and self.image.is_fresh(now_s, steady_s, TIMEOUTS.image_s)
+        ):
             return Reason.STALE_IMAGE
         for part in (self.pose, self.gripper):
             if not (part and part.is_fresh(now_s, steady_s, TIMEOUTS.state_s)):
