@@ -125,16 +125,13 @@ def _evaluate(scene: Scene, phases: tuple[float, float, float, float]) -> Run:
     period_s = 1.0 / COMMAND_RATE_HZ
     idle = find_lateness(ticks, period_s, phases[0], phases[1])
     busy = find_lateness(ticks, period_s, phases[2] + MEET_S, phases[3])
-    to_wall_s = time.time() - time.monotonic()
-    arrived_s = {
-        round(sent.stamp_s, 6): sent.arrived_s + to_wall_s for sent in scene.stage.commands
-    }
+    ages_s = {round(sent.stamp_s, 6): sent.age_s for sent in scene.stage.commands}
     overhead_ms, infer_ms = [], []
     for observation_s, command_s, infer_s in trace["firsts"]:
-        arrival_s = arrived_s.get(round(command_s, 6))
-        if arrival_s is None or not infer_s:
+        age_s = ages_s.get(round(command_s, 6))  # of the command when it arrived
+        if age_s is None or not infer_s:
             continue
-        overhead_ms.append(1e3 * (arrival_s - observation_s - infer_s))
+        overhead_ms.append(1e3 * (command_s + age_s - observation_s - infer_s))
         infer_ms.append(1e3 * infer_s)
     if not overhead_ms:
         raise SimulationError(

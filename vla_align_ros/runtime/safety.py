@@ -268,8 +268,8 @@ def _judge_age(age_s: float | None, timeout_s: float, what: str) -> str | None:
 
 def _explain_still(still_s: float) -> str:
     return (
-        f"this node's clock has stood still for {still_s:.2f} s, so no stamp tells an age: run what "
-        "publishes /clock, or set use_sim_time: false"
+        f"this node's clock has stood still for {still_s:.2f} s, so no stamp tells an age: "
+        "run what publishes /clock, or set use_sim_time: false"
     )
 
 

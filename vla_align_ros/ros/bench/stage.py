@@ -100,6 +100,7 @@ class Stage:
         self.diagnostics: dict[str, str] = {}
         self.frames_sent = 0
         self._sim_s: float | None = 1000.0 - time.monotonic() if sim_time else None
+        self._still_s: float | None = None  # what the simulated clock shows where it stands
         self._due_s = self._clock_due_s = 0.0
         make = self.node.create_publisher
         listen: Any = self.node.create_subscription  # its type knows no callback with the info
@@ -129,7 +130,18 @@ class Stage:
 
     def now_s(self) -> float:
         """Seconds on the clock of stamps."""
+        if self._still_s is not None:
+            return self._still_s
         return time.time() if self._sim_s is None else self._sim_s + time.monotonic()
+
+    def hold_clock(self) -> None:
+        """The simulated clock shows the same time from now on, to everybody."""
+        self._still_s = self.now_s()
+
+    def release_clock(self) -> None:
+        """The simulated clock goes on from where it stands."""
+        assert self._still_s is not None
+        self._sim_s, self._still_s = self._still_s - time.monotonic(), None
 
     def jump(self, seconds: float) -> None:
         """Set the simulated clock forth or back, and tell everybody."""
