@@ -198,6 +198,39 @@ def test_a_clock_that_stands_still_does_not_keep_the_arm_going(make_rig: MakeRig
     assert rig.hold_reason() is Reason.STALE_IMAGE
 
 
+def test_no_action_is_followed_for_ever_by_a_clock_that_stands_still(make_rig: MakeRig) -> None:
+    rig = make_rig(np.full((HORIZON, 7), 0.01))
+    rig.runner.set_instruction(SAY)
+    rig.feed()
+    moved_s = 0.0
+    while rig.runner.tick().command is not None:
+        rig.steady_s += 0.05
+        moved_s += 0.05
+        rig.feed(wait=False)  # under the same stamp, as of drivers that stamp nothing
+        assert moved_s < 1.0, "the first action for ever"
+    assert moved_s == pytest.approx(0.55), "the picture's timeout"
+    assert rig.runner.hold is not None and rig.runner.hold.reason is Reason.STALE_IMAGE
+    assert "stood still for 0.55 s" in rig.runner.hold.detail
+    assert "/clock" in rig.runner.hold.detail
+
+    rig.pass_time(0.1)
+    assert rig.hold_reason() is Reason.PLANNING, "not by a plan from before it went on"
+    rig.feed()
+    assert rig.command()
+
+
+def test_a_clock_that_moves_in_coarse_steps_lets_the_arm_move(make_rig: MakeRig) -> None:
+    rig = make_rig(np.full((HORIZON, 7), 0.01))
+    rig.runner.set_instruction(SAY)
+    rig.feed()
+    for tick in range(40):
+        assert rig.command()
+        rig.steady_s += 0.05
+        if tick % 4 == 3:  # /clock at 5 Hz
+            rig.now_s += 0.2
+            rig.feed()
+
+
 def test_a_clock_that_jumps_back_starts_afresh(make_rig: MakeRig) -> None:
     rig = make_rig()
     rig.runner.set_instruction(SAY)

@@ -91,6 +91,9 @@ class PolicyRunner:
         self._plans_before = 0
         self._last_plan = 0
         self._last_now_s = float("-inf")
+        self._shown_s = float("-inf")  # what the clock showed at the last tick
+        self._moved_s = float("-inf")  # when it last showed something else, by the monotonic one
+        self._stands = False  # whether it has shown the same for too long
         self._ticks = Ticks(gate.command_period_s)
         self._last_pose: tuple[NDArray[np.float64], float] | None = None  # and when it was measured
         self._last_sight_s = float("-inf")
@@ -164,6 +167,7 @@ class PolicyRunner:
         self._forget()
         begun_s = self._steady()
         self._ticks.begin(begun_s)
+        self._shown_s, self._moved_s, self._stands = self._clock(), begun_s, False
         self._permitted = self.interlock.check(begun_s) is None
         self._planner.start()
         self._active = True
@@ -230,7 +234,8 @@ class PolicyRunner:
     def tick(self) -> Step:
         """Decide what the arm is sent now; call it at the command rate while active.
 
-        When a person forbids motion, and when it is permitted again, what was planned is dropped.
+        When a person forbids motion, and when it is permitted again, what was planned is dropped;
+        so it is when the clock stands still, by which no plan would ever end, and when it goes on.
         """
         now_s, steady_s = self._clock(), self._steady()
         tick = self._ticks.take(steady_s)
@@ -241,6 +246,7 @@ class PolicyRunner:
             self.metrics.count("clock_jumps_back")
         self._last_now_s = now_s
         self._note_pose(now_s, steady_s)
+        self._note_clock(now_s, steady_s)
         forbidden = self.interlock.check(steady_s, tick.read_s)
         if self._permitted != (forbidden is None):
             self._permitted = forbidden is None
@@ -261,6 +267,14 @@ class PolicyRunner:
             self._last_plan = decision.action.plan
             self.metrics.observe_ms("total", 1e3 * (now_s - decision.action.observation_stamp_s))
         return Step(command=decision)
+
+    def _note_clock(self, now_s: float, steady_s: float) -> None:
+        if now_s != self._shown_s:
+            self._shown_s, self._moved_s = now_s, steady_s
+        stands = steady_s - self._moved_s > self._gate.timeouts.image_s
+        if stands != self._stands:
+            self._stands = stands
+            self._drop_plans()
 
     def _situation(
         self, now_s: float, steady_s: float, tick: Tick, forbidden: Hold | None
@@ -290,6 +304,7 @@ class PolicyRunner:
             action_age_s=0.0 if action is None else now_s - action.observation_stamp_s,
             since_tick_s=tick.since_s,
             overrun_s=tick.overrun_s,
+            clock_still_s=steady_s - self._moved_s,
         )
 
     def _note_hold(self, hold: Hold) -> bool:

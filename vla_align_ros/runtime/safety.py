@@ -106,7 +106,8 @@ class Situation:
     answered the current instruction, `ahead_s` how far ahead of this clock the last one was
     stamped if it was refused for that; `position_m` (3,) is the end effector in the command frame,
     measured `position_age_s` ago; `gripper` the measured opening, None where it is not known;
-    `since_tick_s` the time since the last decision, `overrun_s` how long there was none (see Tick).
+    `since_tick_s` the time since the last decision, `overrun_s` how long there was none (see Tick);
+    `clock_still_s` for how long the clock of all stamps has shown the same time.
     """
 
     instruction: str | None
@@ -129,6 +130,7 @@ class Situation:
     action_age_s: float = 0.0
     since_tick_s: float = 0.05
     overrun_s: float | None = None
+    clock_still_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +203,8 @@ class SafetyGate:
         late = _judge_limit(situation.instruction_age_s, self.timeouts.instruction_s, "instruction")
         if late is not None:
             return Hold(Reason.STALE_INSTRUCTION, late)
+        if situation.clock_still_s > self.timeouts.image_s:
+            return Hold(Reason.STALE_IMAGE, _explain_still(situation.clock_still_s))
         late = _judge_age(situation.image_age_s, self.timeouts.image_s, situation.image)
         if late is not None:
             return Hold(Reason.STALE_IMAGE, late)
@@ -260,6 +264,13 @@ def _judge_age(age_s: float | None, timeout_s: float, what: str) -> str | None:
     if age_s < -timeout_s:
         return f"the {what} is stamped {-age_s:.2f} s ahead of this node's clock"
     return None
+
+
+def _explain_still(still_s: float) -> str:
+    return (
+        f"this node's clock has stood still for {still_s:.2f} s, so no stamp tells an age: "
+        "run what publishes /clock, or set use_sim_time: false"
+    )
 
 
 def _explain_refusal(ahead_s: float | None) -> str | None:
