@@ -23,6 +23,7 @@ from vla_align_ros.ros.params import (
     read_interlock,
     read_parameters,
     refuse_changes,
+    refuse_unknown_arm,
 )
 from vla_align_ros.runtime.interlock import InterlockConfig
 from vla_align_ros.runtime.motion import MotionLimits
@@ -171,6 +172,27 @@ def test_only_our_own_parameters_hold_and_only_while_configured(
 ) -> None:
     result = refuse_changes([Parameter(name, value="x")], configured=configured)
     assert result.successful == taken and (taken or name in result.reason)
+
+
+@pytest.mark.parametrize(
+    ("misspelt", "meant"),
+    [
+        ("arm.keep_out", "arm.keep_out_m"),
+        ("arm.workspace_mim_m", "arm.workspace_min_m"),
+        ("arm.gripper.max_per_second", "arm.gripper.max_per_s"),
+    ],
+)
+def test_a_limit_that_is_misspelt_is_refused_and_not_ignored(
+    make_node: object, misspelt: str, meant: str
+) -> None:
+    node = make_node(**{misspelt: [0.0] * 6})
+    with pytest.raises(ConfigurationError, match=f"got {misspelt}; expected .*{meant}"):
+        refuse_unknown_arm(node)
+
+
+@pytest.mark.parametrize("robot", ROBOTS, ids=lambda path: path.stem)
+def test_what_is_no_arms_is_nobodys_to_refuse(make_node: object, robot: Path) -> None:
+    refuse_unknown_arm(make_node(POLICY, robot, stop_policy=True, loss_s=0.7))
 
 
 def test_all_are_described_and_numbers_have_ranges(make_node: object) -> None:

@@ -24,6 +24,7 @@ from sensor_msgs.msg import JointState
 from std_msgs.msg import String
 
 from vla_align_ros.contract.bundle import Bundle
+from vla_align_ros.errors import ConfigurationError
 from vla_align_ros.ros.policy_node import PolicyNode
 
 OK, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
@@ -110,6 +111,25 @@ def test_joints_that_a_busy_node_did_not_get_to_do_not_grow_old(
     assert node.trigger_configure() == OK
     burst = [gripper_at(stamp_s) for stamp_s in range(1, 101)]
     assert first_gripper_read_after(node, burst) >= 90
+
+
+def test_a_gripper_in_another_unit_is_no_state_and_says_so(
+    make_node: MakeNode, tiny_state_bundle: Path
+) -> None:
+    node = make_node(tiny_state_bundle)
+    assert node.trigger_configure() == OK
+    assert node._inputs is not None and node._runner is not None
+    millimetres = JointState(name=["left_carriage_joint"], position=[22.0])
+    why = node._inputs._on_joints(millimetres)
+    assert why is not None and "got 22" in why and "0.044 (open)" in why
+    assert node._runner.state.gripper.value is None
+    assert node._inputs._on_joints(gripper_at(1)) is None
+    assert node._runner.state.gripper.value == pytest.approx(0.02 / 0.044)
+
+
+def test_does_not_start_with_a_limit_that_is_misspelt(make_node: MakeNode) -> None:
+    with pytest.raises(ConfigurationError, match=r"got arm\.keep_out; expected arm\.keep_out_m"):
+        make_node(arm__keep_out=[0.1] * 6)
 
 
 def test_walks_its_whole_life_and_can_do_it_again(make_node: MakeNode) -> None:

@@ -179,7 +179,10 @@ class Inputs:
         return None
 
     def _on_joints(self, message: JointState) -> str | None:
-        fraction = self._arm.fraction_open(message)
+        try:
+            fraction = self._arm.fraction_open(message)
+        except ContractError as error:
+            return self._refuse("joint_state", error)
         if fraction is not None:
             self._runner.take_gripper(fraction, self._stamp_s(message))
             return None

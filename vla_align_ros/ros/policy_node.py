@@ -23,6 +23,7 @@ from vla_align_ros.ros.params import (
     read_interlock,
     read_parameters,
     refuse_changes,
+    refuse_unknown_arm,
 )
 from vla_align_ros.ros.reporting import Reporter
 from vla_align_ros.ros.running import run_node
@@ -58,6 +59,7 @@ class PolicyNode(LifecycleNode):
     def __init__(self, **options: Any) -> None:
         super().__init__("policy_node", **options)
         declare_parameters(self)
+        refuse_unknown_arm(self)
         self.add_on_set_parameters_callback(
             lambda parameters: refuse_changes(parameters, configured=self._runner is not None)
         )
