@@ -126,6 +126,21 @@ def test_two_policies_on_one_controller_are_told_by_their_full_names(ros: None) 
         node.destroy_node()
 
 
+def test_two_policies_of_one_name_on_one_controller_are_told(ros: None) -> None:
+    topic = "/servo_node/delta_twist_cmds"
+    arms = [rclpy.create_node("policy_node") for _ in range(2)]
+    others = [rclpy.create_node(name) for name in ("servo_node", "doctor")]
+    others[0].create_subscription(TwistStamped, topic, lambda _: None, 1)
+    for arm in arms:
+        arm.create_publisher(TwistStamped, topic, 1)
+    check = GraphCheck(others[-1], 1.0)
+    assert check._patience.wait(lambda: others[-1].count_publishers(topic) == 2, 10.0)
+    found = check._check_controller(topic)
+    assert not found["ok"] and "/policy_node publishes more than once" in found["found"]
+    for node in (*arms, *others):
+        node.destroy_node()
+
+
 def test_the_profile_of_this_shell_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("RMW_IMPLEMENTATION", "rmw_fastrtps_cpp")
     monkeypatch.delenv("FASTDDS_DEFAULT_PROFILES_FILE", raising=False)

@@ -190,6 +190,12 @@ def test_a_limit_that_is_misspelt_is_refused_and_not_ignored(
         refuse_unknown_arm(node)
 
 
+def test_a_gripper_without_a_range_is_refused_with_what_to_correct(make_node: object) -> None:
+    node = make_node(ROBOTS[0], arm__gripper__open_m=0.01, arm__gripper__closed_m=0.01)
+    with pytest.raises(ContractError, match="fix: correct the gripper's values"):
+        read_parameters(node)
+
+
 @pytest.mark.parametrize("robot", ROBOTS, ids=lambda path: path.stem)
 def test_what_is_no_arms_is_nobodys_to_refuse(make_node: object, robot: Path) -> None:
     refuse_unknown_arm(make_node(POLICY, robot, stop_policy=True, loss_s=0.7))

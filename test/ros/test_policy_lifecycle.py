@@ -127,6 +127,12 @@ def test_a_gripper_in_another_unit_is_no_state_and_says_so(
     assert node._runner.state.gripper.value == pytest.approx(0.02 / 0.044)
 
 
+def test_a_bundle_by_relative_path_is_refused_by_the_whole_one(make_node: MakeNode) -> None:
+    node = make_node(bundle=Path("bundles/nowhere"))
+    assert node.trigger_configure() == FAILURE
+    assert str(Path.cwd() / "bundles" / "nowhere") in str(node.reporter.error)
+
+
 def test_does_not_start_with_a_limit_that_is_misspelt(make_node: MakeNode) -> None:
     with pytest.raises(ConfigurationError, match=r"got arm\.keep_out; expected arm\.keep_out_m"):
         make_node(arm__keep_out=[0.1] * 6)

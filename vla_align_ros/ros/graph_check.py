@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections import Counter
 from typing import Any
 
 import rclpy
@@ -176,13 +177,22 @@ class GraphCheck:
 
     def _check_controller(self, topic: str) -> Row:
         takers = self._takers(topic)
-        givers = _name_ends(self._node.get_publishers_info_by_topic(topic))
+        infos = self._node.get_publishers_info_by_topic(topic)
+        givers = _name_ends(infos)
         policies = sorted(givers & {*find_policies(self._node)} or _named_as_policies(givers))
         rivals = sorted(givers - {*policies[:1]})
         if not takers:
             fix = f"start the controller, or remap the node's command topic to it (now {topic})"
             return row(topic, False, "no controller listens", fix)
         found = f"{', '.join(sorted(takers))} listens"
+        names = Counter(_full_name(info) for info in infos)
+        if twice := sorted(name for name in givers if names[name] > 1):
+            fix = (
+                "end all but one of that name: each takes the instruction and the arming of both "
+                "(a killed one is seen for 20 s)"
+            )
+            found = f"{found}; {', '.join(twice)} publishes more than once"
+            return row(topic, False, found, fix)
         if rivals:
             fix = "one publisher a command topic: stop the others"
             beside = f" beside {policies[0]}" if policies else ""

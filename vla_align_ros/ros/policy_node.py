@@ -151,7 +151,9 @@ class PolicyNode(LifecycleNode):
 
     def _configure(self, parameters: PolicyParameters) -> None:
         policy = Policy.open(
-            Path(parameters.bundle).expanduser(), parameters.backend, threads=parameters.threads
+            Path(parameters.bundle).expanduser().absolute(),
+            parameters.backend,
+            threads=parameters.threads,
         )
         self._policy = policy
         frame = policy.spec.action.frame
