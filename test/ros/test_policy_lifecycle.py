@@ -273,6 +273,17 @@ def test_is_on_the_graph_only_while_configured(make_node: MakeNode) -> None:
     assert topics_of(node) == before
 
 
+def test_an_override_of_qos_that_is_none_leaves_nothing_subscribed(
+    make_node: MakeNode, tiny_state_bundle: Path
+) -> None:
+    override = "qos_overrides./policy_node/joint_states.subscription.reliability"
+    node = make_node(tiny_state_bundle, **{override: "bogus"})
+    before = topics_of(node)
+    assert node.trigger_configure() == TransitionCallbackReturn.ERROR
+    assert "Unexpected QoS override" in str(node.reporter.error)
+    assert topics_of(node) == before
+
+
 def test_subscribes_to_the_state_where_the_policy_looks_at_it(
     make_node: MakeNode, tiny_state_bundle: Path
 ) -> None:
