@@ -20,6 +20,7 @@ from vla_align_ros.ros.arms.config import ArmConfig
 from vla_align_ros.ros.declarations import DECLARATIONS
 from vla_align_ros.ros.params import (
     declare_parameters,
+    find_misspelt,
     read_interlock,
     read_parameters,
     refuse_changes,
@@ -196,9 +197,22 @@ def test_a_gripper_without_a_range_is_refused_with_what_to_correct(make_node: ob
         read_parameters(node)
 
 
+def test_a_parameter_that_is_misspelt_is_told_with_the_one_that_is_meant(
+    make_node: object,
+) -> None:
+    node = make_node(comand_rate_hz=50.0, image_timout_s=0.2)
+    assert find_misspelt(node) == [
+        "comand_rate_hz is no parameter; command_rate_hz is",
+        "image_timout_s is no parameter; image_timeout_s is",
+    ]
+
+
 @pytest.mark.parametrize("robot", ROBOTS, ids=lambda path: path.stem)
 def test_what_is_no_arms_is_nobodys_to_refuse(make_node: object, robot: Path) -> None:
-    refuse_unknown_arm(make_node(POLICY, robot, stop_policy=True, loss_s=0.7))
+    others = {"stop_policy": True, "loss_s": 0.7, "tolerance_s": 0.1, "dead_man_button": 3}
+    node = make_node(POLICY, robot, **others)
+    refuse_unknown_arm(node)
+    assert find_misspelt(node) == []
 
 
 def test_all_are_described_and_numbers_have_ranges(make_node: object) -> None:

@@ -28,6 +28,8 @@ from vla_align_ros.runtime.motion import MotionLimits
 from vla_align_ros.runtime.safety import Limits, Timeouts
 from vla_align_ros.runtime.strategies import Strategy, find_strategy
 
+NEARLY = 0.85  # how alike a misspelt name is
+
 
 @dataclass(frozen=True, slots=True)
 class PolicyParameters:
@@ -116,6 +118,17 @@ def refuse_unknown_arm(node: Node) -> None:
         expected=", ".join(sorted(near)) or "the fields of docs/robot.md, The arm's file",
         fix="correct the name in the robot's file, or take it out",
     )
+
+
+def find_misspelt(node: Node) -> list[str]:
+    """Values that no parameter takes, each with the parameter that it nearly names.
+
+    Others are somebody else's: a file's `/**` is for every node.
+    """
+    names = [declaration.name for declaration in DECLARATIONS]
+    strange = sorted(name for name in node._parameter_overrides if not node.has_parameter(name))
+    near = ((name, get_close_matches(name, names, 1, NEARLY)) for name in strange)
+    return [f"{name} is no parameter; {meant[0]} is" for name, meant in near if meant]
 
 
 def refuse_changes(parameters: list[Parameter], *, configured: bool) -> SetParametersResult:

@@ -20,6 +20,7 @@ from vla_align_ros.ros.messages import make_chunk
 from vla_align_ros.ros.params import (
     PolicyParameters,
     declare_parameters,
+    find_misspelt,
     read_interlock,
     read_parameters,
     refuse_changes,
@@ -60,6 +61,8 @@ class PolicyNode(LifecycleNode):
         super().__init__("policy_node", **options)
         declare_parameters(self)
         refuse_unknown_arm(self)
+        for told in find_misspelt(self):
+            self.get_logger().warning(told)
         self.add_on_set_parameters_callback(
             lambda parameters: refuse_changes(parameters, configured=self._runner is not None)
         )
