@@ -35,10 +35,10 @@ class Reporter:
     frames_received, inference_count, plans_refused, commands_sent, latency_<stage>_p50_ms and
     _p99_ms, command_rate_hz, command_jitter_p50_ms and _p99_ms, camera_rate_hz, image_age_ms,
     `stops` (JSON list of the latest stops), `rival_publishers`, `sources` (JSON, by camera, pose
-    and joints: age_ms, rate_hz, received, lost, publishers) and `troubles` (JSON: what to set where
-    a source is published and does not arrive or is of no use, or the gripper's action fails),
-    `sight` (in words), sight_readings, sight_errors, familiarity_distance, familiarity_threshold,
-    unfamiliar. Keys stay; one without samples is absent.
+    and joints: topic, age_ms, rate_hz, received, lost, publishers) and `troubles` (JSON: what to
+    set where a source is published and does not arrive or is of no use, or the gripper's action
+    fails), `sight` (in words), sight_readings, sight_errors, familiarity_distance,
+    familiarity_threshold, unfamiliar. Keys stay; one without samples is absent.
     """
 
     def __init__(self, node: LifecycleNode, interlock: Interlock) -> None:

@@ -170,7 +170,8 @@ class WatchdogNode(Node):
             return True
         self.get_logger().warning(
             f"not watching: nobody else subscribes to {self._twist.topic_name}, a zero would stop "
-            "nothing; start the arm's controller, or remap ~/delta_twist_cmds to its topic",
+            "nothing; start the arm's controller, or remap ~/delta_twist_cmds to its topic (one "
+            "that asks for transient local is sent nothing either)",
             throttle_duration_sec=THROTTLE_S,
         )
         return False
