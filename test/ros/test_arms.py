@@ -37,7 +37,7 @@ from vla_align_ros.contract.actions import (
     matrix_from_rpy,
     rotvec_from_matrix,
 )
-from vla_align_ros.errors import ConfigurationError
+from vla_align_ros.errors import ConfigurationError, ContractError
 from vla_align_ros.ros.arms import ARMS, Arm, ArmConfig, gripper, make_arm
 from vla_align_ros.ros.arms.base import check_alone
 from vla_align_ros.ros.arms.gripper import (
@@ -82,6 +82,14 @@ def test_finger_travel_becomes_a_fraction(position_m: float, fraction: float) ->
 )
 def test_a_message_that_does_not_tell_is_no_reading(message: JointState) -> None:
     assert ARM.fraction_open(message) is None
+
+
+@pytest.mark.parametrize(
+    "position", [50.0, 5.0, 1.7, -0.4], ids=["mm", "cm", "radians", "elsewhere"]
+)
+def test_a_finger_far_out_of_its_range_is_refused_and_not_taken_for_open(position: float) -> None:
+    with pytest.raises(ContractError, match=r"expected about 0\.01 \(closed\) to 0\.05 \(open\)"):
+        ARM.fraction_open(JointState(name=["finger"], position=[position]))
 
 
 def test_commands_and_one_zero_reach_the_controller(ros: None) -> None:

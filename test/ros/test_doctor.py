@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import rclpy
 from geometry_msgs.msg import TwistStamped
+from rclpy.qos import DurabilityPolicy, QoSProfile
 from ros_graph import ROOT, WIDOWX, Probe
 
 from vla_align_ros.commands.robot_checks import (
@@ -123,6 +124,44 @@ def test_two_policies_on_one_controller_are_told_by_their_full_names(ros: None) 
     assert not both["ok"]
     assert "/right/policy_node publishes beside /left/policy_node" in both["found"]
     for node in (*arms, *others):
+        node.destroy_node()
+
+
+def test_two_policies_of_one_name_on_one_controller_are_told(ros: None) -> None:
+    topic = "/servo_node/delta_twist_cmds"
+    arms = [rclpy.create_node("policy_node") for _ in range(2)]
+    others = [rclpy.create_node(name) for name in ("servo_node", "doctor")]
+    others[0].create_subscription(TwistStamped, topic, lambda _: None, 1)
+    for arm in arms:
+        arm.create_publisher(TwistStamped, topic, 1)
+    check = GraphCheck(others[-1], 1.0)
+    assert check._patience.wait(lambda: others[-1].count_publishers(topic) == 2, 10.0)
+    found = check._check_controller(topic)
+    assert not found["ok"] and "/policy_node publishes more than once" in found["found"]
+    for node in (*arms, *others):
+        node.destroy_node()
+
+
+def test_a_controller_whose_qos_does_not_fit_is_no_listener(ros: None) -> None:
+    topic = "/servo_node/delta_twist_cmds"
+    nodes = [rclpy.create_node(name) for name in ("policy_node", "servo_node", "doctor")]
+    nodes[0].create_publisher(TwistStamped, topic, 1)
+    latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+    nodes[1].create_subscription(TwistStamped, topic, lambda _: None, latched)
+    check = GraphCheck(nodes[-1], 1.0)
+
+    def find(subscribers: int) -> dict[str, Any]:
+        there = nodes[-1].count_subscribers
+        assert check._patience.wait(lambda: there(topic) == subscribers, 10.0)
+        assert check._patience.wait(lambda: nodes[-1].count_publishers(topic) == 1, 10.0)
+        return check._check_controller(topic)
+
+    misfit = find(1)
+    assert not misfit["ok"] and "sent nothing" in misfit["found"], misfit
+    assert "transient local subscription" in misfit["found"]
+    nodes[1].create_subscription(TwistStamped, topic, lambda _: None, 1)
+    assert find(2)["ok"]
+    for node in nodes:
         node.destroy_node()
 
 

@@ -122,6 +122,12 @@ def test_a_pose_that_is_none_is_refused(pose: PoseStamped) -> None:
         pose_to_vector(pose)
 
 
+@pytest.mark.parametrize("unit", [1000.0, 100.0], ids=["millimetres", "centimetres"])
+def test_a_pose_that_is_not_in_metres_is_refused(unit: float) -> None:
+    with pytest.raises(ContractError, match="expected metres"):
+        pose_to_vector(make_pose((0.0, 0.0, 0.0, 1.0), x=0.3 * unit))
+
+
 def test_a_twist_carries_stamp_and_frame() -> None:
     message = make_twist(np.arange(6.0), Time(sec=3, nanosec=500_000_000), "base_link")
     assert stamp_to_s(message.header.stamp) == 3.5

@@ -31,8 +31,9 @@ from tiny_policy import CARROT, PLATE
 from vla_align_ros.errors import OperatorError
 from vla_align_ros.ros.operating import console as console_module
 from vla_align_ros.ros.operating import say as say_module
-from vla_align_ros.ros.operating.client import PolicyClient, find_policies, refuse
+from vla_align_ros.ros.operating.client import UNTOLD, PolicyClient, find_policies, refuse
 from vla_align_ros.ros.operating.console import Console
+from vla_align_ros.ros.operating.stop_arm import Policies
 from vla_align_ros.ros.policy_node import PolicyNode
 
 Start = Callable[..., subprocess.Popen[str]]
@@ -114,7 +115,7 @@ def test_stop_arm_stops_a_policy_that_appears_while_it_stops_another(
 ) -> None:
     """The second is no node before the first has stopped, and not configured yet.
 
-    It takes its time to appear where the machine is slow: the tool is given more than its second.
+    It takes its time to appear where the machine is slow: the tool is given more than its own.
     """
     assert run(probe, "say", "--arm", CARROT)[0] == 0
     probe.wait_for_motion()
@@ -412,6 +413,28 @@ def test_a_status_that_is_no_policys_is_not_taken(ros: None, told: str) -> None:
     assert client.status["state"] == "active" and client.status["moving"]
     assert client.status["instruction"] is None
     assert client.describe() == "policy_node: moving, None"
+    node.destroy_node()
+
+
+@pytest.mark.parametrize(
+    ("reason", "look"), [("stale_image", "vla-align doctor"), ("stale_state", "~/ee_pose")]
+)
+def test_a_hold_for_want_of_an_input_says_where_to_look(ros: None, reason: str, look: str) -> None:
+    node = rclpy.create_node("operator")
+    client = PolicyClient(node)
+    client.status = {**UNTOLD, "state": "active", "hold_reason": reason}
+    node.destroy_node()
+    assert look in client.describe()
+
+
+def test_the_end_of_a_search_for_policies_leaves_a_slow_graph_its_time(ros: None) -> None:
+    node = rclpy.create_node("stopper")
+    policies = Policies(node, ())
+    policies.clients["/left/policy_node"] = PolicyClient(node, "/left/policy_node")
+    policies._appeared_s = time.monotonic() - 1.5
+    assert not policies.complete(), "another arm's may be seen as late as that"
+    policies._appeared_s -= 1.0
+    assert policies.complete()
     node.destroy_node()
 
 

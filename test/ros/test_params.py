@@ -20,9 +20,11 @@ from vla_align_ros.ros.arms.config import ArmConfig
 from vla_align_ros.ros.declarations import DECLARATIONS
 from vla_align_ros.ros.params import (
     declare_parameters,
+    find_misspelt,
     read_interlock,
     read_parameters,
     refuse_changes,
+    refuse_unknown_arm,
 )
 from vla_align_ros.runtime.interlock import InterlockConfig
 from vla_align_ros.runtime.motion import MotionLimits
@@ -171,6 +173,46 @@ def test_only_our_own_parameters_hold_and_only_while_configured(
 ) -> None:
     result = refuse_changes([Parameter(name, value="x")], configured=configured)
     assert result.successful == taken and (taken or name in result.reason)
+
+
+@pytest.mark.parametrize(
+    ("misspelt", "meant"),
+    [
+        ("arm.keep_out", "arm.keep_out_m"),
+        ("arm.workspace_mim_m", "arm.workspace_min_m"),
+        ("arm.gripper.max_per_second", "arm.gripper.max_per_s"),
+    ],
+)
+def test_a_limit_that_is_misspelt_is_refused_and_not_ignored(
+    make_node: object, misspelt: str, meant: str
+) -> None:
+    node = make_node(**{misspelt: [0.0] * 6})
+    with pytest.raises(ConfigurationError, match=f"got {misspelt}; expected .*{meant}"):
+        refuse_unknown_arm(node)
+
+
+def test_a_gripper_without_a_range_is_refused_with_what_to_correct(make_node: object) -> None:
+    node = make_node(ROBOTS[0], arm__gripper__open_m=0.01, arm__gripper__closed_m=0.01)
+    with pytest.raises(ContractError, match="fix: correct the gripper's values"):
+        read_parameters(node)
+
+
+def test_a_parameter_that_is_misspelt_is_told_with_the_one_that_is_meant(
+    make_node: object,
+) -> None:
+    node = make_node(comand_rate_hz=50.0, image_timout_s=0.2)
+    assert find_misspelt(node) == [
+        "comand_rate_hz is no parameter; command_rate_hz is",
+        "image_timout_s is no parameter; image_timeout_s is",
+    ]
+
+
+@pytest.mark.parametrize("robot", ROBOTS, ids=lambda path: path.stem)
+def test_what_is_no_arms_is_nobodys_to_refuse(make_node: object, robot: Path) -> None:
+    others = {"stop_policy": True, "loss_s": 0.7, "tolerance_s": 0.1, "dead_man_button": 3}
+    node = make_node(POLICY, robot, **others)
+    refuse_unknown_arm(node)
+    assert find_misspelt(node) == []
 
 
 def test_all_are_described_and_numbers_have_ranges(make_node: object) -> None:

@@ -24,6 +24,7 @@ from sensor_msgs.msg import JointState
 from std_msgs.msg import String
 
 from vla_align_ros.contract.bundle import Bundle
+from vla_align_ros.errors import ConfigurationError
 from vla_align_ros.ros.policy_node import PolicyNode
 
 OK, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
@@ -110,6 +111,31 @@ def test_joints_that_a_busy_node_did_not_get_to_do_not_grow_old(
     assert node.trigger_configure() == OK
     burst = [gripper_at(stamp_s) for stamp_s in range(1, 101)]
     assert first_gripper_read_after(node, burst) >= 90
+
+
+def test_a_gripper_in_another_unit_is_no_state_and_says_so(
+    make_node: MakeNode, tiny_state_bundle: Path
+) -> None:
+    node = make_node(tiny_state_bundle)
+    assert node.trigger_configure() == OK
+    assert node._inputs is not None and node._runner is not None
+    millimetres = JointState(name=["left_carriage_joint"], position=[22.0])
+    why = node._inputs._on_joints(millimetres)
+    assert why is not None and "got 22" in why and "0.044 (open)" in why
+    assert node._runner.state.gripper.value is None
+    assert node._inputs._on_joints(gripper_at(1)) is None
+    assert node._runner.state.gripper.value == pytest.approx(0.02 / 0.044)
+
+
+def test_a_bundle_by_relative_path_is_refused_by_the_whole_one(make_node: MakeNode) -> None:
+    node = make_node(bundle=Path("bundles/nowhere"))
+    assert node.trigger_configure() == FAILURE
+    assert str(Path.cwd() / "bundles" / "nowhere") in str(node.reporter.error)
+
+
+def test_does_not_start_with_a_limit_that_is_misspelt(make_node: MakeNode) -> None:
+    with pytest.raises(ConfigurationError, match=r"got arm\.keep_out; expected arm\.keep_out_m"):
+        make_node(arm__keep_out=[0.1] * 6)
 
 
 def test_walks_its_whole_life_and_can_do_it_again(make_node: MakeNode) -> None:
@@ -244,6 +270,17 @@ def test_is_on_the_graph_only_while_configured(make_node: MakeNode) -> None:
         "/policy_node/sight/familiarity",
     }
     assert node.trigger_cleanup() == OK
+    assert topics_of(node) == before
+
+
+def test_an_override_of_qos_that_is_none_leaves_nothing_subscribed(
+    make_node: MakeNode, tiny_state_bundle: Path
+) -> None:
+    override = "qos_overrides./policy_node/joint_states.subscription.reliability"
+    node = make_node(tiny_state_bundle, **{override: "bogus"})
+    before = topics_of(node)
+    assert node.trigger_configure() == TransitionCallbackReturn.ERROR
+    assert "Unexpected QoS override" in str(node.reporter.error)
     assert topics_of(node) == before
 
 

@@ -45,3 +45,17 @@ def test_every_stop_has_its_line_and_a_hold_that_only_changes_is_not_repeated(
     told = capfd.readouterr().err
     assert told.count("hold: stale_image (no image yet)") == 3
     assert told.count("hold: no_instruction") == 1
+
+
+def test_a_second_master_of_the_arm_is_logged_when_it_comes(
+    ros: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    node = LifecycleNode("policy_node")
+    try:
+        reporter = Reporter(node, Interlock(InterlockConfig()))
+        for rivals in ([], ["/cmd"], ["/cmd"], [], ["/cmd"]):
+            reporter.diagnose({"rival_publishers": rivals})
+    finally:
+        node.destroy_node()
+    told = capfd.readouterr().err
+    assert told.count("another node publishes commands too, on /cmd") == 2

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -77,6 +78,27 @@ print(signal.getsignal(signal.SIGHUP) == signal.SIG_IGN, *ending)
 def test_a_node_that_was_told_to_outlive_its_terminal_does() -> None:
     out = subprocess.check_output([sys.executable, "-c", NOHUP], text=True)
     assert out.split() == ["True", "SIGINT", "SIGQUIT", "SIGTERM"]
+
+
+UNREADABLE = """
+from rclpy.node import Node
+from vla_align_ros.ros.running import run_node
+run_node(lambda: Node("lasting"), finished=lambda node: True)
+"""
+
+
+@pytest.mark.parametrize("content", [None, "/**:\n  ros__parameters:\n    arm:\n  name: x\n"])
+def test_a_parameter_file_that_cannot_be_read_is_one_line(
+    tmp_path: Path, content: str | None
+) -> None:
+    path = tmp_path / "arm.yaml"
+    if content is not None:
+        path.write_text(content)
+    words = [sys.executable, "-c", UNREADABLE, "--ros-args", "--params-file", str(path)]
+    ended = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert "Traceback" not in ended.stderr
+    assert str(path) in ended.stderr and "fix: correct" in ended.stderr
 
 
 HUNG = """

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import rclpy
+from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import TwistStamped
 from rclpy.executors import SingleThreadedExecutor
 from ros_graph import BEST_EFFORT, LATCHED, RELIABLE, WIDOWX, Probe, values_of
@@ -120,6 +121,19 @@ def test_sends_one_zero_when_a_moving_node_falls_silent(
     assert sender.status[-1]["reason"] == "policy_silent"
     assert sender.status[-1]["tripped"] is True
     assert not sender.stops, "latches the policy's stop only if told to"
+
+
+def test_a_watchdog_of_another_rate_says_so(sender: Sender, start_watchdog: Start) -> None:
+    told: list[str] = []
+    sender.node.create_subscription(
+        DiagnosticArray, "/diagnostics", lambda message: told.append(message.status[0].message), 10
+    )
+    start_watchdog("-p", "command_rate_hz:=5.0")
+    for _ in range(8):
+        sender.drive(10)
+        if any("command_rate_hz is 5 here" in text for text in told):
+            break
+    assert any("command_rate_hz is 5 here, so its zero would come late" in text for text in told)
 
 
 def test_leaves_an_arm_alone_that_was_sent_its_zero(sender: Sender, start_watchdog: Start) -> None:

@@ -1,7 +1,8 @@
-"""A source that is published and does not arrive is named once, with what to set."""
+"""What is said of a source that does not arrive, or is of no use: once, with what to do first."""
 
 from __future__ import annotations
 
+import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -46,6 +47,17 @@ def graph(monkeypatch: pytest.MonkeyPatch) -> Graph:
     clock = SimpleNamespace(monotonic=lambda: graph.now_s)
     monkeypatch.setattr(watching, "time", clock)
     return graph
+
+
+def pass_time(
+    graph: Graph, watch: SourceWatch, seconds: float, source: WatchedSource | None = None
+) -> None:
+    """So many seconds, in which pictures of 900 KiB come of a source, if one is given."""
+    for _ in range(round(30 * seconds)):
+        graph.now_s += 1.0 / 30.0
+        if source is not None:
+            source.arrivals.note(graph.now_s, 900 * 1024)
+        watch.check()
 
 
 def silence(graph: Graph, source: WatchedSource, seconds: float = 2.0) -> str:
@@ -99,9 +111,8 @@ def test_what_came_and_what_was_lost_is_summed_up_by_source(graph: Graph) -> Non
         front.arrivals.note(graph.now_s)
     front.arrivals.note_lost(6, graph.now_s)
     watch.check()
-    assert watch.summarise() == {
-        "front": {"rate_hz": 5.0, "received": 10, "lost": 6, "publishers": 2}
-    }
+    counted = {"rate_hz": 5.0, "received": 10, "lost": 6, "publishers": 2}
+    assert watch.summarise() == {"front": {**counted, "topic": "/front"}}
     assert "loses messages on /front (10 arrived, 6 lost)" in watch.troubles["front"]
 
 
@@ -151,3 +162,38 @@ def test_the_shared_memory_of_fast_dds_is_named_where_it_may_be_too_small(
     if came:
         source.arrivals.note(graph.now_s, came)
     assert says in silence(graph, source)
+
+
+def test_a_topic_that_nobody_ever_published_is_named_once_with_its_type(graph: Graph) -> None:
+    watch = graph.watch(WatchedSource("front", "/policy_node/image", Image))
+    pass_time(graph, watch, 1.5)
+    assert not graph.logged, "a driver may start beside the node"
+    pass_time(graph, watch, 60.0)
+    (told,) = graph.logged
+    assert re.search(r"nobody publishes front on /policy_node/image \(sensor_msgs/msg/Image", told)
+    assert "remap" in told
+    assert not watch.troubles, "a hold says so; it is no fault"
+    assert watch.summarise()["front"]["topic"] == "/policy_node/image"
+
+
+def test_a_camera_that_was_there_and_left_is_not_looked_for(graph: Graph) -> None:
+    source = WatchedSource("front", "/front", Image)
+    watch = graph.watch(source)
+    graph.publish("/front")
+    pass_time(graph, watch, 5.0, source)
+    graph.publishers.clear()
+    pass_time(graph, watch, 60.0)
+    assert not graph.logged
+
+
+def test_a_large_cameras_driver_that_fell_silent_is_looked_at_first(
+    graph: Graph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watching, "get_rmw_implementation_identifier", lambda: "rmw_fastrtps_cpp")
+    source = WatchedSource("front", "/front", Image)
+    watch = graph.watch(source)
+    graph.publish("/front")
+    pass_time(graph, watch, 5.0, source)
+    pass_time(graph, watch, 3.0)
+    advice = watch.troubles["front"]
+    assert advice.index("its driver still runs") < advice.index("do not fit")

@@ -37,6 +37,30 @@ def test_the_limit_is_two_periods_and_the_tolerance() -> None:
     assert make_watchdog().limit_s == pytest.approx(LIMIT_S)
 
 
+@pytest.mark.parametrize(
+    ("beats_hz", "odd"), [(20.0, False), (15.0, False), (28.0, False), (100.0, True), (5.0, True)]
+)
+def test_heartbeats_of_another_rate_than_the_limit_is_made_for_are_noticed(
+    beats_hz: float, odd: bool
+) -> None:
+    watchdog = make_watchdog()
+    for beat in range(20):
+        watchdog.take_heartbeat(moving=False, now_s=beat / beats_hz)
+        assert watchdog.odd_rate_hz() is None, "too few to judge by"
+    watchdog.take_heartbeat(moving=False, now_s=20 / beats_hz)
+    assert watchdog.odd_rate_hz() == (pytest.approx(beats_hz) if odd else None)
+
+
+def test_a_few_late_or_additional_heartbeats_are_no_other_rate() -> None:
+    watchdog = make_watchdog()
+    for beat in range(60):
+        late_s = 0.4 if beat % 5 == 0 else 0.0
+        watchdog.take_heartbeat(moving=True, now_s=beat / RATE_HZ + late_s * 0.1)
+        if beat % 8 == 0:  # the first command of a plan, between two ticks
+            watchdog.take_heartbeat(moving=True, now_s=beat / RATE_HZ + late_s * 0.1 + 0.01)
+    assert watchdog.odd_rate_hz() is None
+
+
 def test_an_arm_that_never_moved_needs_no_stop() -> None:
     watchdog = make_watchdog()
     watchdog.take_command(moving=False, now_s=0.0)

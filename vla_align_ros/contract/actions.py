@@ -41,7 +41,8 @@ class GripperConvention:
             raise ContractError(
                 "gripper convention has no range",
                 got=(self.closed, self.open),
-                expected="two different finite numbers",
+                expected="two different finite numbers, closed and open",
+                fix="correct the gripper's values for closed and open (in the robot's file)",
             )
 
 

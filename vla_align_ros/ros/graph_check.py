@@ -5,11 +5,17 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections import Counter
 from typing import Any
 
 import rclpy
 from rclpy.node import Node
-from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.qos import (
+    QoSCompatibility,
+    QoSProfile,
+    ReliabilityPolicy,
+    qos_check_compatible,
+)
 from sensor_msgs.msg import CompressedImage, Image
 
 from vla_align_ros.ros.messages import stamp_to_s
@@ -176,18 +182,43 @@ class GraphCheck:
 
     def _check_controller(self, topic: str) -> Row:
         takers = self._takers(topic)
-        givers = _name_ends(self._node.get_publishers_info_by_topic(topic))
+        infos = self._node.get_publishers_info_by_topic(topic)
+        givers = _name_ends(infos)
         policies = sorted(givers & {*find_policies(self._node)} or _named_as_policies(givers))
         rivals = sorted(givers - {*policies[:1]})
         if not takers:
             fix = f"start the controller, or remap the node's command topic to it (now {topic})"
             return row(topic, False, "no controller listens", fix)
         found = f"{', '.join(sorted(takers))} listens"
+        if refused := self._explain_misfit(topic, infos):
+            fix = "let the controller subscribe reliable or best effort, and volatile"
+            return row(topic, False, f"{found}, and is sent nothing: {refused}", fix)
+        names = Counter(_full_name(info) for info in infos)
+        if twice := sorted(name for name in givers if names[name] > 1):
+            fix = (
+                "end all but one of that name: each takes the instruction and the arming of both "
+                "(a killed one is seen for 20 s)"
+            )
+            found = f"{found}; {', '.join(twice)} publishes more than once"
+            return row(topic, False, found, fix)
         if rivals:
             fix = "one publisher a command topic: stop the others"
             beside = f" beside {policies[0]}" if policies else ""
             return row(topic, False, f"{found}; {', '.join(rivals)} publishes{beside}", fix)
         return row(topic, True, found)
+
+    def _explain_misfit(self, topic: str, givers: list[Any]) -> str:
+        """Why no subscription of another than a watchdog fits a publisher; "" if one does."""
+        takers = self._node.get_subscriptions_info_by_topic(topic)
+        found = [
+            qos_check_compatible(giver.qos_profile, taker.qos_profile)
+            for giver in givers
+            for taker in takers
+            if WATCHDOG not in (giver.node_name, taker.node_name)
+        ]
+        if not found or any(fit != QoSCompatibility.ERROR for fit, _ in found):
+            return ""
+        return str(found[0][1]).removeprefix("ERROR: ").strip(" ;")
 
 
 def _name_ends(infos: list[Any]) -> set[str]:

@@ -61,12 +61,19 @@ class Inputs:
         self._subscriptions: list[Any] = []
         self.sources: list[WatchedSource] = []
         """What is subscribed to and may fail to arrive: cameras by name, pose, joints."""
-        for camera in runner.observer.cameras:
+        try:
+            self._join(parameters)
+        except BaseException:  # a qos_override that is none
+            self.destroy()
+            raise
+
+    def _join(self, parameters: PolicyParameters) -> None:
+        for camera in self._runner.observer.cameras:
             self._listen_to_camera(camera, parameters)
         self._listen(String, "~/instruction", self._on_instruction, RELIABLE)
-        if runner.needs_pose:
+        if self._runner.needs_pose:
             self._watch("pose", PoseStamped, "~/ee_pose", self._on_pose)
-        if runner.wants_gripper and parameters.arm.gripper_joint:
+        if self._runner.wants_gripper and parameters.arm.gripper_joint:
             self._watch("joints", JointState, "~/joint_states", self._on_joints, JOINTS)
 
     def destroy(self) -> None:
@@ -179,7 +186,10 @@ class Inputs:
         return None
 
     def _on_joints(self, message: JointState) -> str | None:
-        fraction = self._arm.fraction_open(message)
+        try:
+            fraction = self._arm.fraction_open(message)
+        except ContractError as error:
+            return self._refuse("joint_state", error)
         if fraction is not None:
             self._runner.take_gripper(fraction, self._stamp_s(message))
             return None

@@ -18,6 +18,8 @@ from vla_align_ros.contract.images import decode_compressed, to_rgb
 from vla_align_ros.contract.observation import ActionChunk
 from vla_align_ros.errors import ContractError
 
+REACH_M = 10.0  # further from its own foot no arm reaches: that is another unit
+
 
 def stamp_to_s(stamp: Time) -> float:
     """Seconds of a stamp."""
@@ -53,7 +55,8 @@ def compressed_to_rgb(message: CompressedImage) -> NDArray[np.uint8]:
 def pose_to_vector(message: PoseStamped) -> NDArray[np.float64]:
     """A pose as (6,): x, y, z in m and fixed-axis roll, pitch, yaw in rad (REP-103).
 
-    Raises ContractError when it is not finite or its quaternion has no direction.
+    Raises ContractError when it is not finite, its quaternion has no direction, or it is so far
+    off that it cannot be in metres.
     """
     position, turn = message.pose.position, message.pose.orientation
     quaternion = np.array([turn.x, turn.y, turn.z, turn.w])
@@ -65,6 +68,13 @@ def pose_to_vector(message: PoseStamped) -> NDArray[np.float64]:
             got=f"position {place.tolist()}, quaternion {quaternion.tolist()}",
             expected="finite metres and a unit quaternion",
             fix="correct the publisher of ~/ee_pose",
+        )
+    if np.linalg.norm(place) > REACH_M:
+        raise ContractError(
+            "an end-effector pose is out of any arm's reach",
+            got=f"position {place.round(3).tolist()}",
+            expected=f"metres, {REACH_M:g} at most from the origin of its frame",
+            fix="let the publisher of ~/ee_pose give metres (millimetres?), in the arm's own frame",
         )
     return np.concatenate([place, rpy_from_matrix(_matrix(quaternion / norm))])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 from rcl_interfaces.msg import (
@@ -26,6 +27,8 @@ from vla_align_ros.runtime.interlock import InterlockConfig
 from vla_align_ros.runtime.motion import MotionLimits
 from vla_align_ros.runtime.safety import Limits, Timeouts
 from vla_align_ros.runtime.strategies import Strategy, find_strategy
+
+NEARLY = 0.85  # how alike a misspelt name is
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +99,36 @@ def declare_parameters(node: Node, declarations: Iterable[Declaration] = DECLARA
                 if number
                 else "correct it in the parameter file or on the command line",
             ) from error
+
+
+def refuse_unknown_arm(node: Node) -> None:
+    """ConfigurationError on values below `arm` that no parameter takes.
+
+    ROS ignores them, and with a misspelt limit or keep-out box the arm would move without it.
+    """
+    names = {declaration.name for declaration in DECLARATIONS if declaration.name[:4] == "arm."}
+    given = {name for name in node._parameter_overrides if name.startswith("arm.")}
+    unknown = sorted(given - names)
+    if not unknown:
+        return
+    near = {match for name in unknown for match in get_close_matches(name, names, 2)}
+    raise ConfigurationError(
+        "the robot's file sets what does not exist",
+        got=", ".join(unknown),
+        expected=", ".join(sorted(near)) or "the fields of docs/robot.md, The arm's file",
+        fix="correct the name in the robot's file, or take it out",
+    )
+
+
+def find_misspelt(node: Node) -> list[str]:
+    """Values that no parameter takes, each with the parameter that it nearly names.
+
+    Others are somebody else's: a file's `/**` is for every node.
+    """
+    names = [declaration.name for declaration in DECLARATIONS]
+    strange = sorted(name for name in node._parameter_overrides if not node.has_parameter(name))
+    near = ((name, get_close_matches(name, names, 1, NEARLY)) for name in strange)
+    return [f"{name} is no parameter; {meant[0]} is" for name, meant in near if meant]
 
 
 def refuse_changes(parameters: list[Parameter], *, configured: bool) -> SetParametersResult:

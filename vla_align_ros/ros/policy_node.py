@@ -20,9 +20,11 @@ from vla_align_ros.ros.messages import make_chunk
 from vla_align_ros.ros.params import (
     PolicyParameters,
     declare_parameters,
+    find_misspelt,
     read_interlock,
     read_parameters,
     refuse_changes,
+    refuse_unknown_arm,
 )
 from vla_align_ros.ros.reporting import Reporter
 from vla_align_ros.ros.running import run_node
@@ -58,6 +60,9 @@ class PolicyNode(LifecycleNode):
     def __init__(self, **options: Any) -> None:
         super().__init__("policy_node", **options)
         declare_parameters(self)
+        refuse_unknown_arm(self)
+        for told in find_misspelt(self):
+            self.get_logger().warning(told)
         self.add_on_set_parameters_callback(
             lambda parameters: refuse_changes(parameters, configured=self._runner is not None)
         )
@@ -149,7 +154,9 @@ class PolicyNode(LifecycleNode):
 
     def _configure(self, parameters: PolicyParameters) -> None:
         policy = Policy.open(
-            Path(parameters.bundle).expanduser(), parameters.backend, threads=parameters.threads
+            Path(parameters.bundle).expanduser().absolute(),
+            parameters.backend,
+            threads=parameters.threads,
         )
         self._policy = policy
         frame = policy.spec.action.frame

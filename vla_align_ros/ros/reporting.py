@@ -35,10 +35,10 @@ class Reporter:
     frames_received, inference_count, plans_refused, commands_sent, latency_<stage>_p50_ms and
     _p99_ms, command_rate_hz, command_jitter_p50_ms and _p99_ms, camera_rate_hz, image_age_ms,
     `stops` (JSON list of the latest stops), `rival_publishers`, `sources` (JSON, by camera, pose
-    and joints: age_ms, rate_hz, received, lost, publishers) and `troubles` (JSON: what to set where
-    a source is published and does not arrive or is of no use, or the gripper's action fails),
-    `sight` (in words), sight_readings, sight_errors, familiarity_distance, familiarity_threshold,
-    unfamiliar. Keys stay; one without samples is absent.
+    and joints: topic, age_ms, rate_hz, received, lost, publishers) and `troubles` (JSON: what to
+    set where a source is published and does not arrive or is of no use, or the gripper's action
+    fails), `sight` (in words), sight_readings, sight_errors, familiarity_distance,
+    familiarity_threshold, unfamiliar. Keys stay; one without samples is absent.
     """
 
     def __init__(self, node: LifecycleNode, interlock: Interlock) -> None:
@@ -53,6 +53,7 @@ class Reporter:
         self._diagnostics = node.create_publisher(DiagnosticArray, "/diagnostics", 10)
         self._sent: dict[str, Any] = {}
         self._logged_s: dict[str, float] = {}
+        self._rivals: list[str] = []
         self._reason: Reason | None = Reason.INACTIVE
         self.runner: PolicyRunner | None = None
         self.state = "unconfigured"
@@ -97,6 +98,7 @@ class Reporter:
                 if name in values.get("sources", {}) and age_s is not None:
                     values["sources"][name]["age_ms"] = round(1e3 * age_s, 1)
         level, text = self._judge(hold)
+        self._log_rivals(extra.get("rival_publishers", []))
         if extra.get("rival_publishers"):
             level = max(level, DiagnosticStatus.WARN)
             text += "; another node publishes commands too: " + ", ".join(extra["rival_publishers"])
@@ -158,6 +160,14 @@ class Reporter:
             logger.info(f"hold: {hold}")
         else:
             logger.warning(f"hold: {hold}")
+
+    def _log_rivals(self, topics: list[str]) -> None:
+        if topics and topics != self._rivals:
+            self._node.get_logger().warning(
+                f"another node publishes commands too, on {', '.join(topics)}: two masters move "
+                "one arm; end the other"
+            )
+        self._rivals = topics
 
     def _due_to_log(self, what: str) -> bool:
         now_s = time.monotonic()

@@ -88,7 +88,7 @@ def run_node(
     keep_memory()
     if not shared_memory and arguments is None:
         leave_shared_memory(os.environ)
-    rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
+    _start_ros(arguments)
     for number in ENDING:
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, ask_to_end)
@@ -108,6 +108,17 @@ def run_node(
         if node is not None:
             node.destroy_node()
         rclpy.try_shutdown()
+
+
+def _start_ros(arguments: list[str] | None) -> None:
+    """Start rclpy; what it does not understand ends the process in one line."""
+    try:
+        rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
+    except Exception as error:  # rclpy raises an RCLError of a private module
+        raise SystemExit(
+            f"ROS does not start: got {error}; expected arguments that it can read; fix: correct "
+            "what follows --ros-args, or the parameter file that is named there"
+        ) from error
 
 
 def _prioritise(node: Node) -> None:

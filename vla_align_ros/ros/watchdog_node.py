@@ -40,6 +40,7 @@ LATCHED = QoSProfile(
 DIAGNOSTICS_PERIOD_S = 1.0
 TELL_PERIOD_S = 0.1
 THROTTLE_S = 5.0
+ODD_THROTTLE_S = 30.0
 OWN_DELAY_S = 0.005  # later than this the watchdog itself was starved: it reads its mail first
 NEVER_S = 3600.0
 # How long the stop is sent with the heartbeats of a policy that comes back: they may be heard
@@ -104,9 +105,8 @@ class WatchdogNode(Node):
         declare_parameters(self, WATCHDOG_DECLARATIONS)
         self._frame = self._read_frame()
         self._sends_zero = self.get_parameter("arm.interface").value == "twist"
-        self._watchdog = Watchdog(
-            self.get_parameter("command_rate_hz").value, self.get_parameter("tolerance_s").value
-        )
+        self._rate_hz = self.get_parameter("command_rate_hz").value
+        self._watchdog = Watchdog(self._rate_hz, self.get_parameter("tolerance_s").value)
         self._twist: Any = None
         if self._sends_zero:
             self._twist = self.create_publisher(TwistStamped, "~/delta_twist_cmds", RELIABLE)
@@ -170,7 +170,8 @@ class WatchdogNode(Node):
             return True
         self.get_logger().warning(
             f"not watching: nobody else subscribes to {self._twist.topic_name}, a zero would stop "
-            "nothing; start the arm's controller, or remap ~/delta_twist_cmds to its topic",
+            "nothing; start the arm's controller, or remap ~/delta_twist_cmds to its topic (one "
+            "that asks for transient local is sent nothing either)",
             throttle_duration_sec=THROTTLE_S,
         )
         return False
@@ -230,7 +231,8 @@ class WatchdogNode(Node):
             self._stop_until_s = math.inf
         what = "sent zero" if self._sends_zero else "cannot send a zero to this arm"
         self.get_logger().error(
-            f"{trip.reason}: nothing for {1e3 * trip.silence_s:.0f} ms while the arm moved; {what}"
+            f"{trip.reason}: nothing for {1e3 * trip.silence_s:.0f} ms while the arm moved, "
+            f"{1e3 * self._watchdog.limit_s:.0f} ms at most at {self._rate_hz:g} Hz; {what}"
         )
         self._report()
         self._diagnose()
@@ -257,6 +259,17 @@ class WatchdogNode(Node):
     def _report(self) -> None:
         self._status.publish(String(data=json.dumps(self._summary())))
 
+    def _explain_rate(self) -> str | None:
+        """What another rate of the policy means; None where it is the one given here."""
+        rate_hz = self._watchdog.odd_rate_hz()
+        if rate_hz is None:
+            return None
+        late = "its zero would come late" if rate_hz > self._rate_hz else "it stops what is in time"
+        return (
+            f"the policy's heartbeats come at {rate_hz:.1f} Hz and command_rate_hz is "
+            f"{self._rate_hz:g} here, so {late}: give both nodes the same parameter file"
+        )
+
     def _diagnose(self) -> None:
         first = self._watchdog.first
         level, text = DiagnosticStatus.OK, "watching"
@@ -264,6 +277,10 @@ class WatchdogNode(Node):
             level, text = DiagnosticStatus.ERROR, f"stopped the arm: {first.reason}"
         elif self._shares_memory:
             level, text = DiagnosticStatus.WARN, "watching, and may have to wait for a frozen node"
+        odd = self._explain_rate()
+        if odd is not None:
+            self.get_logger().warning(odd, throttle_duration_sec=ODD_THROTTLE_S)
+            level, text = max(level, DiagnosticStatus.WARN), f"{text}; {odd}"
         name = f"{self.get_fully_qualified_name().lstrip('/')}: watchdog"
         values = {
             **self._summary(),

@@ -15,6 +15,7 @@ from vla_align_ros.share import CAMERA_PROFILE, PROFILE_VARIABLES, tell_path
 
 CHECK_PERIOD_S = 0.25
 REPEAT_LOG_S = 30.0
+ABSENCE_S = 2.0  # drivers start beside the node
 SEGMENT_BYTES = 512 * 1024  # Fast DDS's default shared-memory segment, which is the writer's
 
 
@@ -40,6 +41,8 @@ class SourceWatch:
         self._node = node
         self._sources = sources
         self._logged_s: dict[tuple[str, Trouble], float] = {}
+        self._begun_s = time.monotonic()
+        self._missed: set[str] = set()  # those of which it was told that nobody publishes them
         self.troubles: dict[str, str] = {}
         """By source, what is wrong and what to do about it."""
 
@@ -51,23 +54,36 @@ class SourceWatch:
         for source in self._sources:
             infos = self._node.get_publishers_info_by_topic(source.topic)
             source.arrivals.note_publishers(len(infos), now_s)
+            if not infos and now_s - self._begun_s >= ABSENCE_S:
+                self._tell_absence(source)
             trouble = source.arrivals.find_trouble(now_s)
             if trouble is None:
                 continue
             text = _describe(source, trouble)
             if trouble is not Trouble.USELESS:  # that says itself what to mend
-                text += f": {_advise(source, infos)}"
+                text += f": {_advise(source, infos, trouble)}"
             self.troubles[source.name] = text
             if now_s - self._logged_s.get((source.name, trouble), -REPEAT_LOG_S) >= REPEAT_LOG_S:
                 self._logged_s[source.name, trouble] = now_s
                 self._node.get_logger().warning(text)
         return set(self.troubles) != before
 
-    def summarise(self) -> dict[str, dict[str, float | int]]:
-        """By source: rate_hz (of two seconds), received, lost, publishers."""
+    def _tell_absence(self, source: WatchedSource) -> None:
+        """Log once that nobody ever published a source: no fault, and easily a topic's name."""
+        if source.arrivals.received or source.name in self._missed:
+            return
+        self._missed.add(source.name)
+        self._node.get_logger().warning(
+            f"nobody publishes {source.name} on {source.topic} ({_name_of(source.kind)}); start "
+            "its driver, or remap the topic to it"
+        )
+
+    def summarise(self) -> dict[str, dict[str, float | int | str]]:
+        """By source: topic, rate_hz (of two seconds), received, lost, publishers."""
         now_s = time.monotonic()
         return {
             source.name: {
+                "topic": source.topic,
                 "rate_hz": round(source.arrivals.rate_hz(now_s), 2),
                 "received": source.arrivals.received,
                 "lost": source.arrivals.lost,
@@ -89,8 +105,12 @@ def _describe(source: WatchedSource, trouble: Trouble) -> str:
     )
 
 
-def _advise(source: WatchedSource, publishers: list[Any]) -> str:
-    wanted = f"{source.kind.__module__.split('.')[0]}/msg/{source.kind.__name__}"
+def _name_of(kind: Any) -> str:
+    return f"{kind.__module__.split('.')[0]}/msg/{kind.__name__}"
+
+
+def _advise(source: WatchedSource, publishers: list[Any], trouble: Trouble) -> str:
+    wanted = _name_of(source.kind)
     other = sorted({info.topic_type for info in publishers} - {wanted})
     if other:
         return (
@@ -110,6 +130,8 @@ def _advise(source: WatchedSource, publishers: list[Any]) -> str:
         )
         if size > SEGMENT_BYTES:
             fit = f"its messages of {size // 1024} KiB do not fit Fast DDS's shared memory"
+            if trouble is Trouble.SILENT and source.arrivals.received > source.arrivals.lost:
+                return f"see that its driver still runs; else {fit} of 512 KiB: {profile}"
             return f"{fit} of 512 KiB; {profile}"
         if source.arrivals.received == 0 and source.kind.__name__ == "Image":
             return f"see that its driver runs; if its messages are larger than 512 KiB, {profile}"

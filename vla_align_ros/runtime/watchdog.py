@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from dataclasses import dataclass
+from itertools import pairwise
+from statistics import median
 
 from vla_align_ros.errors import SafetyError
 
 PERIODS = 2.0  # a command may be one period late; the arm must stop within two
 ALIVE_PERIODS = 1.5  # a heartbeat younger than this says that the node runs
+JUDGED_BEATS = 20
+ODD_PERIODS = (0.6, 1.7)  # heartbeats that come closer or further apart have another rate
 
 SILENT = "policy_silent"
 CEASED = "commands_ceased"
@@ -51,7 +56,9 @@ class Watchdog:
                 fix="correct command_rate_hz and tolerance_s of watchdog_node",
             )
         self.limit_s = PERIODS / rate_hz + tolerance_s
+        self._period_s = 1.0 / rate_hz
         self._alive_s = ALIVE_PERIODS / rate_hz
+        self._beats_s: deque[float] = deque(maxlen=JUDGED_BEATS + 1)
         self.trips = 0
         self.first: Trip | None = None
         self.last: Trip | None = None
@@ -74,12 +81,27 @@ class Watchdog:
     def take_heartbeat(self, *, moving: bool, now_s: float) -> None:
         """Take a heartbeat of the policy node, and whether it says that the arm moves."""
         self._heard_s = now_s
+        self._beats_s.append(now_s)
         self._beat_s = now_s if moving else None
         self._stands = not moving
         if moving:
             self._foreign = False
         elif self._foreign:
             self._command_s = None
+
+    def odd_rate_hz(self) -> float | None:
+        """The rate of the heartbeats where it is not the one that `limit_s` comes from.
+
+        None where it is, or where too few came.
+        """
+        beats_s = list(self._beats_s)
+        if len(beats_s) <= JUDGED_BEATS:
+            return None
+        between_s = median(later - sooner for sooner, later in pairwise(beats_s))
+        low, high = ODD_PERIODS
+        if between_s <= 0 or low <= between_s / self._period_s <= high:
+            return None
+        return 1.0 / between_s
 
     def deadline_s(self) -> float | None:
         """When the present silence becomes a trip; None while the arm stands."""

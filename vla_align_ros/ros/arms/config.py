@@ -12,6 +12,11 @@ from vla_align_ros.contract.actions import (
     GripperConvention,
     gripper_to_fraction,
 )
+from vla_align_ros.errors import ContractError
+
+# How far out of its range a gripper may be measured, in ranges: a few millimetres of play, a jaw
+# that opens wider than the policy knows; not millimetres for metres, or degrees for radians.
+BEYOND = 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +50,23 @@ class ArmConfig:
         return self.interface != "twist"
 
     def fraction_open(self, message: JointState) -> float | None:
-        """Opening of the gripper, 0 closed .. 1 open; None if the message does not tell it."""
+        """Opening of the gripper, 0 closed .. 1 open; None if the message does not tell it.
+
+        Raises ContractError on one so far out of its range that it is of another unit or joint.
+        """
         if self.gripper_joint not in message.name:
             return None
         index = list(message.name).index(self.gripper_joint)
         if index >= len(message.position) or not np.isfinite(message.position[index]):
             return None
-        fraction = gripper_to_fraction(message.position[index], self.gripper_position_m)
-        return min(max(float(fraction), 0.0), 1.0)
+        fraction = float(gripper_to_fraction(message.position[index], self.gripper_position_m))
+        if not -BEYOND <= fraction <= 1.0 + BEYOND:
+            scale = self.gripper_position_m
+            raise ContractError(
+                f"{self.gripper_joint} is far out of the gripper's range",
+                got=f"{message.position[index]:g}",
+                expected=f"about {scale.closed:g} (closed) to {scale.open:g} (open)",
+                fix="correct its driver, or arm.gripper.closed_m and open_m: metres, or radians "
+                "where it turns",
+            )
+        return min(max(fraction, 0.0), 1.0)

@@ -34,6 +34,10 @@ MENDS = {
     "dead_man": "hold the dead-man switch",
     "unwatched": "start its watchdog_node, see what that logs; or set watchdog_timeout_s: 0.0",
     "no_instruction": "give an instruction",
+    "stale_image": "see that its camera runs, and is remapped: vla-align doctor; troubles in "
+    "/diagnostics",
+    "stale_state": "see that ~/ee_pose and ~/joint_states come, in its frame and stamped by its "
+    "clock: troubles and sources in /diagnostics",
     "overrun": "see what kept policy_node from running (load on its cores, a process that was "
     "killed or frozen while it shared memory); thread_priority helps against load",
 }

@@ -22,7 +22,7 @@ from vla_align_ros.ros.operating.command_line import add_wait, run_command
 WAIT_S = 5.0
 LOOK_S = 0.05
 REPEAT_S = 0.2  # a stop is sent again until it is seen to be latched
-SETTLE_S = 1.0  # nodes on a graph are seen one after another
+SETTLE_S = 2.0  # nodes on a graph are seen one after another, on a busy machine late
 
 
 def build_parser() -> argparse.ArgumentParser:
