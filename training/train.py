@@ -130,13 +130,13 @@ def _run(
     numbers = parts.adapter
     result["parameters"] = numbers.trained_parameters + numbers.frozen_parameters
     result["trained_parameters"] = count_trained(trainer)
-    if ranks.is_first:
-        print(_tell_end(out, trainer.step, config.optim.steps, result.get("stopped")))
     if "stopped" not in result:
         # Without run.json the weights may be half written, or those of an earlier step.
         if ranks.is_first and not is_finished(out):
             consolidate(out)
         ranks.wait()
+    if ranks.is_first:
+        print(_tell_end(out, trainer.step, config.optim.steps, result.get("stopped")))
     return parts, result
 
 
