@@ -116,6 +116,33 @@ def test_an_unknown_missing_module_is_a_bug_and_shows_its_trace(command: Any) ->
         cli.main(["thing"])
 
 
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        ("OSError(28, 'No space left on device')", "got No space left on device; expected space"),
+        ("OSError(30, 'Read-only file system', 'runs/x')", "got runs/x: Read-only file system"),
+        ("PermissionError(13, 'Permission denied', 'runs/x')", "got runs/x: Permission denied"),
+        ("OSError(28, 'No space left', 'from', None, 'to')", "got to: No space left"),
+    ],
+)
+def test_a_disk_that_is_full_or_closed_is_one_message(
+    command: Any, capsys: Any, error: str, told: str
+) -> None:
+    command(f"raise {error}")
+    assert cli.main(["thing", "--json"]) == 1
+    out, err = capsys.readouterr()
+    assert err.startswith("vla-align thing: The disk refuses") and err.count("\n") == 1
+    answer = json.loads(out.splitlines()[-1])
+    assert answer["ok"] is False and told in answer["error"]
+
+
+@pytest.mark.parametrize("error", ["PermissionError(1, 'not a file')", "OSError(22, 'a bug')"])
+def test_another_error_of_the_system_is_not_hidden(command: Any, error: str) -> None:
+    command(f"raise {error}")
+    with pytest.raises(OSError, match=r"not a file|a bug"):
+        cli.main(["thing"])
+
+
 def test_an_unexpected_error_is_not_hidden(command: Any) -> None:
     command("raise ZeroDivisionError")
     with pytest.raises(ZeroDivisionError):

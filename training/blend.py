@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training.files import read_json_if_there
+from training.files import read_json_if_there, told_as_oserror
 from training.model.checkpoint import DESCRIPTION, OPENVLA_FOLDER, find_network, find_weights
 from training.model.groups import GROUPS, group_of
 from training.model.openvla import find_folder
@@ -251,7 +251,8 @@ def _mix(
                 mixed[name] = interpolate(first, tuned, share(name))
                 squares += float((tuned.double() - first.double()).square().sum())
                 count += tuned.numel()
-        save_file(mixed, staging / file, metadata=metadata)
+        with told_as_oserror(staging / file):
+            save_file(mixed, staging / file, metadata=metadata)
     return {"tensors": len(new), "parameters": count, "distance": math.sqrt(squares / count)}
 
 

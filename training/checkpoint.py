@@ -55,10 +55,30 @@ def save_checkpoint(
     """Write `tensors` (every rank its own) and `state` as step_<step>; keep the newest two.
 
     Called by all ranks. The folder is filled under another name, flushed to the disk and then
-    renamed, so that a process killed at any moment leaves the checkpoint before it as it was.
+    renamed, so that a process killed at any moment leaves the checkpoint before it as it was. One
+    that cannot be written, as on a full disk, is a TrainingError and takes no room.
     """
     path = folder / f"step_{step:08d}"
     partial = folder / f".partial_{path.name}"
+    try:
+        _write(partial, tensors, state)
+    except (CheckpointException, OSError) as error:  # the first is no Exception
+        if _is_first():
+            shutil.rmtree(partial, ignore_errors=True)
+        raise _unwritable(folder, step, error) from error
+    if _is_first():
+        _put_aside(path)
+        partial.rename(path)
+        sync_folder(folder)
+        for old in list_checkpoints(folder)[:-KEEP]:
+            _put_aside(old)
+        clean_checkpoints(folder)
+    _wait_for_others()
+    return path
+
+
+def _write(partial: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+    """Fill the new folder `partial`; all ranks do."""
     if _is_first():
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -77,14 +97,21 @@ def save_checkpoint(
             file.flush()
             os.fsync(file.fileno())
         sync_folder(partial)
-        _put_aside(path)
-        partial.rename(path)
-        sync_folder(folder)
-        for old in list_checkpoints(folder)[:-KEEP]:
-            _put_aside(old)
-        clean_checkpoints(folder)
-    _wait_for_others()
-    return path
+
+
+def _unwritable(folder: Path, step: int, error: BaseException) -> TrainingError:
+    cause = error
+    if isinstance(error, CheckpointException):
+        cause = next(iter(error.failures.values()))[0]
+    above = next((place for place in (folder, *folder.parents) if place.is_dir()), Path())
+    free_mb = shutil.disk_usage(above).free / 1e6
+    kept = [path.name for path in list_checkpoints(folder)][-1:] or ["the start"]
+    return TrainingError(
+        f"The checkpoint of step {step} cannot be written",
+        got=f"{str(cause) or type(cause).__name__}; {free_mb:.0f} MB are free",
+        expected=f"space and permission to write in {folder}",
+        fix=f"free some space; the same command goes on from {kept[0]}",
+    )
 
 
 def amend_state(folder: Path, step: int, changes: Mapping[str, Any]) -> None:

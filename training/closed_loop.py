@@ -16,7 +16,8 @@ from vla_align_ros.errors import ConfigurationError
 from vla_align_ros.runtime.policy import Policy
 from vla_align_ros.runtime.statistics import wilson_interval
 from vla_align_ros.sim.layout import Task
-from vla_align_ros.sim.tabletop import CAMERA, TabletopEnv
+from vla_align_ros.sim.robot import STATE_NAMES
+from vla_align_ros.sim.tabletop import CAMERA, CONTROL_HZ, TabletopEnv
 
 MAX_STEPS = 80
 
@@ -81,6 +82,7 @@ def evaluate(
             fix="correct --episodes or --execute",
         )
     policy = Policy.open(bundle, threads=threads)
+    _check_fits(policy.spec)
     executed = choose_executed([policy.spec], executed)
     env = TabletopEnv()
     policy.warm_up()
@@ -109,6 +111,26 @@ def evaluate(
         "seconds": time.monotonic() - started_s,
         "failed_seeds": [episode.seed for episode in done if not episode.success],
     }
+
+
+def _check_fits(spec: PolicySpec) -> None:
+    """Refuse a policy that the table-top cannot feed, or whose actions take other times."""
+    cameras = [camera.name for camera in spec.cameras]
+    rate_hz = spec.action.rate_hz
+    problems = {
+        f"cameras {', '.join(cameras)}": cameras != [CAMERA],
+        f"{rate_hz:g} Hz": abs(rate_hz - CONTROL_HZ) > 1e-6,
+        "another state": spec.state is not None and tuple(spec.state.names) != STATE_NAMES,
+    }
+    if any(problems.values()):
+        raise ConfigurationError(
+            "The policy does not fit the table-top",
+            got=", ".join(problem for problem, there in problems.items() if there),
+            expected=f"one camera, {CAMERA}, {CONTROL_HZ:g} Hz, no state or"
+            f" {', '.join(STATE_NAMES)}",
+            fix="evaluate it in its own simulator or on its robot; `--suite tabletop` takes a"
+            " camera of any name",
+        )
 
 
 def choose_executed(specs: Sequence[PolicySpec], asked: int | None) -> int:

@@ -144,13 +144,18 @@ class RunConfig:
 
     def warnings(self) -> tuple[str, ...]:
         """What a run does that its settings may not have meant, a sentence each."""
-        if not (self.alignment.weight > 0.0 and self._stays_late):
-            return ()
-        optim = self.optim
-        return (
-            f"optim.vision_from_step {optim.vision_from_step} of {optim.steps} steps: the vision"
-            f" tower never trains in spite of optim.vision_lr {optim.vision_lr}",
-        )
+        optim, told = self.optim, list[str]()
+        if self.alignment.weight > 0.0 and self._stays_late:
+            told.append(
+                f"optim.vision_from_step {optim.vision_from_step} of {optim.steps} steps: the"
+                f" vision tower never trains in spite of optim.vision_lr {optim.vision_lr}"
+            )
+        if optim.warmup_steps > optim.steps:
+            told.append(
+                f"optim.warmup_steps {optim.warmup_steps} of {optim.steps} steps: the rate rises to"
+                f" {optim.steps / optim.warmup_steps:.0%} of optim.lr {optim.lr:g} and no further"
+            )
+        return tuple(told)
 
     @property
     def _stays_late(self) -> bool:

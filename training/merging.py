@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from training.adapters import ADAPTER, adapted_layers, has_adapter
-from training.files import replace_atomically
+from training.files import replace_atomically, told_as_oserror
 from training.model import PrismaticVLA
 from training.model.checkpoint import DESCRIPTION, WEIGHTS, check_finite, write_json
 from training.quantize import dense_weight
@@ -95,5 +95,5 @@ def write_tensors(state: dict[str, Tensor], path: Path) -> None:
         first.setdefault((value.data_ptr(), value.numel()), name)
     kept = set(first.values())
     unshared = {k: v.contiguous() for k, v in state.items() if k in kept}
-    with replace_atomically(path) as temporary:
+    with replace_atomically(path) as temporary, told_as_oserror(path):
         save_file(unshared, temporary, metadata={"format": "pt"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections.abc
 import dataclasses
 import json
 import math
@@ -16,6 +17,14 @@ Config = TypeVar("Config")
 
 LATER: Mapping[str, bool] = {"later": True}
 """Metadata of a field that came after runs were stored: its default is what they did without it."""
+
+_WORDS: Mapping[Any, str] = {
+    int: "a whole number",
+    float: "a finite number",
+    bool: "true or false",
+    str: "a word or text",
+    types.NoneType: "null",
+}
 
 
 def rebuild(kind: type[Config], data: Any, *, complete: bool = True) -> Config:
@@ -219,4 +228,18 @@ def _fits(value: Any, kind: Any) -> bool:
 
 
 def _describe(kind: Any) -> str:
-    return str(kind).replace("collections.abc.", "").replace("typing.", "")
+    """Say what a setting of `kind` takes, in the words of who types it."""
+    options = typing.get_args(kind)
+    origin = typing.get_origin(kind)
+    if origin is Literal:
+        return " or ".join(json.dumps(option) for option in options)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_describe(option) for option in options)
+    if origin is tuple:
+        return f"a list [...], each of it {_describe(options[0])}"
+    if kind is Mapping or origin in (Mapping, collections.abc.Mapping, dict):
+        return "an object {...}"
+    if dataclasses.is_dataclass(kind):
+        names = ", ".join(field.name for field in dataclasses.fields(kind))
+        return f"its parts one by one, as KEY.PART=VALUE: {names}"
+    return _WORDS.get(kind, str(kind))

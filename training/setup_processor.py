@@ -103,5 +103,7 @@ def _check_image_size(config: RunConfig) -> None:
             "The pictures do not fit the vision tower",
             got=f"data.image_size {config.data.image_size} px",
             expected=f"the towers' {towers} px",
-            fix="give both the same size in the recipe",
+            fix=f"--set data.image_size={towers[0]}"
+            if len(towers) == 1
+            else "give all the same size in the recipe",
         )

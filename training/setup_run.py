@@ -174,7 +174,17 @@ def starts_frozen(config: RunConfig) -> bool:
 
 
 def _check_held_out(data: ActionChunkDataset) -> None:
-    if not len(data.indices("val")):
+    held_out = len(data.indices("val"))
+    if not held_out and not len(data.indices("train")):
+        counts = [f"{number} {what}" for what, number in data.left_out.items() if number]
+        raise TrainingError(
+            "No frame is left to train on",
+            got=f"{len(data)} frames, of them {', '.join(counts)}".replace("_", " "),
+            expected="episodes whose task is a text, that are whole, and that move",
+            fix="correct meta/tasks (`vla-align data info` prints it), the videos"
+            " (`vla-align data check`), or --set data.drop_near_zero and data.instructions",
+        )
+    if not held_out:
         raise TrainingError(
             "No episode is held out",
             got=f"{len(data.episode_seed)} episodes, none of them for validation",

@@ -113,12 +113,19 @@ def _run(
     _check_same(out / CONFIG_FILE, config.to_dict(), free=HOW_IT_RUNS)
     for warning in config.warnings() if ranks.is_first else ():
         print(f"warning: {warning}", file=sys.stderr)
+    is_new = not (out / CONFIG_FILE).exists()
     with ranks.first_alone():
         shown = progress and ranks.is_first
         parts = set_up(config, roots, cache, progress=shown, device=ranks.device)
         if ranks.is_first:
             _describe(parts, config, out)
-    trainer = Trainer(parts, out, ranks=ranks, signals=signals, progress=progress)
+    try:
+        trainer = Trainer(parts, out, ranks=ranks, signals=signals, progress=progress)
+    except VlaAlignError:
+        if ranks.is_first and is_new:  # the corrected command is no other run
+            for name in (CONFIG_FILE, DATASET_FILE):
+                (out / name).unlink(missing_ok=True)
+        raise
     result = trainer.run()
     numbers = parts.adapter
     result["parameters"] = numbers.trained_parameters + numbers.frozen_parameters
@@ -128,7 +135,17 @@ def _run(
         if ranks.is_first and not is_finished(out):
             consolidate(out)
         ranks.wait()
+    if ranks.is_first:
+        print(_tell_end(out, trainer.step, config.optim.steps, result.get("stopped")))
     return parts, result
+
+
+def _tell_end(out: Path, step: int, steps: int, stopped: str | None) -> str:
+    """Where the run is and what may be done with it, for who looks at the terminal."""
+    if stopped is not None:
+        saved = f"{out}: {stopped} after step {step} of {steps}, which is saved"
+        return f"{saved}; the same command goes on"
+    return f"{out}: {steps} steps are done; `vla-align export {out} --out BUNDLE` comes next"
 
 
 def is_finished(out: Path) -> bool:

@@ -69,7 +69,8 @@ class Trainer:
         self.parts, self.out, self.config = parts, out, parts.config
         self.ranks, self.signals = ranks or Ranks(), signals or StopSignals()
         self.objective = parts.objective
-        self.step, self.scalars, self._waited_s = 0, dict[str, float](), 0.0
+        self.step, self.scalars = 0, dict[str, float]()
+        self._waited_s, self._logged = 0.0, 0
         self.stopped: str | None = None
         share = self._divide_batch()
         seed_rank(self.config.seed, 0, self.ranks.rank)
@@ -150,7 +151,8 @@ class Trainer:
         """Write the step's scalars, means over the ranks, and how long it waited for data."""
         self.scalars = self.ranks.mean(scalars)
         waited_s, self._waited_s = self.loader.waited_s - self._waited_s, self.loader.waited_s
-        wait_ms = 1000.0 * waited_s / SCALARS_EVERY
+        steps, self._logged = self.step - self._logged, self.step
+        wait_ms = 1000.0 * waited_s / steps
         self.progress.log(self.step, {**self.scalars, "data/wait_ms": wait_ms})
 
     def _load(self, draws: Draws) -> Mapping[str, Any]:
@@ -286,6 +288,7 @@ class Trainer:
         self._go_to(state["position"])
         self.measurements.load_state_dict(state)
         self.step, self.scalars = int(state["step"]), dict(state["scalars"])
+        self._logged = self.step
         if not has_random:
             seed_rank(self.config.seed, self.step, self.ranks.rank)
         return float(state["seconds"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import errno
 import importlib
 import importlib.util
 import json
@@ -21,6 +22,8 @@ from vla_align_ros.extras import install_hint
 GROUP = "vla_align_ros.commands"
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 BROKEN_PIPE = 141  # 128 + SIGPIPE
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+DENIED = (errno.EACCES, errno.EPERM)  # of a file; of anything else it is a bug
 
 
 class Command(Protocol):
@@ -112,7 +115,7 @@ def run_command(argv: Sequence[str]) -> int:
     try:
         args = build_parser(commands, chosen).parse_args(argv)
         result = args.run_command(args)
-    except (VlaAlignError, ModuleNotFoundError) as error:
+    except (VlaAlignError, ModuleNotFoundError, OSError) as error:
         message = explain(error)
         print(f"vla-align {chosen}: {message}", file=sys.stderr)
         if "--json" in argv:
@@ -123,10 +126,23 @@ def run_command(argv: Sequence[str]) -> int:
     return 1 if result.get("ok") is False else 0
 
 
-def explain(error: VlaAlignError | ModuleNotFoundError) -> str:
-    """Return the one message for a known error; raise a missing module again if it is a bug."""
+def explain(error: VlaAlignError | ModuleNotFoundError | OSError) -> str:
+    """Return the one message for a known error; raise again what may be a bug."""
     if isinstance(error, VlaAlignError):
         return str(error)
+    if isinstance(error, OSError):
+        is_denied = error.errno in DENIED and error.filename is not None
+        if error.errno not in FULL and not is_denied:
+            raise error
+        place = error.filename2 or error.filename  # of a copy, where it goes
+        return str(
+            VlaAlignError(
+                "The disk refuses to be read or written",
+                got=": ".join(str(part) for part in (place, error.strerror) if part),
+                expected="space, and permission for this user",
+                fix="free some space, or give a folder that may be written",
+            )
+        )
     hint = install_hint(error.name or "")
     if hint is None:
         raise error

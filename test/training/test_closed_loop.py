@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +23,7 @@ from training.closed_loop import evaluate, run_episode
 from vla_align_ros.cli import main
 from vla_align_ros.contract.bundle import Bundle
 from vla_align_ros.contract.observation import Observation
+from vla_align_ros.contract.spec import CameraSpec, StateSpec
 from vla_align_ros.errors import BundleError, ConfigurationError, SimulationError
 from vla_align_ros.runtime.policy import Policy
 from vla_align_ros.sim.expert import Expert
@@ -163,3 +165,23 @@ def test_mistakes_are_one_clear_error(
         evaluate(str(tmp_path / "nowhere"), episodes=1)
     with pytest.raises((ConfigurationError, SimulationError), match="moonlight"):
         evaluate(str(bundle.path), episodes=1, shift="moonlight")
+
+
+@pytest.mark.parametrize(
+    ("change", "got"),
+    [
+        (lambda s: replace(s, cameras=(CameraSpec("top", 64, 48),)), "got cameras top; expected"),
+        (lambda s: replace(s, action=replace(s.action, rate_hz=15.0)), "got 15 Hz; expected"),
+        (lambda s: replace(s, state=StateSpec(("x", "yaw"))), "got another state; "),
+    ],
+)
+def test_a_policy_of_another_rig_is_refused_before_an_episode(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, change: Any, got: str
+) -> None:
+    with Policy.open(str(bundle.path)) as policy:
+        other = SimpleNamespace(spec=change(policy.spec))
+        monkeypatch.setattr(closed_loop.Policy, "open", lambda *args, **options: other)
+        with pytest.raises(
+            ConfigurationError, match=rf"does not fit the table-top: {got}.*--suite"
+        ):
+            evaluate(str(bundle.path), episodes=1)

@@ -143,7 +143,9 @@ def test_an_unknown_repository_is_one_clear_error(
 ) -> None:
     endpoint, handler = hub
     handler.root.mkdir()
-    with pytest.raises(DataError, match=r"lab/spheres cannot be had from the hub.*hf auth login"):
+    with pytest.raises(
+        DataError, match=r"lab/spheres is no folder here, and cannot be had from the hub.*hf auth"
+    ):
         download_dataset("lab/spheres", endpoint=endpoint, cache_dir=tmp_path / "cache")
 
 

@@ -203,12 +203,25 @@ def test_a_row_without_its_values_is_one_clear_error(tmp_path: Path, row: Any) -
         open_data([root])
 
 
+def test_rows_longer_than_the_description_are_told_from_empty_ones(tmp_path: Path) -> None:
+    root = write_v2(tmp_path, make_episodes())
+    change_feature(root, "observation.state", shape=[3])
+    with pytest.raises(
+        DataError, match=r"more values than meta/info\.json says.*expected 3.*shape"
+    ):
+        open_data([root])
+
+
 def test_cameras_are_asked_for_by_name(root: Path) -> None:
     with pytest.raises(
         DataError, match=r"several cameras: got top, wrist_cam.*data\.cameras.*--camera top"
     ):
         open_sources([root], DataConfig())
     with pytest.raises(DataError, match=r"lacks the camera: got top, wrist_cam; expected front"):
+        open_sources([root], DataConfig(cameras=("front",)))
+    with pytest.raises(
+        DataError, match=r'"top"\]\' \(in a mixture \["front", "top"\]\); of `data`'
+    ):
         open_sources([root], DataConfig(cameras=("front",)))
     full = open_sources([root], DataConfig(cameras=("observation.images.wrist_cam",)))
     assert full[0].selection.camera == "observation.images.wrist_cam"

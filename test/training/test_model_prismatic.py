@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from dataclasses import replace
 
 import pytest
@@ -176,6 +177,17 @@ def test_loading_refuses_weights_that_do_not_fit(tmp_path):
     (tmp_path / "model.json").write_text(json.dumps(described))
     with pytest.raises(TrainingError, match="do not fit"):
         PrismaticVLA.load(tmp_path)
+
+
+def test_weights_that_find_no_room_are_an_error_of_the_system_with_their_path(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8 << 10, limits[1]))  # as a full disk, to a file
+    try:
+        with pytest.raises(OSError, match=r"File too large: .*model\.safetensors"):
+            build(tiny_config()).save(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not [path for path in tmp_path.iterdir() if "safetensors" in path.name]
 
 
 def test_loading_refuses_an_absent_run(tmp_path):

@@ -50,6 +50,7 @@ def test_a_failing_cell_is_named_and_the_others_run_and_are_kept(
     (failed,) = result["failed"]
     assert failed["row"] == "alignment.layers=[9]"
     assert "got alignment layers (9,); expected numbers from 0 to 2" in failed["error"]
+    assert "fix: --set alignment.layers=[1]" in failed["error"]
     assert len(told) == 4 and any("FAILED: got alignment layers (9,)" in line for line in told)
     runs = {run["row"]: run for run in result["runs"]}
     for layer in (1, 2):

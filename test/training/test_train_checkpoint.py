@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -131,6 +132,22 @@ def test_a_damaged_checkpoint_is_one_error_that_says_what_to_delete(
         path.write_bytes(content[: len(content) // 2] if damage == "cut" else b"something else")
     with pytest.raises(TrainingError, match=r"cannot be read.*delete step_00000003; the one befor"):
         CheckpointReader(tmp_path / "step_00000003").read("")
+
+
+def test_a_checkpoint_that_finds_no_room_is_one_error_and_leaves_none_of_it(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, 1, TENSORS, {"step": 1})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64 << 10, limits[1]))  # as a full disk, to a file
+    try:
+        with pytest.raises(
+            TrainingError,
+            match=r"step 2 cannot be written: got .* MB are free; .*goes on from step_00000001",
+        ):
+            save_checkpoint(tmp_path, 2, {"large": torch.zeros(1 << 20)}, {"step": 2})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000001"]
+    assert CheckpointReader(tmp_path / "step_00000001").state == {"step": 1}
 
 
 def test_a_table_of_contents_that_would_run_code_is_refused(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ pytest.importorskip("transformers", reason="needs the extra [train]")
 import numpy as np
 import torch
 from tiny_run import (
+    SHORT,
     assert_equal,
     assert_same_run,
     hash_files,
@@ -144,6 +145,19 @@ def test_scalars_are_in_tensorboards_event_files(short: Path) -> None:
     assert scalars["optim/grad_norm"][-1][1] > 0.0
 
 
+def test_the_wait_for_data_is_told_a_step_however_many_there_were(
+    tabletop_data: Path, short: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = shutil.copytree(short, tmp_path / "out")
+    run = Trainer(make_parts(tabletop_data, *SHORT), out, progress=False)
+    run._resume()  # behind step 12, having waited for nothing
+    told = list[float]()
+    monkeypatch.setattr(run.progress, "log", lambda _, values: told.append(values["data/wait_ms"]))
+    for run.step, run.loader.waited_s in ((20, 0.8), (40, 2.8), (45, 3.3)):
+        run._log({"loss/total": torch.zeros(())})
+    assert told == pytest.approx([100.0, 100.0, 100.0])
+
+
 # -- the same run after a stop ----------------------------------------------------------------
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_killed_or_preempted_run_continues_to_the_same_run(
@@ -151,6 +165,7 @@ def test_a_killed_or_preempted_run_continues_to_the_same_run(
     debug_run: tuple[Path, dict[str, Any]],
     tmp_path: Path,
     number: signal.Signals,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     killed = tmp_path / "killed"
     process = start_debug(tabletop_data, killed)
@@ -166,8 +181,13 @@ def test_a_killed_or_preempted_run_continues_to_the_same_run(
     else:
         told = json.loads(printed.splitlines()[-1])
         assert process.returncode == 0 and told["stopped"] == number.name
-        assert 20 < read_state(killed)["step"] < 40
+        step = read_state(killed)["step"]
+        assert 20 < step < 40
+        assert f"{killed}: SIGTERM after step {step} of 40, which is saved; the same" in printed
+    capsys.readouterr()
     train("debug_cpu", [tabletop_data], killed, progress=False)
+    told = f"{killed}: 40 steps are done; `vla-align export {killed} --out BUNDLE` comes next\n"
+    assert capsys.readouterr().out == told
     assert_same_run(killed, debug_run[0])
 
 

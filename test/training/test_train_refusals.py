@@ -35,6 +35,7 @@ from training import checkpoint
 from training.commands.train import add_arguments, run
 from training.files import hold_alone
 from training.model import PrismaticVLA
+from training.optimizers import main_rate
 from training.parallel import Ranks
 from training.recipes import find_recipe
 from training.settings import override
@@ -127,6 +128,17 @@ def test_a_tower_that_is_never_let_go_is_told_and_trains_all_the_same(
     assert config.warnings()
 
 
+def test_a_rate_that_never_reaches_its_peak_is_told() -> None:
+    settings = ["optim.warmup_steps=5", "optim.vision_from_step=0"]
+    reached = override(find_recipe("debug_cpu"), [*settings, "optim.steps=5"])
+    assert not reached.warnings()
+    (told,) = override(find_recipe("debug_cpu"), [*settings, "optim.steps=4"]).warnings()
+    assert told == (
+        "optim.warmup_steps 5 of 4 steps: the rate rises to 80% of optim.lr 0.0005 and no further"
+    )
+    assert main_rate(reached.optim, 3) == pytest.approx(0.8 * reached.optim.lr)
+
+
 @pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS])
 def test_a_file_system_without_locks_is_told_and_keeps_nobody_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], code: int
@@ -206,11 +218,18 @@ def test_a_refused_start_leaves_the_folder_to_the_corrected_one(
         run_short(tmp_path / "nowhere", tmp_path / "other")
     with pytest.raises(TrainingError, match="No episode is held out"):
         run_short(tabletop_data, tmp_path / "other", "data.validation=1e-9")
-    with pytest.raises(ConfigurationError, match=r"got data\.image_size 70 px; expected.*\[56\]"):
+    with pytest.raises(
+        ConfigurationError, match=r"got data\.image_size 70 px; expected.*\[56\].*image_size=56"
+    ):
         run_short(tabletop_data, tmp_path / "other", "data.image_size=70")
     with pytest.raises(DataError, match="fills no batch"):
         run_short(tabletop_data, tmp_path / "other", "optim.batch_size=4096")
+    correct_tasks(data, lambda text: "")
+    expected = r"No frame is left.*got (\d+) frames, of them \1 unlabelled frames.*meta/tasks"
+    with pytest.raises(TrainingError, match=expected):
+        run_short(data, tmp_path / "other", *few)
     assert not (tmp_path / "other" / "checkpoints").exists()
+    assert run_short(tabletop_data, tmp_path / "other", *few[1:])["step"] == 2.0
 
 
 def test_every_set_and_data_option_counts(tmp_path: Path) -> None:

@@ -162,7 +162,7 @@ def _find_layers(config: AlignmentConfig, student_layers: int) -> tuple[int, ...
         raise ConfigurationError(
             got=f"alignment layers {layers}",
             expected=f"numbers from 0 to {student_layers}, each once",
-            fix="correct AlignmentConfig.layers",
+            fix=f"--set alignment.layers=[{student_layers // MIDDLE_LAYER_OF}], the middle one",
         )
     return layers
 

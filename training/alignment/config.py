@@ -66,7 +66,7 @@ class AlignmentConfig:
             0.0 <= self.final_fraction <= 1.0,
             f"alignment.final_fraction {self.final_fraction}",
             "a share of lambda between 0 and 1",
-            "correct AlignmentConfig.final_fraction",
+            "correct --set alignment.final_fraction",
         )
         _require(
             math.isfinite(self.temperature) and self.temperature > 0,

@@ -59,7 +59,7 @@ def download_dataset(
         return fetch([*patterns, f"videos/*{camera}/*"])
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise DataError(
-            f"The data set {repository} cannot be had from the hub",
+            f"The data set {repository} is no folder here, and cannot be had from the hub",
             got=" ".join(str(error).split())[:_SHOWN],
             expected="a public data set, or one that your token may read",
             fix="check the name and the network, run `hf auth login` for a private one, or give"

@@ -210,11 +210,14 @@ def column_values(
     values: np.ndarray = flat.to_numpy(zero_copy_only=False)
     wanted = (rows, *shape)
     if values.size != np.prod(wanted):
+        lacks = values.size < np.prod(wanted)
         raise DataError(
-            f"{what} lacks values",
+            f"{what} lacks values" if lacks else f"{what} has more values than meta/info.json says",
             got=f"{values.size} values in {rows} rows",
             expected=f"{int(np.prod(shape))} in every row",
-            fix="mend or leave out the rows that are empty",
+            fix="mend or leave out the rows that are empty"
+            if lacks
+            else "correct the feature's shape in meta/info.json, or the rows that are too long",
         )
     return values.reshape(wanted)
 

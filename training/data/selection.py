@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -103,11 +104,14 @@ def find_camera(schema: DatasetSchema, names: Sequence[str], root: str) -> str:
     if not names and len(cameras) == 1:
         return next(iter(cameras.values()))
     example = next(iter(cameras), "front")
+    # Another set of the mixture may have those.
+    mixed = f" (in a mixture {json.dumps([*names, example])})" if names else ""
     raise DataError(
         f"{root} lacks the camera" if names or not cameras else f"{root} has several cameras",
         got=", ".join(cameras) or "no pictures",
         expected=" or ".join(names) or ("at least one" if not cameras else "the name of one"),
-        fix=f"--set 'data.cameras=[\"{example}\"]'; of `data` and `teacher`: --camera {example}",
+        fix=f"--set 'data.cameras=[\"{example}\"]'{mixed}; of `data` and `teacher`: --camera"
+        f" {example}",
     )
 
 

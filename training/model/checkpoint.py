@@ -8,7 +8,7 @@ from pathlib import Path
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
-from training.files import replace_atomically
+from training.files import replace_atomically, told_as_oserror
 from vla_align_ros.errors import ConfigurationError, TrainingError
 
 DESCRIPTION = "model.json"
@@ -87,7 +87,7 @@ def is_moved(recorded: str, asked: str) -> bool:
 
 def save_weights(model: nn.Module, path: Path) -> None:
     """Write parameters and buffers (tied tensors once) through a temporary file."""
-    with replace_atomically(path) as temporary:
+    with replace_atomically(path) as temporary, told_as_oserror(path):
         save_model(model, str(temporary))
 
 

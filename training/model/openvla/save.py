@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from training.files import told_as_oserror
 from training.model.checkpoint import check_finite
 from training.model.openvla.files import (
     CONFIG,
@@ -64,7 +65,8 @@ def write_openvla(
         )
     with _appearing(out) as scratch:
         for file in sorted(set(shards.files.values())):
-            save_file(_fill_shard(file, shards, named), scratch / file, {"format": "pt"})
+            with told_as_oserror(scratch / file):
+                save_file(_fill_shard(file, shards, named), scratch / file, {"format": "pt"})
         weights = {*shards.files.values(), CONFIG, STATISTICS}
         for path in sorted(source.iterdir()):
             if path.is_file() and path.name not in weights:
