@@ -148,3 +148,22 @@ def test_the_command_lists_damage_and_fails(
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("episode 1: ")
     assert list(json.loads(lines[-1])["broken"]) == ["1"]
+
+
+def test_the_command_lists_numbers_that_are_not_finite(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from vla_align_ros.cli import main
+
+    episodes = make_episodes()
+    episodes[1].action[1, 0] = np.nan
+    episodes[1].state[:2, 0] = np.inf
+    root = write_v2(tmp_path, episodes)
+    assert main(["data", "check", str(root), "--camera", "top", "--json"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    told = "action is not finite in 1 frames, observation.state is not finite in 2 frames"
+    assert json.loads(lines[-1])["broken"] == {"1": told}
+    damage(root, "cut")
+    main(["data", "check", str(root), "--camera", "top", "--json"])
+    broken = json.loads(capsys.readouterr().out.splitlines()[-1])["broken"]
+    assert list(broken) == ["1"] and broken["1"].endswith(f"; {told}")

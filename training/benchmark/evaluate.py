@@ -165,7 +165,7 @@ def _report(
         "episodes": request.episodes,
         "seed": request.seed,
         "executed": request.rules.executed,
-        "size_px": list(request.rules.size_px),
+        "size_px": None if suite == stages.TABLETOP else list(request.rules.size_px),
         "max_steps": request.rules.max_steps,
         "assets": assets,
         "made_by": sorted({line.get("made_by", "unknown code") for line in run}),

@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser,
         {
             "info": Verb("features, counts, tasks and statistics", _name_data, show_info),
-            "check": Verb("decode every picture and list damaged episodes", _add_check, check),
+            "check": Verb("decode every picture, list damaged episodes", _add_check, check),
             "convert": Verb("convert RLDS data to LeRobot v3.0", _add_convert, convert),
             "bench": Verb("time loading it", _add_bench, bench),
         },
@@ -119,14 +119,20 @@ def show_info(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def check(args: argparse.Namespace) -> dict[str, Any]:
-    """Decode every picture of the camera and list the episodes that are damaged."""
-    from training.data.health import check_videos
+    """Decode every picture of the camera, look at the numbers, and list damaged episodes."""
+    from training.data.health import check_numbers, check_videos
     from training.data.selection import find_camera
     from training.data.sources import open_source
 
     reader, _ = open_source(args.directory, args.camera)
     camera = find_camera(reader.schema, args.camera, str(reader.root))
-    broken = check_videos(reader, camera, args.cache, decode=not args.quick, progress=True)
+    keys = DataConfig()
+    broken = check_numbers(reader, [keys.action_key, keys.state_key])
+    for number, reason in check_videos(
+        reader, camera, args.cache, decode=not args.quick, progress=True
+    ).items():
+        broken[number] = "; ".join(filter(None, (reason, broken.get(number))))
+    broken = dict(sorted(broken.items()))
     for number, reason in broken.items():
         print(f"episode {number}: {reason}")
     print(f"{camera}: {len(broken)} of {reader.episodes.num_rows} episodes are damaged")

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from training.data.frames import CACHE_FOLDER, broken_error, decode_clips, group_clips
 from training.data.reader import LeRobotReader
@@ -61,6 +64,22 @@ def check_videos(
     except OSError:  # a read-only data set: it is checked again the next time
         pass
     return found
+
+
+def check_numbers(reader: LeRobotReader, names: Sequence[str]) -> dict[int, str]:
+    """Episodes in which one of these columns holds NaN or infinity, with the reason.
+
+    Columns that the data do not have are passed over.
+    """
+    held = [name for name in names if name in reader.schema.table_keys]
+    columns = reader.columns([*held, "episode_index"])
+    episodes, found = columns["episode_index"].astype(np.int64), dict[int, list[str]]()
+    for name in held:
+        finite = np.isfinite(columns[name]).reshape(len(episodes), -1).all(axis=1)
+        numbers, counts = np.unique(episodes[~finite], return_counts=True)
+        for number, count in zip(numbers.tolist(), counts.tolist(), strict=True):
+            found.setdefault(number, []).append(f"{name} is not finite in {count} frames")
+    return {number: ", ".join(reasons) for number, reasons in sorted(found.items())}
 
 
 def _count(reader: LeRobotReader, clips: list[Clip]) -> dict[int, str]:
