@@ -264,11 +264,14 @@ class WatchdogNode(Node):
         rate_hz = self._watchdog.odd_rate_hz()
         if rate_hz is None:
             return None
-        late = "its zero would come late" if rate_hz > self._rate_hz else "it stops what is in time"
-        return (
+        told = (
             f"the policy's heartbeats come at {rate_hz:.1f} Hz and command_rate_hz is "
-            f"{self._rate_hz:g} here, so {late}: give both nodes the same parameter file"
+            f"{self._rate_hz:g} here, so "
         )
+        same = "give both nodes the same parameter file"
+        if rate_hz < self._rate_hz:
+            return f"{told}it stops what is in time: {same}"
+        return f"{told}its zero would come late: {same}, unless command_on_plan sends so often"
 
     def _diagnose(self) -> None:
         first = self._watchdog.first
