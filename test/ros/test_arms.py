@@ -633,6 +633,37 @@ def test_a_server_that_does_not_cancel_is_told(action_arm: Arm, server: FakeServ
     assert "refuses to cancel" in action_arm.troubles()["gripper"]
 
 
+def test_a_goal_that_no_server_cancels_is_cancelled_again_until_one_does(
+    action_arm: Arm, server: FakeServer
+) -> None:
+    server.holds_back, server.cancels = "result", False
+    action_arm.send(CLOSE, Time())
+    for asked in (1, 2):
+        action_arm.halt_gripper()
+        assert server.cancelled == [CLOSED] * asked, "its server had refused"
+    server.cancellation = Future()
+    action_arm.halt_gripper()
+    action_arm.halt_gripper()
+    assert server.cancelled == [CLOSED] * 4, "it had not answered"
+    server.cancels, server.cancellation = True, None
+    for _ in range(3):
+        action_arm.halt_gripper()
+    assert server.cancelled == [CLOSED] * 5
+
+
+def test_a_cancellation_is_repeated_once_in_a_while_and_not_on_every_tick(
+    action_arm: Arm, server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = 0.0
+    monkeypatch.setattr(gripper, "time", SimpleNamespace(monotonic=lambda: now_s))
+    server.holds_back, server.cancels = "result", False
+    action_arm.send(CLOSE, Time())
+    for _ in range(50):  # ticks of 20 Hz: 2.5 s
+        action_arm.halt_gripper()
+        now_s += 0.05
+    assert server.cancelled == [CLOSED] * 3
+
+
 R = CancelGoal.Response
 
 

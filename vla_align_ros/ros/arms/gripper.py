@@ -27,6 +27,7 @@ TOPIC = "~/gripper_commands"
 TRAJECTORY_PERIODS = 2.0  # of the command timer: the next point comes before this one is reached
 THROTTLE_S = 5.0
 GOAL_STEP = 0.02  # of the gripper's range: a smaller change is no new goal
+CANCEL_PERIOD_S = 1.0  # a goal that goes on in spite of a cancellation is cancelled again
 GOAL_PERIOD_S = 0.2  # every goal cancels the one before: a stream of them would never arrive
 
 
@@ -136,6 +137,7 @@ class ActionGripper:
         self._goals = 0  # how many were sent: the number of the last one
         self._halted = 0  # the last of those that must not move the gripper any more
         self._accepted: dict[int, Any] = {}  # by number, the handles of those without a result
+        self._again_s: dict[int, float] = {}  # when to cancel again what no server yet cancels
         # Of the last goal that was answered, if that was no success.
         self._failure: str | None = None
         self._warned_s = -math.inf
@@ -174,6 +176,7 @@ class ActionGripper:
 
     def _on_result(self, number: int, future: Any) -> None:
         self._accepted.pop(number, None)
+        self._again_s.pop(number, None)
         if self._closed or number != self._goals:
             return
         if future.exception() is not None:
@@ -195,15 +198,18 @@ class ActionGripper:
     def halt(self) -> None:
         """Cancel every goal without a result; one whose acceptance is still to come, as it comes.
 
-        A goal that has ended keeps what it holds.
+        Once, where the server agrees; else again and again, as often as this is called, up to
+        once in `CANCEL_PERIOD_S`. A goal that has ended keeps what it holds.
         """
         before, self._halted = self._halted, self._goals
         self._filter.rest()
+        now_s = time.monotonic()
         for number, handle in list(self._accepted.items()):
-            if number > before:
+            if number > before or now_s >= self._again_s.get(number, math.inf):
                 self._cancel(number, handle)
 
     def _cancel(self, number: int, handle: Any) -> None:
+        self._again_s[number] = time.monotonic() + CANCEL_PERIOD_S
         answer = handle.cancel_goal_async()
         answer.add_done_callback(functools.partial(self._on_cancelled, number))
 
@@ -215,7 +221,9 @@ class ActionGripper:
             return
         answer = future.result()
         ended = answer.return_code in (answer.ERROR_UNKNOWN_GOAL_ID, answer.ERROR_GOAL_TERMINATED)
-        if not answer.goals_canceling and not ended:
+        if answer.goals_canceling or ended:
+            self._again_s.pop(number, None)
+        else:
             self._tell("the gripper goes on: its server refuses to cancel the goal at a stop")
 
     def _fail(self, number: int, why: str, *, again: bool) -> None:
