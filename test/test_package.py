@@ -222,6 +222,8 @@ def test_colcon_builds_a_workspace_that_runs(mode: list[str], tmp_path: Path) ->
     assert (prefix / "share/ament_index/resource_index/packages" / NAME).is_file()
     for top in ("launch", "config"):
         for path in (ROOT / top).rglob("*.*"):
+            if "__pycache__" in path.parts:  # left by tests that ran here before
+                continue
             assert (prefix / "share" / NAME / path.relative_to(ROOT)).is_file()
     shell = f". install/setup.bash && cd / && {prefix}/lib/{NAME}/vla-align --help && "
     shell += f"{sys.executable} -c 'import {NAME}, training; print({NAME}.__file__)'"
