@@ -51,20 +51,6 @@ def test_what_is_cut_or_changed_is_nothing(
     assert read_sealed(path) == b""
 
 
-@pytest.mark.parametrize("home", [None, ""])
-def test_a_cache_lies_in_the_users_own_where_nobody_says_otherwise(
-    monkeypatch: pytest.MonkeyPatch, home: str | None
-) -> None:
-    monkeypatch.setenv("HOME", "/home/any")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/elsewhere")
-    assert user_cache("kernels") == Path("/elsewhere/vla_align_ros/kernels")
-    if home is None:
-        monkeypatch.delenv("XDG_CACHE_HOME")
-    else:
-        monkeypatch.setenv("XDG_CACHE_HOME", home)
-    assert user_cache("kernels") == Path("/home/any/.cache/vla_align_ros/kernels")
-
-
 def test_json_for_people_is_sorted_and_ends_its_line() -> None:
     assert readable_json({"b": 1, "a": [2]}) == b'{\n  "a": [\n    2\n  ],\n  "b": 1\n}\n'
 

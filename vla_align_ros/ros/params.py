@@ -106,7 +106,9 @@ def refuse_unknown_arm(node: Node) -> None:
 
     ROS ignores them, and with a misspelt limit or keep-out box the arm would move without it.
     """
-    names = {declaration.name for declaration in DECLARATIONS if declaration.name[:4] == "arm."}
+    names = {
+        declaration.name for declaration in DECLARATIONS if declaration.name.startswith("arm.")
+    }
     given = {name for name in node._parameter_overrides if name.startswith("arm.")}
     unknown = sorted(given - names)
     if not unknown:

@@ -91,8 +91,7 @@ class PolicyRunner:
         self._plans_before = 0
         self._last_plan = 0
         self._last_now_s = float("-inf")
-        self._shown_s = float("-inf")  # what the clock showed at the last tick
-        self._moved_s = float("-inf")  # when it last showed something else, by the monotonic one
+        self._moved_s = float("-inf")  # when the clock was last seen to move, by the monotonic one
         self._stands = False  # whether it has shown the same for too long
         self._ticks = Ticks(gate.command_period_s)
         self._last_pose: tuple[NDArray[np.float64], float] | None = None  # and when it was measured
@@ -167,7 +166,7 @@ class PolicyRunner:
         self._forget()
         begun_s = self._steady()
         self._ticks.begin(begun_s)
-        self._shown_s, self._moved_s, self._stands = self._clock(), begun_s, False
+        self._stands = False
         self._permitted = self.interlock.check(begun_s) is None
         self._planner.start()
         self._active = True
@@ -241,12 +240,14 @@ class PolicyRunner:
         tick = self._ticks.take(steady_s)
         back_s = self._last_now_s - now_s
         jumped = back_s > CLOCK_JUMP_S
+        if back_s != 0.0:
+            self._moved_s = steady_s
         if jumped:
             self._forget(keep_instruction=True)
             self.metrics.count("clock_jumps_back")
         self._last_now_s = now_s
         self._note_pose(now_s, steady_s)
-        self._note_clock(now_s, steady_s)
+        self._note_clock(steady_s)
         forbidden = self.interlock.check(steady_s, tick.read_s)
         if self._permitted != (forbidden is None):
             self._permitted = forbidden is None
@@ -268,9 +269,7 @@ class PolicyRunner:
             self.metrics.observe_ms("total", 1e3 * (now_s - decision.action.observation_stamp_s))
         return Step(command=decision)
 
-    def _note_clock(self, now_s: float, steady_s: float) -> None:
-        if now_s != self._shown_s:
-            self._shown_s, self._moved_s = now_s, steady_s
+    def _note_clock(self, steady_s: float) -> None:
         stands = steady_s - self._moved_s > self._gate.timeouts.image_s
         if stands != self._stands:
             self._stands = stands
