@@ -82,7 +82,7 @@ def evaluate(
             fix="correct --episodes or --execute",
         )
     policy = Policy.open(bundle, threads=threads)
-    _check_fits(policy.spec)
+    find_camera(policy.spec, "the table-top", CAMERA)
     executed = choose_executed([policy.spec], executed)
     env = TabletopEnv()
     policy.warm_up()
@@ -113,24 +113,27 @@ def evaluate(
     }
 
 
-def _check_fits(spec: PolicySpec) -> None:
-    """Refuse a policy that the table-top cannot feed, or whose actions take other times."""
-    cameras = [camera.name for camera in spec.cameras]
-    rate_hz = spec.action.rate_hz
+def find_camera(spec: PolicySpec, simulator: str, camera: str | None = None) -> str:
+    """The one camera of a policy that a simulator of ours can drive: `camera`, or any.
+
+    ConfigurationError where the simulator cannot feed it, or its actions take other times.
+    """
+    names, rate_hz = [known.name for known in spec.cameras], spec.action.rate_hz
     problems = {
-        f"cameras {', '.join(cameras)}": cameras != [CAMERA],
+        f"cameras {', '.join(names)}": len(names) != 1 or camera not in (None, names[0]),
         f"{rate_hz:g} Hz": abs(rate_hz - CONTROL_HZ) > 1e-6,
         "another state": spec.state is not None and tuple(spec.state.names) != STATE_NAMES,
     }
     if any(problems.values()):
+        fix = "evaluate it in its own simulator or on its robot"
         raise ConfigurationError(
-            "The policy does not fit the table-top",
+            f"The policy does not fit {simulator}",
             got=", ".join(problem for problem, there in problems.items() if there),
-            expected=f"one camera, {CAMERA}, {CONTROL_HZ:g} Hz, no state or"
+            expected=f"one camera{f', {camera}' if camera else ''}, {CONTROL_HZ:g} Hz, no state or"
             f" {', '.join(STATE_NAMES)}",
-            fix="evaluate it in its own simulator or on its robot; `--suite tabletop` takes a"
-            " camera of any name",
+            fix=f"{fix}; `--suite tabletop` takes a camera of any name" if camera else fix,
         )
+    return names[0]
 
 
 def choose_executed(specs: Sequence[PolicySpec], asked: int | None) -> int:

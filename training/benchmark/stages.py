@@ -12,19 +12,16 @@ from numpy.typing import NDArray
 
 from training.benchmark.episode import Notes, Record, Sim, make_record
 from training.benchmark.policies import Acting
-from training.closed_loop import choose_executed
+from training.closed_loop import choose_executed, find_camera
 from training.data.schema import PUT_ON_PLATE, TABLETOP
 from vla_align_ros.contract.observation import Observation
-from vla_align_ros.contract.spec import PolicySpec
 from vla_align_ros.errors import ConfigurationError
 from vla_align_ros.sim.put_on_plate.environments import (
-    CONTROL_HZ,
     MAX_STEPS,
     SUITES,
     TRAINING,
     find_environment,
 )
-from vla_align_ros.sim.robot import STATE_NAMES
 from vla_align_ros.sim.shifts import SHIFTS
 
 Action = NDArray[np.float64]
@@ -88,28 +85,11 @@ def open_stage(rules: Rules, assets: str | None) -> Stage:
     return PlateStage(rules, assets)
 
 
-def camera_of(spec: PolicySpec) -> str:
-    """The one camera of a policy that can drive these simulators; ConfigurationError otherwise."""
-    problems = {
-        f"{len(spec.cameras)} cameras": len(spec.cameras) != 1,
-        f"{spec.action.rate_hz:g} Hz": abs(spec.action.rate_hz - CONTROL_HZ) > 1e-6,
-        "another state": spec.state is not None and tuple(spec.state.names) != STATE_NAMES,
-    }
-    if any(problems.values()):
-        raise ConfigurationError(
-            "The policy does not fit the simulator",
-            got=", ".join(problem for problem, there in problems.items() if there),
-            expected=f"one camera, {CONTROL_HZ:g} Hz, no state or {', '.join(STATE_NAMES)}",
-            fix="evaluate a policy trained for a single camera at 5 Hz",
-        )
-    return spec.cameras[0].name
-
-
 def policy_actions(
     policy: Acting, sim: Sim, instruction: str, executed: int | None, notes: Notes
 ) -> Iterator[Action]:
     """The actions of a policy that looks after every `executed` of them."""
-    camera = camera_of(policy.spec)
+    camera = find_camera(policy.spec, "the simulator")
     executed = choose_executed([policy.spec], executed)
     while True:
         seen = notes.look(sim)
