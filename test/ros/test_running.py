@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from vla_align_ros.ros.running import HANGS_S
+from vla_align_ros.ros.running import EVENTS_S, HANGS_S
 
 PICTURES, BYTES = 200, 640 * 480 * 3
 COUNT_FAULTS = f"""
@@ -62,6 +62,47 @@ def test_the_commanding_thread_is_first_and_threads_it_starts_are_not() -> None:
     else:
         assert first == "True"
     assert started_as_others == "True"
+
+
+EVENTS = """
+import time
+from rclpy.event_handler import EventHandler, SubscriptionEventCallbacks
+from rclpy.node import Node
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from std_msgs.msg import String
+from vla_align_ros.ros.running import run_node
+
+looked, told = [], []
+wait = EventHandler.add_to_wait_set
+EventHandler.add_to_wait_set = lambda self, to: (looked.append(self), wait(self, to))
+lossy, reliable = (QoSProfile(depth=1, reliability=kind) for kind in (
+    ReliabilityPolicy.BEST_EFFORT, ReliabilityPolicy.RELIABLE))
+
+class Deaf(Node):
+    def __init__(self):
+        super().__init__("deaf")
+        events = SubscriptionEventCallbacks(incompatible_qos=told.append)
+        self.create_subscription(String, "words", print, reliable, event_callbacks=events)
+        self.handlers, self.ticks, self.begun_s = len(list(self.waitables)), 0, time.monotonic()
+        self.create_timer(0.005, self.tick)
+    def tick(self):
+        self.ticks += 1
+        if self.ticks == 20:
+            self.publisher = self.create_publisher(String, "words", lossy)
+            self.handlers = len(list(self.waitables))
+
+node = Deaf.__new__(Deaf)
+run_node(lambda: node.__init__() or node, finished=lambda node: node.ticks == 200)
+print(len(told), len(looked) / node.handlers, time.monotonic() - node.begun_s)
+"""
+
+
+def test_qos_events_are_told_though_they_are_seldom_looked_at() -> None:
+    out = subprocess.check_output([sys.executable, "-c", EVENTS], text=True)
+    told, looks, seconds = (float(word) for word in out.split()[-3:])
+    assert told == 1
+    # A look may bring a callback, and waits on all of them again after it.
+    assert looks < 3 * (2 + seconds / EVENTS_S) < 200
 
 
 NOHUP = """

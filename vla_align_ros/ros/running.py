@@ -8,9 +8,10 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import rclpy
+from rclpy.event_handler import EventHandler
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
@@ -23,6 +24,7 @@ SPIN_S = 0.2  # how long a signal may wait for its turn
 # A signal that comes sooner after another is the same wish by another way (a launch file's beside
 # the terminal's), and must not keep the arm from its zero.
 HANGS_S = 2.0
+EVENTS_S = 0.2  # how often a node looks whether a QoS event has happened
 # A thread that computes in Python gives way after this (5 ms by default), so that the timer that
 # commands the arm does not wait for one that prepares a picture.
 SWITCH_S = 1e-4
@@ -34,6 +36,37 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 PRIORITY = "thread_priority"
 
 AnyNode = TypeVar("AnyNode", bound=Node)
+
+
+class PromptExecutor(SingleThreadedExecutor):
+    """rclpy's executor, which looks at QoS events (lost, incompatible) every `EVENTS_S` alone.
+
+    A node of nine publishers and nine subscriptions has 37 of them, and each costs as much as a
+    topic whenever the node wakes for a picture or a command (docs/benchmarks.md). None is lost:
+    the middleware keeps them until they are looked at.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._next_s = 0.0
+        self._due = self._looked = True
+
+    def can_execute(self, entity: Any) -> bool:
+        """Whether to wait for this one now."""
+        if isinstance(entity, EventHandler):
+            if not self._due:
+                return False
+            self._looked = True
+        return bool(super().can_execute(entity))
+
+    def spin_once(self, timeout_sec: float | None = None) -> None:
+        """Wait for one callback and run it."""
+        now_s = time.monotonic()
+        if self._looked:
+            self._looked = False
+            self._next_s = now_s + EVENTS_S
+        self._due = now_s >= self._next_s
+        super().spin_once(timeout_sec)
 
 
 def keep_memory() -> None:
@@ -92,7 +125,7 @@ def run_node(
     for number in ENDING:
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, ask_to_end)
-    executor = SingleThreadedExecutor()
+    executor = PromptExecutor()
     node: AnyNode | None = None
     try:
         node = make()

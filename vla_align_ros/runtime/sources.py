@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import deque
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -53,7 +55,10 @@ class Source(Generic[T]):
         """The kept sample nearest to a stamp, and how many seconds it is off; None without one."""
         if not self._recent:
             return None
-        found_s, value = min(self._recent, key=lambda sample: abs(sample[0] - stamp_s))
+        # They lie in order of their stamps.
+        after = bisect_left(self._recent, stamp_s, key=lambda sample: sample[0])
+        beside = list(islice(self._recent, max(0, after - 1), after + 1))
+        found_s, value = min(beside, key=lambda sample: abs(sample[0] - stamp_s))
         return value, abs(found_s - stamp_s)
 
     def age_s(self, now_s: float, steady_s: float) -> float | None:
