@@ -165,7 +165,7 @@ def run_sweep(
 def _run_cells(
     runner: CellRunner, cells: Sequence[Cell], jobs: int, received: Callable[[], str | None]
 ) -> Iterator[tuple[Cell, Outcome]]:
-    """Yield cells as they end; on a signal, or Ctrl-C, stop those that run and start no more.
+    """Yield cells as they end; on a signal stop those that run and start no more.
 
     Until the first cell is set up it runs alone, so that it alone fills the caches of the data.
     """
@@ -181,7 +181,7 @@ def _run_cells(
                     runner.let_all_start()
                 for future in ended:
                     yield futures[future], future.result()
-        finally:  # after Ctrl-C: the pool waits for the cells to save
+        finally:  # after a second Ctrl-C: the pool waits for the cells to save
             runner.stop(signal.SIGTERM)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -64,8 +65,9 @@ def train(
     processor/, config.json (the resolved configuration),
     dataset.json (which data), golden_inputs.npz (held-out observations for the export's proof),
     run.json (what it took), checkpoints/ and tensorboard/. SIGTERM or SIGUSR1 stop it after the
-    step that is under way: it saves, and the summary has the key `stopped`. A second start in a
-    folder in which a run is training is refused. A finished run is looked at: what it took, by
+    step that is under way: it saves, and the summary has the key `stopped`. So does a first Ctrl-C,
+    which is raised as KeyboardInterrupt once the run is saved. A second start in a folder in which
+    a run is training is refused. A finished run is looked at: what it took, by
     which commit and on which machine, stays as it was written.
     """
     commit = find_commit()
@@ -236,6 +238,8 @@ def main() -> None:
         command.run(parser.parse_args())
     except VlaAlignError as error:
         sys.exit(f"training: {error}")
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)  # as shells report it
 
 
 if __name__ == "__main__":

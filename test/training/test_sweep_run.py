@@ -76,8 +76,9 @@ def test_a_failing_cell_is_named_and_the_others_run_and_are_kept(
 
 
 @needs_teacher
-def test_sigterm_stops_a_sweep_with_its_runs_saved_and_it_goes_on_from_there(
-    tabletop_data: Path, tmp_path: Path
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_a_sweep_with_its_runs_saved_and_it_goes_on_from_there(
+    tabletop_data: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
     steps = 200_000
     arguments = ["sweep", "--recipe", "debug_cpu", "--data", str(tabletop_data), "--out"]
@@ -91,11 +92,15 @@ def test_sigterm_stops_a_sweep_with_its_runs_saved_and_it_goes_on_from_there(
     while not list_checkpoints(first / "checkpoints"):
         assert sweep.poll() is None and time.monotonic() < deadline_s
         time.sleep(0.05)
-    sweep.send_signal(signal.SIGTERM)
+    sweep.send_signal(number)
     printed, _ = sweep.communicate(timeout=WAIT_S)
-    assert sweep.returncode == 0
-    result = json.loads(printed.splitlines()[-1])
-    assert result["ok"] and not result["complete"]
+    if number == signal.SIGINT:
+        assert sweep.returncode == 128 + signal.SIGINT
+        result = json.loads((tmp_path / "comparison.json").read_text())
+    else:
+        assert sweep.returncode == 0
+        result = json.loads(printed.splitlines()[-1])
+        assert result["ok"] and not result["complete"]
     assert [run["status"] for run in result["runs"]] == ["stopped", "stopped"]
     saved = list_checkpoints(first / "checkpoints")[-1].name
     assert not (tmp_path / "runs/alignment.weight=0.2").exists()  # never started
