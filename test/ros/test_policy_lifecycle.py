@@ -273,15 +273,37 @@ def test_is_on_the_graph_only_while_configured(make_node: MakeNode) -> None:
     assert topics_of(node) == before
 
 
-def test_an_override_of_qos_that_is_none_leaves_nothing_subscribed(
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("joint_states.subscription.reliability", "bogus"),
+        ("joint_states.subscription.history", 3),
+        ("joint_states.subscription.depth", -1),
+        ("gripper_commands.publisher.reliability", "bogus"),
+    ],
+)
+def test_an_override_of_qos_that_is_none_is_refused_and_leaves_nothing_on_the_graph(
+    make_node: MakeNode, tiny_state_bundle: Path, name: str, value: object
+) -> None:
+    node = make_node(tiny_state_bundle, **{f"qos_overrides./policy_node/{name}": value})
+    before = topics_of(node)
+    assert node.trigger_configure() == TransitionCallbackReturn.FAILURE
+    error, topic = str(node.reporter.error), name.split(".")[0]
+    assert f"topic /policy_node/{topic} cannot be made with this QoS: got" in error
+    assert f"fix: correct the parameters below qos_overrides./policy_node/{topic}" in error
+    assert topics_of(node) == before
+
+
+def test_an_override_of_one_topics_qos_is_of_no_other_topic(
     make_node: MakeNode, tiny_state_bundle: Path
 ) -> None:
-    override = "qos_overrides./policy_node/joint_states.subscription.reliability"
-    node = make_node(tiny_state_bundle, **{override: "bogus"})
-    before = topics_of(node)
-    assert node.trigger_configure() == TransitionCallbackReturn.ERROR
-    assert "Unexpected QoS override" in str(node.reporter.error)
-    assert topics_of(node) == before
+    below = "qos_overrides./policy_node/image.subscription"
+    node = make_node(tiny_state_bundle, **{f"{below}.reliability": "reliable", f"{below}.depth": 7})
+    assert node.trigger_configure() == OK
+    found = {sub.topic_name: sub.qos_profile for sub in node.subscriptions}
+    camera, pose = found["/policy_node/image"], found["/policy_node/ee_pose"]
+    assert (camera.depth, camera.reliability) == (7, ReliabilityPolicy.RELIABLE)
+    assert (pose.depth, pose.reliability) == (1, ReliabilityPolicy.BEST_EFFORT)
 
 
 def test_subscribes_to_the_state_where_the_policy_looks_at_it(

@@ -22,6 +22,7 @@ from vla_align_ros.ros.messages import (
     pose_to_vector,
     stamp_to_s,
 )
+from vla_align_ros.ros.overrides import make_overridable
 from vla_align_ros.ros.params import PolicyParameters
 from vla_align_ros.ros.watching import WatchedSource
 from vla_align_ros.runtime.arrivals import Arrivals
@@ -129,18 +130,21 @@ class Inputs:
         kind: Any,
         topic: str,
         callback: Callable[[Any], None],
-        qos: Any,
+        qos: QoSProfile,
         on_lost: Callable[[Any], None] | None = None,
     ) -> Any:
         def subscribe(events: SubscriptionEventCallbacks) -> Any:
-            return self._node.create_subscription(
-                kind,
-                topic,
-                callback,
-                qos,
-                event_callbacks=events,
-                qos_overriding_options=QoSOverridingOptions.with_default_policies(),
-            )
+            def make(profile: QoSProfile, options: QoSOverridingOptions) -> Any:
+                return self._node.create_subscription(
+                    kind,
+                    topic,
+                    callback,
+                    profile,
+                    event_callbacks=events,
+                    qos_overriding_options=options,
+                )
+
+            return make_overridable(self._node, topic, qos, make)
 
         try:
             subscription = subscribe(SubscriptionEventCallbacks(message_lost=on_lost))

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from rclpy.duration import Duration
 from rclpy.lifecycle import LifecycleNode
 from rclpy.qos import QoSProfile, ReliabilityPolicy
-from rclpy.qos_overriding_options import QoSOverridingOptions
 
 from vla_align_ros.errors import ConfigurationError
 from vla_align_ros.ros.arms.config import ArmConfig
+from vla_align_ros.ros.overrides import make_overridable
 from vla_align_ros.runtime.safety import Command
 
 COMMAND_QOS_DEPTH = 1
@@ -93,11 +93,13 @@ class CommandTopic:
 
     def __init__(self, node: LifecycleNode, kind: type[Any], topic: str) -> None:
         self._node = node
-        self.publisher = node.create_lifecycle_publisher(
-            kind,
+        self.publisher = make_overridable(
+            node,
             topic,
             QoSProfile(depth=COMMAND_QOS_DEPTH, reliability=ReliabilityPolicy.RELIABLE),
-            qos_overriding_options=QoSOverridingOptions.with_default_policies(),
+            lambda profile, options: node.create_lifecycle_publisher(
+                kind, topic, profile, qos_overriding_options=options
+            ),
         )
         self.name: str = self.publisher.topic_name
 
