@@ -254,6 +254,16 @@ def test_shuts_down_from_every_state(make_node: MakeNode, steps: tuple[str, ...]
     assert state_of(node) == "finalized"
 
 
+def test_the_garbage_collector_looks_past_a_configured_node_and_at_what_it_left(
+    make_node: MakeNode,
+) -> None:
+    node = make_node()
+    assert node.trigger_configure() == OK
+    assert gc.get_freeze_count() > 10 * len(gc.get_objects())
+    assert node.trigger_cleanup() == OK
+    assert gc.get_freeze_count() == 0
+
+
 def test_is_on_the_graph_only_while_configured(make_node: MakeNode) -> None:
     node = make_node()
     before = topics_of(node)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from pathlib import Path
 from typing import Any
@@ -198,6 +199,10 @@ class PolicyNode(LifecycleNode):
         self._authority.open()
         self.reporter.bundle_id = policy.bundle_id
         self.reporter.arm = parameters.arm.name
+        # Python's collector stops every thread while it looks at all objects: 24 ms for the 55000
+        # of a configured node, more beside torch. These are here to stay: it need not look again.
+        gc.collect()
+        gc.freeze()
         self.get_logger().info(
             f"bundle {policy.bundle_id[:12]} ready on {parameters.backend}: "
             f"{policy.spec.action.horizon} steps at {policy.spec.action.rate_hz:g} Hz in {frame}"
@@ -229,6 +234,7 @@ class PolicyNode(LifecycleNode):
             self._arm.flush(FLUSH_S)
 
     def _release(self) -> None:
+        gc.unfreeze()
         if self._inputs is not None:
             self._inputs.destroy()
         if self._arm is not None:
