@@ -164,6 +164,13 @@ def test_episodes_without_words_are_left_out_and_counted(tmp_path: Path) -> None
         open_data([root])
 
 
+def test_a_task_without_a_text_is_one_without_words(tmp_path: Path) -> None:
+    root = write_v2(tmp_path, make_episodes())
+    tasks = (root / "meta/tasks.jsonl").read_text().replace(f'"{TASKS[1]}"', "null")
+    (root / "meta/tasks.jsonl").write_text(tasks)
+    assert open_data([root]).left_out["unlabelled_frames"] == 16
+
+
 def test_episodes_with_nothing_but_dots_for_words_are_left_out_like_those_without(
     tmp_path: Path,
 ) -> None:
@@ -210,6 +217,22 @@ def test_rows_longer_than_the_description_are_told_from_empty_ones(tmp_path: Pat
         DataError, match=r"more values than meta/info\.json says.*expected 3.*shape"
     ):
         open_data([root])
+
+
+def test_an_environment_s_state_of_doubles_comes_as_floats(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    root = write_v2(tmp_path, make_episodes())
+    for path in (root / "data").rglob("*.parquet"):
+        table = pq.read_table(path)
+        values = pa.array([[0.5, 1.5]] * len(table), type=pa.list_(pa.float64()))
+        pq.write_table(table.append_column("observation.environment_state", values), path)
+    info = json.loads((root / "meta/info.json").read_text())
+    feature = {"dtype": "float64", "shape": [2], "names": None}
+    info["features"]["observation.environment_state"] = feature
+    (root / "meta/info.json").write_text(json.dumps(info))
+    assert open_data([root]).environment_state.dtype == np.float32
 
 
 def test_cameras_are_asked_for_by_name(root: Path) -> None:

@@ -46,7 +46,9 @@ class SourceRows:
         self.state = empty
         if chosen.state_key:
             self.state = columns[chosen.state_key].reshape(count, -1).astype(np.float32)
-        self.environment_state = columns[ENVIRONMENT_KEY] if environment else empty
+        self.environment_state = empty
+        if environment:
+            self.environment_state = columns[ENVIRONMENT_KEY].reshape(count, -1).astype(np.float32)
         self.frame_index: Int64Array = columns["frame_index"].astype(np.int64)
         self.episode: Int64Array = columns["episode_index"].astype(np.int64)
         self.task: Int64Array = columns["task_index"].astype(np.int64)
