@@ -16,7 +16,7 @@ from tiny_data import tokenizer_bytes
 from training.data.chunks import moves
 from training.data.config import DataConfig
 from training.data.dataset import ActionChunkDataset, dataset_statistics
-from training.data.sources import Source, open_sources, policy_spec, split_source
+from training.data.sources import Source, check_names, open_sources, policy_spec, split_source
 from training.data.statistics import STATISTICS_PATH
 from vla_align_ros.contract.images import ImageTransform
 from vla_align_ros.contract.normalize import Normalizer
@@ -375,6 +375,36 @@ def test_grippers_of_other_conventions_become_the_fraction_open(
     root = write_v2(tmp_path, episodes)
     data = open_data([root], replace(TOP, gripper=convention))
     np.testing.assert_array_equal(data.action_chunk[:, 0, 6], truth)
+
+
+def test_each_data_set_of_a_mixture_may_have_a_gripper_of_its_own(
+    root: Path, tmp_path: Path
+) -> None:
+    episodes = make_episodes()
+    truth = np.concatenate([episode.action[:, 6] for episode in episodes])
+    for episode in episodes:
+        episode.action[:, 6] = 1.0 - 2.0 * episode.action[:, 6]
+    other = write_v2(tmp_path / "libero", episodes)
+    with pytest.raises(
+        DataError, match=r"in a mixture --set 'data\.grippers=\{\"libero\": \.\.\.\}'"
+    ):
+        open_data([root, other])
+    config = replace(TOP, grippers={"libero": "signed_closed"})
+    data = open_data([root, other], config)
+    np.testing.assert_array_equal(data.action_chunk[:, 0, 6], np.tile(truth, 2))
+    assert [source.selection.gripper for source in data.sources] == [
+        "fraction_open",
+        "signed_closed",
+    ]
+    assert dataset_statistics([root, other], config)["action"].min[6] == 0.0
+
+
+def test_grippers_are_asked_for_by_names_that_there_are(root: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"data\.grippers\['a'\]: got 'ajar'.*signed_open"):
+        DataConfig(grippers={"a": "ajar"})
+    config = replace(TOP, grippers={"liberro": "signed_closed"})
+    with pytest.raises(DataError, match=rf"grippers of 'liberro'; expected some of '{root.name}'"):
+        check_names(open_sources([root], config), config)
 
 
 @pytest.mark.parametrize(("shut", "opened"), [(0.0, 100.0), (-1.0, 1.0), (0.0, 1.2)])

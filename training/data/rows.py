@@ -121,7 +121,9 @@ def _check_gripper(source: Source, actions: np.ndarray) -> None:
             f"The grippers of {source.reader.root} are not what data.gripper says",
             got=f"{low:.3g} to {high:.3g}, read as {meaning}",
             expected="0 (shut) to 1 (open)",
-            fix="--set data.gripper=... one of " + ", ".join(GRIPPER_CONVENTIONS),
+            fix="--set data.gripper=... one of "
+            + ", ".join(GRIPPER_CONVENTIONS)
+            + f"; in a mixture --set 'data.grippers={{\"{source.reader.name}\": ...}}'",
         )
     if 0.0 < high - low < _GRIPPER_SPAN:
         warnings.warn(
