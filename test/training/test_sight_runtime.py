@@ -31,7 +31,7 @@ from training.strange_scenes import (
     CAPTION_PX,
     TILE_PX,
     auroc,
-    bootstrap_auroc,
+    auroc_interval,
     draw_scenes,
     measure_familiarity,
 )
@@ -273,5 +273,28 @@ def test_shrinkage_is_that_of_ledoit_and_wolf() -> None:
 def test_auroc_is_the_share_of_pairs_in_order() -> None:
     low, high = np.array([1.0, 2.0]), np.array([3.0, 4.0])
     assert (auroc(low, high), auroc(high, low), auroc(low, low)) == (1.0, 0.0, 0.5)
-    interval = bootstrap_auroc(np.arange(30.0), np.arange(30.0) + 5)
-    assert interval[0] < auroc(np.arange(30.0), np.arange(30.0) + 5) < interval[1]
+    value = auroc(np.arange(30.0), np.arange(30.0) + 5)
+    interval = auroc_interval(value, 30, 30)
+    assert interval[0] < value < interval[1]
+
+
+@pytest.mark.parametrize(
+    ("value", "scenes", "low", "high"),  # as a scan of the score interval's inequality finds them
+    [(1.0, 60, 0.967, 1.0), (0.8, 60, 0.707, 0.867), (1.0, 2, 0.386, 1.0), (0.5, 2, 0.112, 0.888)],
+)
+def test_an_auroc_has_an_interval_of_some_width_however_few_and_well_told_the_scenes(
+    value: float, scenes: int, low: float, high: float
+) -> None:
+    assert auroc_interval(value, scenes, scenes) == pytest.approx((low, high), abs=1e-3)
+    assert auroc_interval(1 - value, scenes, scenes) == pytest.approx((1 - high, 1 - low), abs=1e-3)
+
+
+def test_an_auroc_s_interval_holds_the_truth_as_often_as_it_says() -> None:
+    rng, held = np.random.default_rng(0), []
+    for truth, apart in ((0.5, 0.0), (0.95, 2.326)):  # two normals so many deviations apart
+        for scenes in (2, 8):
+            draws = (rng.normal(size=(2, scenes)) for _ in range(400))
+            values = (auroc(one, other + apart) for one, other in draws)
+            ends = (auroc_interval(value, scenes, scenes) for value in values)
+            held.append(np.mean([low <= truth <= high for low, high in ends]))
+    assert min(held) > 0.91
