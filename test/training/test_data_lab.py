@@ -136,6 +136,18 @@ def test_frames_without_motion_are_left_out_and_counted(tmp_path: Path) -> None:
     np.testing.assert_allclose(found.mean, actions[kept].astype(float).mean(0), rtol=1e-6)
 
 
+def test_data_in_which_nothing_moves_far_enough_are_one_clear_error(tmp_path: Path) -> None:
+    episodes = make_episodes()
+    for episode in episodes:
+        episode.action[:, :6], episode.action[:, 6] = 0.002, 1.0
+    root = write_v2(tmp_path, episodes)
+    expected = r"No frame moves: got 25 frames, all within 0\.01 m and 0\.06 rad.*near_zero_m"
+    with pytest.raises(DataError, match=expected):
+        open_data([root], replace(TOP, drop_near_zero=True))
+    config = replace(TOP, drop_near_zero=True, near_zero_m=0.001)
+    assert open_data([root], config).dropped == 0
+
+
 def test_only_the_instructions_asked_for_are_trained_on_and_the_rest_is_counted(
     tmp_path: Path,
 ) -> None:
