@@ -441,6 +441,19 @@ def test_grippers_that_hardly_move_are_asked_about_but_still_ones_are_not(tmp_pa
     open_data([write_v2(tmp_path / "still", episodes)])
 
 
+def test_a_gripper_of_the_state_that_is_no_fraction_is_asked_about(tmp_path: Path) -> None:
+    episodes = make_episodes()
+    for episode in episodes:
+        episode.state[:, 3] = np.linspace(0.0, 100.0, len(episode))
+    root = write_v2(tmp_path, episodes)
+    open_data([root])  # called gripper_pos, which no robot supplies
+    change_feature(root, "observation.state", names=["x", "y", "yaw", "gripper"])
+    with pytest.warns(
+        UserWarning, match=r"state's gripper of .* goes from 0 to 100, where a robot"
+    ):
+        open_data([root])
+
+
 def test_a_policy_with_state_needs_a_recorded_one(root: Path) -> None:
     config = replace(TOP, state_key="observation.joints")
     with pytest.raises(DataError, match=r"no proprioception.*expected observation\.joints"):

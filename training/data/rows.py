@@ -62,6 +62,7 @@ class SourceRows:
         self.episode_seed = _episode_seeds(source)
         _check_numbers(source, self.episode, action, recorded)
         _check_numbers(source, self.episode, str(chosen.state_key), self.state)
+        _check_state(source, self.state)
         self._ready = chosen.read_actions(recorded) if chosen.chunk_key else None
         actions = self._ready[:, 0] if self._ready is not None else chosen.read_actions(recorded)
         _check_gripper(source, actions if self._ready is None else self._ready)
@@ -129,5 +130,19 @@ def _check_gripper(source: Source, actions: np.ndarray) -> None:
         warnings.warn(
             f"the grippers of {source.reader.root} go from {low:.3g} to {high:.3g} alone, read as"
             f" {meaning}, where 0 is shut and 1 open: is that what data.gripper should be?",
+            stacklevel=3,
+        )
+
+
+def _check_state(source: Source, state: Float32Array) -> None:
+    """Warn of a state's gripper that is no fraction: a robot supplies one under that name."""
+    names = source.selection.state_names
+    fraction = state[:, names.index("gripper")] if "gripper" in names else np.zeros(1)
+    low, high = float(fraction.min()), float(fraction.max())
+    if low < -_GRIPPER_SLACK or high > 1.0 + _GRIPPER_SLACK:
+        warnings.warn(
+            f"the state's gripper of {source.reader.root} goes from {low:.3g} to {high:.3g}, where"
+            " a robot supplies 0 (shut) to 1 (open), so that the policy would read it wrongly;"
+            " record it so, name it otherwise, or train without: --set model.state=null",
             stacklevel=3,
         )
