@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -234,14 +236,42 @@ def test_where_the_words_look_is_laid_over_what_the_model_sees(
 def test_fit_asks_for_data_and_refuses_a_place_that_is_none(
     fitted: Path, tabletop_data: Path
 ) -> None:
-    import argparse
-
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
     with pytest.raises(ConfigurationError, match="--data"):
         command.run(parser.parse_args(["fit", str(fitted)]))
     with pytest.raises(ConfigurationError, match="layer_0 to layer_"):
         fit_familiarity(fitted, [tabletop_data], place="layer_99", progress=False)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"quantile": 1.5}, {"quantile": 0.0}, {"scenes": -5}, {"scenes": 3}]
+)
+def test_numbers_that_fit_nothing_are_refused_before_anything_is_read(
+    tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    with pytest.raises(ConfigurationError, match=r"cannot be fitted so.*--scenes or --quantile"):
+        fit_familiarity(tmp_path / "nowhere", [], progress=False, **settings)
+
+
+def test_a_result_s_folder_is_made_and_its_name_checked_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    figures = {"rows": [], "episodes": 2}
+    monkeypatch.setattr("training.strange_scenes.measure_familiarity", lambda *_: figures)
+    monkeypatch.setattr(
+        "training.strange_scenes.draw_scenes", lambda *_: np.zeros((4, 4, 3), np.uint8)
+    )
+    for verb, name in (("measure", "sight.json"), ("show", "sight.png")):
+        out = tmp_path / verb / "new" / name
+        command.run(parser.parse_args([verb, "bundle", "--out", str(out)]))
+        assert out.is_file()
+        with pytest.raises(ConfigurationError, match=r"cannot be written there.*expected a file"):
+            command.run(parser.parse_args([verb, "bundle", "--out", str(out.parent)]))
+    with pytest.raises(ConfigurationError, match=r"sight\.xyz; expected a file of \.png or \.jpg"):
+        command.run(parser.parse_args(["show", "bundle", "--out", str(tmp_path / "sight.xyz")]))
 
 
 @given(st.integers(3, 60), st.integers(1, 12), st.integers(0, 100))
