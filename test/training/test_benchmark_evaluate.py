@@ -100,6 +100,22 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(
     assert json.loads((tmp_path / "report.json").read_text())["envs"] == report["envs"]
 
 
+def test_a_film_that_was_interrupted_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(front, "save_pictures", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate_suite(request(episodes=1, out=tmp_path))
+    report = evaluate_suite(request(episodes=1, out=tmp_path))
+    assert report["envs"]["none"]["episodes"] == 1 and len(untimed(tmp_path)) == 1
+    names = sorted(path.name for path in (tmp_path / "pictures").iterdir())
+    assert names == ["expert_none_0.jpg", "expert_none_0.mp4"]
+
+
 def test_a_worker_that_dies_is_one_clear_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
