@@ -231,6 +231,34 @@ def test_rows_longer_than_the_description_are_told_from_empty_ones(tmp_path: Pat
         open_data([root])
 
 
+@pytest.mark.parametrize("kind", ["list", "large_list", "fixed", "half", "nested"])
+def test_actions_are_read_from_any_kind_of_column(tmp_path: Path, kind: str) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    root, floats = write_v2(tmp_path, make_episodes()), pa.float32()
+    types = {
+        "list": pa.list_(pa.float64()),
+        "large_list": pa.large_list(floats),  # as polars writes it
+        "fixed": pa.list_(floats, 7),
+        "half": pa.list_(pa.float16()),
+        "nested": pa.list_(pa.list_(floats)),
+    }
+    for path in (root / "data").rglob("*.parquet"):
+        table = pq.read_table(path)
+        column = table["action"]
+        if kind == "nested":
+            column = pa.chunked_array([[[row] for row in column.to_pylist()]], types[kind])
+        place = table.column_names.index("action")
+        pq.write_table(table.set_column(place, "action", column.cast(types[kind])), path)
+    if kind == "nested":
+        change_feature(root, "action", shape=[1, 7])
+    actions = np.concatenate([episode.action for episode in make_episodes()])
+    data = open_data([root])
+    np.testing.assert_allclose(data.action_chunk[:, 0], actions, rtol=0, atol=1e-4)
+    assert data.action_chunk.dtype == np.float32
+
+
 def test_an_environment_s_state_of_doubles_comes_as_floats(tmp_path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -206,6 +206,31 @@ def test_a_table_that_is_missing_is_named_before_anything_is_hashed(tmp_path: Pa
         LeRobotReader(root).tables_hash()
 
 
+def test_what_the_meta_tables_lack_is_named(tmp_path: Path) -> None:
+    root = write_v3(tmp_path, make_episodes((3, 4)), table_borders=(0,), video_borders=(0,))
+    path = root / "meta/episodes/chunk-000/file-000.parquet"
+    pq.write_table(pq.read_table(path).drop_columns([f"videos/{KEY}/from_timestamp"]), path)
+    with pytest.raises(DataError, match=f"lacks columns: got no videos/{KEY}/from_timestamp"):
+        LeRobotReader(root).clips(KEY)
+    pq.write_table(pa.table({"task_index": [0], "words": ["a"]}), root / "meta/tasks.parquet")
+    with pytest.raises(DataError, match=r"tasks\.parquet lacks columns: got no task;"):
+        LeRobotReader(root)
+
+
+def test_a_camera_of_which_nothing_more_was_written_is_read(tmp_path: Path) -> None:
+    root = write_v2(tmp_path, make_episodes((3, 4)))
+    info = json.loads((root / "meta/info.json").read_text())
+    info["features"][KEY]["info"] = None  # as lerobot leaves it until the first video
+    (root / "meta/info.json").write_text(json.dumps(info))
+    assert LeRobotReader(root).schema.video_keys == tuple(
+        f"observation.images.{camera}" for camera in CAMERAS
+    )
+    info["features"]["action"]["shape"] = None
+    (root / "meta/info.json").write_text(json.dumps(info))
+    with pytest.raises(DataError, match=r"info\.json cannot be read: got TypeError"):
+        LeRobotReader(root)
+
+
 def test_what_the_description_lacks_is_named(tmp_path: Path) -> None:
     root = write_v3(tmp_path, make_episodes((3, 4)), table_borders=(0,), video_borders=(0,))
     path = root / "meta/episodes/chunk-000/file-000.parquet"

@@ -41,7 +41,9 @@ class SourceRows:
         wanted += [ENVIRONMENT_KEY] if environment else []
         columns = reader.columns(wanted)
         count = len(columns["frame_index"])
-        recorded = columns[action].reshape(count, *columns[action].shape[1:])
+        recorded = columns[action]
+        if not chosen.chunk_key:
+            recorded = recorded.reshape(count, -1)
         empty = np.zeros((count, 0), dtype=np.float32)
         self.state = empty
         if chosen.state_key:

@@ -79,7 +79,9 @@ class Version3:
         if not path.exists():
             return []
         table = open_table(path, pq.read_table)
-        name = "task" if "task" in table.column_names else "__index_level_0__"
+        held = table.column_names
+        name = "__index_level_0__" if "__index_level_0__" in held and "task" not in held else "task"
+        check_columns(path, held, ("task_index", name))
         return _by_index(table["task_index"].to_pylist(), table[name].to_pylist())
 
     def episodes(self) -> pa.Table:
@@ -89,13 +91,7 @@ class Version3:
             return pa.table({"episode_index": pa.array([], type=pa.int64())})
         held = open_table(files[0], pq.read_schema).names
         names = [name for name in held if not name.startswith("stats/")]
-        if missing := {"episode_index", "length"} - set(names):
-            raise DataError(
-                f"{files[0]} lacks columns",
-                got=f"no {', '.join(sorted(missing))}",
-                expected="the number and the length of every episode",
-                fix="download or convert the data set again",
-            )
+        check_columns(files[0], names, ("episode_index", "length"))
         rows = pa.concat_tables([open_table(f, pq.read_table, columns=names) for f in files])
         return rows.sort_by("episode_index")
 
@@ -112,6 +108,7 @@ class Version3:
         prefix = f"videos/{video_key}/"
         names = ["episode_index", "length"]
         names += [prefix + name for name in ("chunk_index", "file_index", "from_timestamp")]
+        check_columns(self.root / "meta/episodes", episodes.column_names, names)
         template, rate = self.info.get("video_path") or VIDEO_PATH, float(self.info["fps"])
         return [
             Clip(
@@ -146,7 +143,9 @@ class Version2:
         return pa.table(
             {
                 "episode_index": pa.array([r["episode_index"] for r in rows], type=pa.int64()),
-                "tasks": pa.array([list(r["tasks"]) for r in rows], type=pa.list_(pa.string())),
+                "tasks": pa.array(
+                    [list(r["tasks"] or ()) for r in rows], type=pa.list_(pa.string())
+                ),
                 "length": pa.array([r["length"] for r in rows], type=pa.int64()),
             }
         )
@@ -185,6 +184,17 @@ def open_table(path: Path, read: Any, **options: Any) -> Any:
             expected="a whole parquet file",
             fix="download or collect the data set again",
         ) from error
+
+
+def check_columns(path: Path, names: Sequence[str], needed: Sequence[str]) -> None:
+    """DataError, naming the table, if its columns `names` lack one."""
+    if missing := [name for name in needed if name not in names]:
+        raise DataError(
+            f"{path} lacks columns",
+            got=f"no {', '.join(missing)}",
+            expected=", ".join(needed),
+            fix="download or convert the data set again",
+        )
 
 
 def _by_index(indices: Sequence[int], texts: Sequence[str | None]) -> list[str]:
