@@ -262,6 +262,7 @@ def test_the_command_prints_a_line_an_environment_and_json_last(
     [
         ({"episodes": 0}, "Nothing to run"),
         ({"jobs": 0}, "Nothing to run"),
+        ({"seed": -1}, "No episode has this seed: got -1; expected 0 or more"),
         ({"envs": ["moonlight"]}, "No such environment.*moonlight"),
         ({"rules": Rules("libero")}, "No such suite.*put_on_plate, vl_think, tabletop"),
     ],

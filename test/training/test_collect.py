@@ -268,6 +268,10 @@ def test_a_policy_of_another_rig_does_not_drive_the_run_up(
 def test_bad_settings_are_one_clear_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="one of tabletop"):
         open_maker(CollectSettings(env="moon"))
+    for env in ("tabletop", "put_on_plate"):
+        with pytest.raises(DataError, match="got --seed -1; expected 0 or more"):
+            collect(CollectSettings(env=env, seed=-1), tmp_path, 1, jobs=2)
+    assert not list(tmp_path.iterdir())
     with pytest.raises(VlaAlignError, match="moonlight"):
         open_maker(CollectSettings(shift="moonlight"))
     with pytest.raises(DataError, match="Nothing to collect"):
