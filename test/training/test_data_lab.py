@@ -493,8 +493,10 @@ def test_a_policy_with_state_needs_a_recorded_one(root: Path) -> None:
 def test_data_sets_that_do_not_fit_together_are_refused(root: Path, tmp_path: Path) -> None:
     other = write_v2(tmp_path / "b", make_episodes())
     change_feature(other, "observation.state", names=["a", "b", "c", "d"])
-    with pytest.raises(DataError, match=r"state \('a', 'b', 'c', 'd'\).*left_x"):
+    with pytest.raises(DataError, match=r"state \('a', 'b', 'c', 'd'\).*left_x.*a NAME that none"):
         open_sources([root, other], TOP)
+    stateless = open_data([root, other], replace(TOP, state_key="none"), with_state=False)
+    assert stateless.state.shape == (50, 0)
     third = write_v2(tmp_path / "c", make_episodes())
     info = json.loads((third / "meta/info.json").read_text())
     (third / "meta/info.json").write_text(json.dumps({**info, "fps": 20}))

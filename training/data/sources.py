@@ -161,7 +161,8 @@ def _check_together(sources: Sequence[Source], config: DataConfig) -> None:
                 f"{other.reader.root} cannot be trained on together with {first.reader.root}",
                 got=f"state {names}",
                 expected=f"state {first.selection.state_names}",
-                fix="choose a feature that all record alike by --set data.state_key=NAME",
+                fix="choose a feature that all record alike by --set data.state_key=NAME; for a"
+                " policy without state, --set model.state=null and a NAME that none has",
             )
         if config.rate_hz is None and other.reader.rate_hz != first.reader.rate_hz:
             raise DataError(
