@@ -217,18 +217,19 @@ def _data_setting(setting: str) -> str:
 
 
 def count_tasks(reader: LeRobotReader) -> dict[str, int]:
-    """Episodes of every task."""
+    """Episodes of every task; those without one have an empty text."""
     counts = dict.fromkeys(reader.tasks, 0)
     if reader.episodes.num_rows:
         for tasks in reader.episodes["tasks"].to_pylist():
-            if not tasks or tasks[0] not in counts:
+            task = (tasks and tasks[0]) or ""
+            if task and task not in counts:
                 raise DataError(
                     f"The tasks of {reader.root} disagree",
                     got=str(tasks),
                     expected="texts that the table of tasks lists",
                     fix="download or collect the data set again",
                 )
-            counts[tasks[0]] += 1
+            counts[task] = counts.get(task, 0) + 1
     return counts
 
 
@@ -248,7 +249,7 @@ def print_info(result: dict[str, Any]) -> None:
         print(f"  {name:32} {feature['dtype']:8} {feature['shape']}")
     print("tasks")
     for task, episodes in result["task_episodes"].items():
-        print(f"  {episodes:5} x {task}")
+        print(f"  {episodes:5} x {task or '(no instruction)'}")
     for key in ("action", "observation.state"):
         if key not in result["stats"]:
             continue
