@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -90,6 +91,25 @@ def test_damage_inside_a_file_is_found_by_decoding(tmp_path: Path) -> None:
     assert check_top(root) == found  # and the quick check knows it from now on
     skipping = open_data([root], replace(TOP, decode="online", skip_broken=True))
     assert list(skipping.broken) == [1]
+
+
+@pytest.mark.parametrize("decode", ["once", "online"])
+def test_a_video_that_was_mended_is_used_again(tmp_path: Path, decode: Any) -> None:
+    root = write_v2(tmp_path, make_episodes(), gop=30)
+    config = replace(TOP, decode=decode, skip_broken=True)
+    path = root / VIDEO.format(1)
+    content = path.read_bytes()
+    damage(root, "hole")  # as long as the whole file
+    assert list(check_top(root, decode=True)) == [1]
+    data = open_data([root], config)
+    assert list(data.broken) == [1] and not data.images(np.arange(5, 14)).any()
+    path.write_bytes(content)
+    later_s = path.stat().st_mtime + 60.0
+    os.utime(path, (later_s, later_s))
+    assert check_top(root) == {} == check_top(root, decode=True)
+    mended = open_data([root], replace(config, skip_broken=False))
+    assert not mended.broken and mended.images(np.arange(5, 14)).any(axis=(1, 2, 3)).all()
+    assert mended.pictures_key(0) != data.pictures_key(0)  # features were of black pictures
 
 
 @pytest.mark.parametrize("decode", ["once", "online"])
