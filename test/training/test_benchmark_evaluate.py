@@ -25,7 +25,9 @@ from sample_policy import make_bundle
 from training import closed_loop
 from training.benchmark import evaluate as front
 from training.benchmark import run as runner
+from training.benchmark.episode import Record
 from training.benchmark.evaluate import Request, evaluate_suite
+from training.benchmark.page import save_pictures
 from training.benchmark.policies import open_policy, read_spec
 from training.benchmark.run import Actor, Task, run_tasks
 from training.benchmark.stages import (
@@ -98,6 +100,15 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(
     report = evaluate_suite(request(episodes=4, out=tmp_path))
     assert report["envs"]["none"]["episodes"] == 4
     assert json.loads((tmp_path / "report.json").read_text())["envs"] == report["envs"]
+
+
+def test_pictures_of_odd_sides_are_filmed_too(tmp_path: Path) -> None:
+    pictures = [np.full((75, 99, 3), level, np.uint8) for level in (20, 200)]
+    record = Record("expert", "none", 0, "", True, True, True, 2, 1.0, 1.0, None, pictures)
+    save_pictures(tmp_path, record)
+    shown = list(decode_video(tmp_path / "pictures/expert_none_0.mp4"))
+    assert [picture.shape for picture in shown] == [(74, 98, 3)] * 2
+    assert abs(shown[1].mean() - 200) < 3
 
 
 def test_a_film_that_was_interrupted_is_made_again(
