@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,30 @@ def test_a_worker_that_dies_is_one_clear_error(
     tasks = [Task(EXPERT, "none", seed, keep=False) for seed in range(2)]
     with pytest.raises(SimulationError, match="worker process died"):
         run_tasks(tasks, store, RULES, assets=None, jobs=2, threads=1, done=lambda record: None)
+
+
+def test_what_went_through_is_kept_beside_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class AtOnce(ThreadPoolExecutor):
+        """Everything handed out has ended by the time that it is waited for."""
+
+        def __init__(self, max_workers: int, **_: Any) -> None:
+            super().__init__(max_workers)
+
+    def run(task: Task) -> Record:
+        if task.seed == 0:
+            raise SimulationError("broken", got=task.seed)
+        return Record("expert", "none", task.seed, "", True, True, True, 1, 1.0, 1.0, None)
+
+    monkeypatch.setattr(runner, "ProcessPoolExecutor", AtOnce)
+    monkeypatch.setattr(runner, "_run_in_worker", run)
+    monkeypatch.setattr(runner, "wait", lambda running, **_: (wait(running).done, set()))
+    store = EpisodeStore(tmp_path, RULES, {})
+    tasks = [Task(EXPERT, "none", seed, keep=False) for seed in range(8)]
+    with pytest.raises(SimulationError, match="broken"):
+        run_tasks(tasks, store, RULES, assets=None, jobs=4, threads=1, done=lambda record: None)
+    assert [line["seed"] for line in untimed(tmp_path)] == [1, 2, 3, 4, 5, 6, 7]
 
 
 def _die(task: Task) -> None:

@@ -214,7 +214,8 @@ def _run_apart(
                 if not running:
                     return
                 finished, running = wait(running, return_when=FIRST_COMPLETED)
-                for future in finished:
+                # What went through is kept, whatever ended beside it in an error.
+                for future in sorted(finished, key=lambda ended: ended.exception() is not None):
                     yield future.result()
         except BrokenProcessPool as cause:
             raise SimulationError(
