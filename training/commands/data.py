@@ -13,6 +13,7 @@ import numpy as np
 from training.data.collect import summarise
 from training.data.config import AugmentConfig, DataConfig
 from training.data.reader import LeRobotReader
+from training.data.schema import CHUNK_KEY
 from training.settings import override
 from vla_align_ros.errors import ConfigurationError, DataError
 from vla_align_ros.verbs import Verb, add_verbs, run_verb
@@ -127,7 +128,7 @@ def check(args: argparse.Namespace) -> dict[str, Any]:
     reader, _ = open_source(args.directory, args.camera)
     camera = find_camera(reader.schema, args.camera, str(reader.root))
     keys = DataConfig()
-    broken = check_numbers(reader, [keys.action_key, keys.state_key])
+    broken = check_numbers(reader, [keys.action_key, CHUNK_KEY, keys.state_key])
     for number, reason in check_videos(
         reader, camera, args.cache, decode=not args.quick, progress=True
     ).items():
