@@ -81,6 +81,7 @@ def evaluate(
             expected="at least one of each",
             fix="correct --episodes or --execute",
         )
+    check_seed(seed)
     policy = Policy.open(bundle, threads=threads)
     find_camera(policy.spec, "the table-top", CAMERA)
     executed = choose_executed([policy.spec], executed)
@@ -111,6 +112,14 @@ def evaluate(
         "seconds": time.monotonic() - started_s,
         "failed_seeds": [episode.seed for episode in done if not episode.success],
     }
+
+
+def check_seed(seed: int) -> None:
+    """ConfigurationError where no scene has the seed."""
+    if seed < 0:
+        raise ConfigurationError(
+            "No episode has this seed", got=seed, expected="0 or more", fix="correct --seed"
+        )
 
 
 def find_camera(spec: PolicySpec, simulator: str, camera: str | None = None) -> str:

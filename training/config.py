@@ -84,7 +84,8 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         """Check what the loop cannot run with."""
-        for name, least in (("evaluate_every", 1), ("checkpoint_every", 1), ("threads", 0)):
+        least_of = {"evaluate_every": 1, "checkpoint_every": 1, "threads": 0, "seed": 0}
+        for name, least in least_of.items():
             value = getattr(self, name)
             _check(name, value, value >= least, f"{least} or more")
 

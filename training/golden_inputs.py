@@ -20,15 +20,20 @@ SAMPLES = 24
 Arrays = dict[str, npt.NDArray[Any]]
 
 
+def choose_frames(data: ActionChunkDataset) -> npt.NDArray[np.int64]:
+    """Up to 24 held-out frames in order, of the first data set that holds any out."""
+    held_out = data.indices("val")
+    first = held_out[data.root_id[held_out] == data.root_id[held_out].min()]
+    chosen: npt.NDArray[np.int64] = np.sort(np.random.default_rng(1).permutation(first)[:SAMPLES])
+    return chosen
+
+
 def write_golden_inputs(data: ActionChunkDataset, processor: Processor, path: Path) -> None:
-    """Save up to 24 held-out observations, of the first data set that holds any out.
+    """Save the observations of `choose_frames`.
 
     Pictures as the camera gave them, so that a proof goes through the robot's resizing too.
     """
-    held_out = data.indices("val")
-    first = held_out[data.root_id[held_out] == data.root_id[held_out].min()]
-    chosen = np.sort(np.random.default_rng(1).permutation(first)[:SAMPLES])
-    arrays = gather_inputs(data, processor, chosen)
+    arrays = gather_inputs(data, processor, choose_frames(data))
     with replace_atomically(path) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, **arrays)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from training.alignment import compute_targets
 from training.evaluate import OfflineEvaluator
-from training.golden_inputs import GOLDEN_INPUTS
+from training.golden_inputs import GOLDEN_INPUTS, choose_frames
 from training.optimizers import vision_rate
 from training.parallel import Ranks, free_gathered
 from training.progress import Progress
@@ -98,6 +98,7 @@ def build_watch(parts: RunParts, out: Path, ranks: Ranks) -> SightWatch | None:
         parts.processor,
         scenes_from_golden(out / GOLDEN_INPUTS, parts.processor),
         out / SIGHT_FOLDER,
+        episodes=parts.data.episode[choose_frames(parts.data)].tolist(),
         aligner=parts.objective.aligner,
         teach=teach if teacher is not None else None,
         autocast=compute_dtype(config) if config.precision == "bf16" else None,

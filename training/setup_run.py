@@ -22,7 +22,7 @@ from training.alignment import Teacher
 from training.config import RunConfig
 from training.data.dataset import ActionChunkDataset
 from training.data.features import FeatureStore, fingerprint_weights
-from training.data.sources import open_sources
+from training.data.sources import check_names, open_sources
 from training.model import ActionTokens, VisionConfig
 from training.objective import Objective, grounding_targets
 from training.setup_model import (
@@ -144,6 +144,7 @@ def set_up(
     """
     config.check()
     sources = open_sources(roots, config.data)
+    check_names(sources, config.data)
     processor = build_processor(config, sources, cache)
     data = ActionChunkDataset(
         sources,

@@ -98,7 +98,8 @@ class RecordedPictures:
     def pictures_key(self, root: int) -> str:
         """Name of all that decides the bytes of a root's pictures."""
         source = self._sources[root]
-        return pictures_key(source.reader, [source.selection.camera], self._transform)
+        broken = self._pictures.broken_of(root)
+        return pictures_key(source.reader, [source.selection.camera], self._transform, broken)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,9 @@ from sample_policy import make_bundle
 from training import closed_loop
 from training.benchmark import evaluate as front
 from training.benchmark import run as runner
+from training.benchmark.episode import Record
 from training.benchmark.evaluate import Request, evaluate_suite
+from training.benchmark.page import save_pictures
 from training.benchmark.policies import open_policy, read_spec
 from training.benchmark.run import Actor, Task, run_tasks
 from training.benchmark.stages import (
@@ -100,6 +103,31 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(
     assert json.loads((tmp_path / "report.json").read_text())["envs"] == report["envs"]
 
 
+def test_pictures_of_odd_sides_are_filmed_too(tmp_path: Path) -> None:
+    pictures = [np.full((75, 99, 3), level, np.uint8) for level in (20, 200)]
+    record = Record("expert", "none", 0, "", True, True, True, 2, 1.0, 1.0, None, pictures)
+    save_pictures(tmp_path, record)
+    shown = list(decode_video(tmp_path / "pictures/expert_none_0.mp4"))
+    assert [picture.shape for picture in shown] == [(74, 98, 3)] * 2
+    assert abs(shown[1].mean() - 200) < 3
+
+
+def test_a_film_that_was_interrupted_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(front, "save_pictures", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate_suite(request(episodes=1, out=tmp_path))
+    report = evaluate_suite(request(episodes=1, out=tmp_path))
+    assert report["envs"]["none"]["episodes"] == 1 and len(untimed(tmp_path)) == 1
+    names = sorted(path.name for path in (tmp_path / "pictures").iterdir())
+    assert names == ["expert_none_0.jpg", "expert_none_0.mp4"]
+
+
 def test_a_worker_that_dies_is_one_clear_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -108,6 +136,30 @@ def test_a_worker_that_dies_is_one_clear_error(
     tasks = [Task(EXPERT, "none", seed, keep=False) for seed in range(2)]
     with pytest.raises(SimulationError, match="worker process died"):
         run_tasks(tasks, store, RULES, assets=None, jobs=2, threads=1, done=lambda record: None)
+
+
+def test_what_went_through_is_kept_beside_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class AtOnce(ThreadPoolExecutor):
+        """Everything handed out has ended by the time that it is waited for."""
+
+        def __init__(self, max_workers: int, **_: Any) -> None:
+            super().__init__(max_workers)
+
+    def run(task: Task) -> Record:
+        if task.seed == 0:
+            raise SimulationError("broken", got=task.seed)
+        return Record("expert", "none", task.seed, "", True, True, True, 1, 1.0, 1.0, None)
+
+    monkeypatch.setattr(runner, "ProcessPoolExecutor", AtOnce)
+    monkeypatch.setattr(runner, "_run_in_worker", run)
+    monkeypatch.setattr(runner, "wait", lambda running, **_: (wait(running).done, set()))
+    store = EpisodeStore(tmp_path, RULES, {})
+    tasks = [Task(EXPERT, "none", seed, keep=False) for seed in range(8)]
+    with pytest.raises(SimulationError, match="broken"):
+        run_tasks(tasks, store, RULES, assets=None, jobs=4, threads=1, done=lambda record: None)
+    assert [line["seed"] for line in untimed(tmp_path)] == [1, 2, 3, 4, 5, 6, 7]
 
 
 def _die(task: Task) -> None:
@@ -246,6 +298,7 @@ def test_the_command_prints_a_line_an_environment_and_json_last(
     [
         ({"episodes": 0}, "Nothing to run"),
         ({"jobs": 0}, "Nothing to run"),
+        ({"seed": -1}, "No episode has this seed: got -1; expected 0 or more"),
         ({"envs": ["moonlight"]}, "No such environment.*moonlight"),
         ({"rules": Rules("libero")}, "No such suite.*put_on_plate, vl_think, tabletop"),
     ],

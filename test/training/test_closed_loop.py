@@ -161,6 +161,8 @@ def test_mistakes_are_one_clear_error(
             evaluate(str(bundle.path), **wrong)  # type: ignore[arg-type]
     assert main(["evaluate", str(bundle.path), "--execute", "0"]) == 1
     assert "Nothing to run" in capsys.readouterr().err
+    with pytest.raises(ConfigurationError, match=r"No episode has this seed: got -1; .*--seed"):
+        evaluate(str(bundle.path), seed=-1)
     with pytest.raises(BundleError):
         evaluate(str(tmp_path / "nowhere"), episodes=1)
     with pytest.raises((ConfigurationError, SimulationError), match="moonlight"):

@@ -8,8 +8,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,7 +35,9 @@ from training.data.schema import (
 )
 from training.data.tabletop_rollout import TabletopMaker
 from vla_align_ros.cli import main
-from vla_align_ros.errors import DataError, SimulationError, VlaAlignError
+from vla_align_ros.contract.bundle import Bundle
+from vla_align_ros.contract.spec import StateSpec
+from vla_align_ros.errors import ConfigurationError, DataError, SimulationError, VlaAlignError
 
 CLIPS = CollectSettings(seed=3, record_frames=(1, 3))
 
@@ -242,9 +246,32 @@ def test_dagger_runs_a_real_bundle_and_holds_on_to_it(tmp_path: Path) -> None:
         collect(changed, out, 3, progress=False)
 
 
+@pytest.mark.parametrize(
+    ("change", "got"),
+    [
+        (lambda spec: replace(spec, action=replace(spec.action, rate_hz=15.0)), "15 Hz"),
+        (lambda spec: replace(spec, state=StateSpec(tuple("abcdefg"))), "another state"),
+    ],
+)
+def test_a_policy_of_another_rig_does_not_drive_the_run_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Any, got: str
+) -> None:
+    bundle = make_bundle(tmp_path)
+    other = SimpleNamespace(spec=change(bundle.spec), id=bundle.id)
+    monkeypatch.setattr(Bundle, "open", lambda *_, **__: other)
+    settings = CollectSettings(seed=3, record_frames=(1, 2), policy=str(bundle.path))
+    with pytest.raises(ConfigurationError, match=f"does not fit tabletop.*: got {got}; "):
+        collect(settings, tmp_path / "data", 1, progress=False)
+    assert not (tmp_path / "data").exists()
+
+
 def test_bad_settings_are_one_clear_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="one of tabletop"):
         open_maker(CollectSettings(env="moon"))
+    for env in ("tabletop", "put_on_plate"):
+        with pytest.raises(DataError, match="got --seed -1; expected 0 or more"):
+            collect(CollectSettings(env=env, seed=-1), tmp_path, 1, jobs=2)
+    assert not list(tmp_path.iterdir())
     with pytest.raises(VlaAlignError, match="moonlight"):
         open_maker(CollectSettings(shift="moonlight"))
     with pytest.raises(DataError, match="Nothing to collect"):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lab_data import make_episodes, write_v2
+from lab_data import make_episodes, write_lines, write_v2
 from tiny_data import write_dataset
 
 from training.data.bench import bench_loader
@@ -23,6 +23,21 @@ def test_info_describes_data_of_another_layout(
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (result["codebase_version"], result["episodes"], result["frames"]) == ("v2.1", 4, 25)
     assert result["task_episodes"] == {"pick up the red cube": 2, "open the drawer": 2}
+
+
+def test_info_counts_episodes_that_have_no_instruction(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_v2(tmp_path, make_episodes())
+    path = root / "meta/episodes.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows[0]["tasks"], rows[1]["tasks"] = [], [""]
+    write_lines(path, rows)
+    assert main(["data", "info", str(root)]) == 0
+    assert "2 x (no instruction)" in capsys.readouterr().out
+    rows[0]["tasks"] = ["another thing"]
+    write_lines(path, rows)
+    assert main(["data", "info", str(root)]) == 1
 
 
 def test_check_and_bench_take_data_that_only_settings_make_fit(

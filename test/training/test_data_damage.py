@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from lab_data import LENGTHS, encode, make_episodes, write_v2, write_v3
 from test_data_lab import TOP, open_data
+from tiny_data import write_dataset
 
 from training.data.health import check_videos
 from training.data.reader import LeRobotReader
+from training.data.schema import CHUNK_KEY
+from vla_align_ros.cli import main
 from vla_align_ros.errors import DataError
 
 VIDEO = "videos/chunk-000/observation.images.top/episode_00000{}.mp4"
@@ -93,6 +99,25 @@ def test_damage_inside_a_file_is_found_by_decoding(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("decode", ["once", "online"])
+def test_a_video_that_was_mended_is_used_again(tmp_path: Path, decode: Any) -> None:
+    root = write_v2(tmp_path, make_episodes(), gop=30)
+    config = replace(TOP, decode=decode, skip_broken=True)
+    path = root / VIDEO.format(1)
+    content = path.read_bytes()
+    damage(root, "hole")  # as long as the whole file
+    assert list(check_top(root, decode=True)) == [1]
+    data = open_data([root], config)
+    assert list(data.broken) == [1] and not data.images(np.arange(5, 14)).any()
+    path.write_bytes(content)
+    later_s = path.stat().st_mtime + 60.0
+    os.utime(path, (later_s, later_s))
+    assert check_top(root) == {} == check_top(root, decode=True)
+    mended = open_data([root], replace(config, skip_broken=False))
+    assert not mended.broken and mended.images(np.arange(5, 14)).any(axis=(1, 2, 3)).all()
+    assert mended.pictures_key(0) != data.pictures_key(0)  # features were of black pictures
+
+
+@pytest.mark.parametrize("decode", ["once", "online"])
 def test_a_damaged_packet_spoils_its_own_episode_alone(tmp_path: Path, decode: Any) -> None:
     import av
 
@@ -138,8 +163,6 @@ def test_damaged_pictures_in_tables_are_named_too(tmp_path: Path) -> None:
 def test_the_command_lists_damage_and_fails(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from vla_align_ros.cli import main
-
     root = write_v2(tmp_path, make_episodes())
     assert main(["data", "check", str(root), "--camera", "top", "--json"]) == 0
     damage(root, "cut")
@@ -153,8 +176,6 @@ def test_the_command_lists_damage_and_fails(
 def test_the_command_lists_numbers_that_are_not_finite(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from vla_align_ros.cli import main
-
     episodes = make_episodes()
     episodes[1].action[1, 0] = np.nan
     episodes[1].state[:2, 0] = np.inf
@@ -167,3 +188,18 @@ def test_the_command_lists_numbers_that_are_not_finite(
     main(["data", "check", str(root), "--camera", "top", "--json"])
     broken = json.loads(capsys.readouterr().out.splitlines()[-1])["broken"]
     assert list(broken) == ["1"] and broken["1"].endswith(f"; {told}")
+
+
+def test_the_command_looks_at_ready_made_chunks_as_training_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_dataset(tmp_path, 3)
+    path = tmp_path / "data/chunk-000/file-000.parquet"
+    table = pq.read_table(path)
+    rows = table[CHUNK_KEY].to_pylist()
+    rows[0][3][1] = float("nan")
+    place = table.column_names.index(CHUNK_KEY)
+    column = pa.array(rows, type=table[CHUNK_KEY].type)
+    pq.write_table(table.set_column(place, CHUNK_KEY, column), path)
+    assert main(["data", "check", str(tmp_path), "--quick"]) == 1
+    assert "episode 0: action_chunk is not finite in 1 frames" in capsys.readouterr().out

@@ -16,7 +16,7 @@ from tiny_data import tokenizer_bytes
 from training.data.chunks import moves
 from training.data.config import DataConfig
 from training.data.dataset import ActionChunkDataset, dataset_statistics
-from training.data.sources import Source, open_sources, policy_spec, split_source
+from training.data.sources import Source, check_names, open_sources, policy_spec, split_source
 from training.data.statistics import STATISTICS_PATH
 from vla_align_ros.contract.images import ImageTransform
 from vla_align_ros.contract.normalize import Normalizer
@@ -136,6 +136,18 @@ def test_frames_without_motion_are_left_out_and_counted(tmp_path: Path) -> None:
     np.testing.assert_allclose(found.mean, actions[kept].astype(float).mean(0), rtol=1e-6)
 
 
+def test_data_in_which_nothing_moves_far_enough_are_one_clear_error(tmp_path: Path) -> None:
+    episodes = make_episodes()
+    for episode in episodes:
+        episode.action[:, :6], episode.action[:, 6] = 0.002, 1.0
+    root = write_v2(tmp_path, episodes)
+    expected = r"No frame moves: got 25 frames, all within 0\.01 m and 0\.06 rad.*near_zero_m"
+    with pytest.raises(DataError, match=expected):
+        open_data([root], replace(TOP, drop_near_zero=True))
+    config = replace(TOP, drop_near_zero=True, near_zero_m=0.001)
+    assert open_data([root], config).dropped == 0
+
+
 def test_only_the_instructions_asked_for_are_trained_on_and_the_rest_is_counted(
     tmp_path: Path,
 ) -> None:
@@ -162,6 +174,13 @@ def test_episodes_without_words_are_left_out_and_counted(tmp_path: Path) -> None
     (root / "meta/tasks.jsonl").write_text('{"task_index": 0, "task": "a"}\n')
     with pytest.raises(DataError, match=r"tasks of .* are incomplete: got 1 texts, task 1"):
         open_data([root])
+
+
+def test_a_task_without_a_text_is_one_without_words(tmp_path: Path) -> None:
+    root = write_v2(tmp_path, make_episodes())
+    tasks = (root / "meta/tasks.jsonl").read_text().replace(f'"{TASKS[1]}"', "null")
+    (root / "meta/tasks.jsonl").write_text(tasks)
+    assert open_data([root]).left_out["unlabelled_frames"] == 16
 
 
 def test_episodes_with_nothing_but_dots_for_words_are_left_out_like_those_without(
@@ -210,6 +229,50 @@ def test_rows_longer_than_the_description_are_told_from_empty_ones(tmp_path: Pat
         DataError, match=r"more values than meta/info\.json says.*expected 3.*shape"
     ):
         open_data([root])
+
+
+@pytest.mark.parametrize("kind", ["list", "large_list", "fixed", "half", "nested"])
+def test_actions_are_read_from_any_kind_of_column(tmp_path: Path, kind: str) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    root, floats = write_v2(tmp_path, make_episodes()), pa.float32()
+    types = {
+        "list": pa.list_(pa.float64()),
+        "large_list": pa.large_list(floats),  # as polars writes it
+        "fixed": pa.list_(floats, 7),
+        "half": pa.list_(pa.float16()),
+        "nested": pa.list_(pa.list_(floats)),
+    }
+    for path in (root / "data").rglob("*.parquet"):
+        table = pq.read_table(path)
+        column = table["action"]
+        if kind == "nested":
+            column = pa.chunked_array([[[row] for row in column.to_pylist()]], types[kind])
+        place = table.column_names.index("action")
+        pq.write_table(table.set_column(place, "action", column.cast(types[kind])), path)
+    if kind == "nested":
+        change_feature(root, "action", shape=[1, 7])
+    actions = np.concatenate([episode.action for episode in make_episodes()])
+    data = open_data([root])
+    np.testing.assert_allclose(data.action_chunk[:, 0], actions, rtol=0, atol=1e-4)
+    assert data.action_chunk.dtype == np.float32
+
+
+def test_an_environment_s_state_of_doubles_comes_as_floats(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    root = write_v2(tmp_path, make_episodes())
+    for path in (root / "data").rglob("*.parquet"):
+        table = pq.read_table(path)
+        values = pa.array([[0.5, 1.5]] * len(table), type=pa.list_(pa.float64()))
+        pq.write_table(table.append_column("observation.environment_state", values), path)
+    info = json.loads((root / "meta/info.json").read_text())
+    feature = {"dtype": "float64", "shape": [2], "names": None}
+    info["features"]["observation.environment_state"] = feature
+    (root / "meta/info.json").write_text(json.dumps(info))
+    assert open_data([root]).environment_state.dtype == np.float32
 
 
 def test_cameras_are_asked_for_by_name(root: Path) -> None:
@@ -354,6 +417,36 @@ def test_grippers_of_other_conventions_become_the_fraction_open(
     np.testing.assert_array_equal(data.action_chunk[:, 0, 6], truth)
 
 
+def test_each_data_set_of_a_mixture_may_have_a_gripper_of_its_own(
+    root: Path, tmp_path: Path
+) -> None:
+    episodes = make_episodes()
+    truth = np.concatenate([episode.action[:, 6] for episode in episodes])
+    for episode in episodes:
+        episode.action[:, 6] = 1.0 - 2.0 * episode.action[:, 6]
+    other = write_v2(tmp_path / "libero", episodes)
+    with pytest.raises(
+        DataError, match=r"in a mixture --set 'data\.grippers=\{\"libero\": \.\.\.\}'"
+    ):
+        open_data([root, other])
+    config = replace(TOP, grippers={"libero": "signed_closed"})
+    data = open_data([root, other], config)
+    np.testing.assert_array_equal(data.action_chunk[:, 0, 6], np.tile(truth, 2))
+    assert [source.selection.gripper for source in data.sources] == [
+        "fraction_open",
+        "signed_closed",
+    ]
+    assert dataset_statistics([root, other], config)["action"].min[6] == 0.0
+
+
+def test_grippers_are_asked_for_by_names_that_there_are(root: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"data\.grippers\['a'\]: got 'ajar'.*signed_open"):
+        DataConfig(grippers={"a": "ajar"})
+    config = replace(TOP, grippers={"liberro": "signed_closed"})
+    with pytest.raises(DataError, match=rf"grippers of 'liberro'; expected some of '{root.name}'"):
+        check_names(open_sources([root], config), config)
+
+
 @pytest.mark.parametrize(("shut", "opened"), [(0.0, 100.0), (-1.0, 1.0), (0.0, 1.2)])
 def test_grippers_beyond_their_convention_are_refused(
     tmp_path: Path, shut: float, opened: float
@@ -376,6 +469,19 @@ def test_grippers_that_hardly_move_are_asked_about_but_still_ones_are_not(tmp_pa
     open_data([write_v2(tmp_path / "still", episodes)])
 
 
+def test_a_gripper_of_the_state_that_is_no_fraction_is_asked_about(tmp_path: Path) -> None:
+    episodes = make_episodes()
+    for episode in episodes:
+        episode.state[:, 3] = np.linspace(0.0, 100.0, len(episode))
+    root = write_v2(tmp_path, episodes)
+    open_data([root])  # called gripper_pos, which no robot supplies
+    change_feature(root, "observation.state", names=["x", "y", "yaw", "gripper"])
+    with pytest.warns(
+        UserWarning, match=r"state's gripper of .* goes from 0 to 100, where a robot"
+    ):
+        open_data([root])
+
+
 def test_a_policy_with_state_needs_a_recorded_one(root: Path) -> None:
     config = replace(TOP, state_key="observation.joints")
     with pytest.raises(DataError, match=r"no proprioception.*expected observation\.joints"):
@@ -387,8 +493,10 @@ def test_a_policy_with_state_needs_a_recorded_one(root: Path) -> None:
 def test_data_sets_that_do_not_fit_together_are_refused(root: Path, tmp_path: Path) -> None:
     other = write_v2(tmp_path / "b", make_episodes())
     change_feature(other, "observation.state", names=["a", "b", "c", "d"])
-    with pytest.raises(DataError, match=r"state \('a', 'b', 'c', 'd'\).*left_x"):
+    with pytest.raises(DataError, match=r"state \('a', 'b', 'c', 'd'\).*left_x.*a NAME that none"):
         open_sources([root, other], TOP)
+    stateless = open_data([root, other], replace(TOP, state_key="none"), with_state=False)
+    assert stateless.state.shape == (50, 0)
     third = write_v2(tmp_path / "c", make_episodes())
     info = json.loads((third / "meta/info.json").read_text())
     (third / "meta/info.json").write_text(json.dumps({**info, "fps": 20}))

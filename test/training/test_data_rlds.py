@@ -333,6 +333,30 @@ def test_damaged_records_are_refused(tmp_path: Path, change: Any, message: str) 
         list(RldsFolder(folder).episodes())
 
 
+@pytest.mark.parametrize(
+    ("name", "values", "told"),
+    [
+        ("action/world_vector", None, "no action/world_vector"),
+        ("action/world_vector", [b"x"] * 4, r"action/world_vector in bytes, .*encoding none"),
+        ("observation/image", None, "no observation/image"),
+        ("observation/image", [], "no observation/image"),
+    ],
+)
+def test_a_feature_that_an_episode_lacks_or_has_compressed_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, values: Any, told: str
+) -> None:
+    whole = make_episode
+
+    def make_part(number: int) -> dict[str, Any]:
+        changed = {**whole(number), f"steps/{name}": values}
+        return {key: value for key, value in changed.items() if value is not None}
+
+    monkeypatch.setitem(globals(), "make_episode", make_part)
+    folder = RldsFolder(write_rlds(tmp_path))
+    with pytest.raises(DataError, match=f"A feature of episode 0 cannot be read: got {told}"):
+        convert_rlds(folder, tmp_path / "out", MAPPING, fps=5, progress=False)
+
+
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
     root = write_rlds(tmp_path)
     with pytest.raises(DataError, match=r"for --action: got action; expected one of .*world_vec"):

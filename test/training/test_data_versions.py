@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from lab_data import (
     CAMERAS,
@@ -138,6 +140,109 @@ def test_tables_that_disagree_are_one_clear_error(tmp_path: Path) -> None:
     (root / "meta/episodes.jsonl").write_text("\n".join(lines))
     with pytest.raises(DataError, match=r"Cannot read the table .*episode_000002\.parquet"):
         LeRobotReader(root).columns(["action"])
+
+
+def replace_column(path: Path, name: str, change: Callable[[list[Any]], list[Any]]) -> None:
+    table = pq.read_table(path)
+    place = table.column_names.index(name)
+    changed = pa.array(change(table[name].to_pylist()), type=table[name].type)
+    pq.write_table(table.set_column(place, name, changed), path)
+
+
+def test_episodes_that_leave_out_numbers_are_one_clear_error(tmp_path: Path) -> None:
+    root = write_v2(tmp_path, make_episodes((3, 2)))
+    lines = (root / "meta/episodes.jsonl").read_text()
+    (root / "meta/episodes.jsonl").write_text(
+        lines.replace('"episode_index": 1', '"episode_index": 5')
+    )
+    with pytest.raises(DataError, match=r"not numbered .*: got episode 5 in place 1; .* 0 to 1"):
+        LeRobotReader(root)
+
+
+def test_episode_rows_in_another_order_are_read_in_that_of_their_numbers(tmp_path: Path) -> None:
+    episodes = make_episodes((5, 9, 4))
+    root = write_v3(tmp_path, episodes)
+    path = root / "meta/episodes/chunk-000/file-000.parquet"
+    pq.write_table(pq.read_table(path).take([2, 0, 1]), path)
+    reader = LeRobotReader(root)
+    assert reader.episode_starts.tolist() == [0, 5, 14, 18]
+    pictures = RawPictures(reader, "observation.images.top")
+    shown = pictures.picture(6).astype(int)
+    assert np.abs(shown - episodes[1].images["top"][1]).mean() < 6
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "told"),
+    [
+        ("episode_index", lambda rows: [1] * 4 + [0] * 3, "episode_index 1 in row 0"),
+        ("episode_index", lambda rows: [0] * 4 + [1] * 3, "episode_index 0 in row 3"),
+        ("frame_index", lambda rows: [0, 1, 3, 0, 1, 2, 3], "frame_index 3 in row 2"),
+    ],
+)
+def test_rows_out_of_order_are_refused_instead_of_mixed_up(
+    tmp_path: Path, name: str, change: Any, told: str
+) -> None:
+    root = write_v3(tmp_path, make_episodes((3, 4)), table_borders=(0,), video_borders=(0,))
+    replace_column(root / "data/chunk-000/file-000.parquet", name, change)
+    with pytest.raises(DataError, match=f"out of order: got {told}"):
+        LeRobotReader(root).columns()
+
+
+@pytest.mark.parametrize(
+    "file",
+    ["meta/tasks.parquet", "meta/episodes/chunk-000/file-000.parquet"],
+)
+def test_damaged_tables_of_the_meta_folder_are_named(tmp_path: Path, file: str) -> None:
+    root = write_v3(tmp_path, make_episodes((3, 4)), table_borders=(0,), video_borders=(0,))
+    (root / file).write_bytes(b"cut")
+    with pytest.raises(DataError, match=f"Cannot read the table .*{file}"):
+        LeRobotReader(root)
+
+
+def test_a_table_that_is_missing_is_named_before_anything_is_hashed(tmp_path: Path) -> None:
+    root = write_v2(tmp_path, make_episodes((3, 2)))
+    (root / "data/chunk-000/episode_000001.parquet").unlink()
+    with pytest.raises(DataError, match=r"Cannot read the table .*episode_000001\.parquet"):
+        LeRobotReader(root).tables_hash()
+
+
+def test_what_the_meta_tables_lack_is_named(tmp_path: Path) -> None:
+    root = write_v3(tmp_path, make_episodes((3, 4)), table_borders=(0,), video_borders=(0,))
+    path = root / "meta/episodes/chunk-000/file-000.parquet"
+    pq.write_table(pq.read_table(path).drop_columns([f"videos/{KEY}/from_timestamp"]), path)
+    with pytest.raises(DataError, match=f"lacks columns: got no videos/{KEY}/from_timestamp"):
+        LeRobotReader(root).clips(KEY)
+    pq.write_table(pa.table({"task_index": [0], "words": ["a"]}), root / "meta/tasks.parquet")
+    with pytest.raises(DataError, match=r"tasks\.parquet lacks columns: got no task;"):
+        LeRobotReader(root)
+
+
+def test_a_camera_of_which_nothing_more_was_written_is_read(tmp_path: Path) -> None:
+    root = write_v2(tmp_path, make_episodes((3, 4)))
+    info = json.loads((root / "meta/info.json").read_text())
+    info["features"][KEY]["info"] = None  # as lerobot leaves it until the first video
+    (root / "meta/info.json").write_text(json.dumps(info))
+    assert LeRobotReader(root).schema.video_keys == tuple(
+        f"observation.images.{camera}" for camera in CAMERAS
+    )
+    info["features"]["action"]["shape"] = None
+    (root / "meta/info.json").write_text(json.dumps(info))
+    with pytest.raises(DataError, match=r"info\.json cannot be read: got TypeError"):
+        LeRobotReader(root)
+
+
+def test_what_the_description_lacks_is_named(tmp_path: Path) -> None:
+    root = write_v3(tmp_path, make_episodes((3, 4)), table_borders=(0,), video_borders=(0,))
+    path = root / "meta/episodes/chunk-000/file-000.parquet"
+    pq.write_table(pq.read_table(path).drop_columns(["length"]), path)
+    with pytest.raises(DataError, match=r"file-000\.parquet lacks columns: got no length"):
+        LeRobotReader(root)
+    info = json.loads((root / "meta/info.json").read_text())
+    for key in ("fps", "features", "total_episodes", "total_frames"):
+        rest = {name: value for name, value in info.items() if name != key}
+        (root / "meta/info.json").write_text(json.dumps(rest))
+        with pytest.raises(DataError, match=f"info.json is incomplete: got no {key}"):
+            LeRobotReader(root)
 
 
 @pytest.mark.parametrize("gop", [1, 4, 100])

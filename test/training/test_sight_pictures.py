@@ -82,6 +82,16 @@ def test_a_broken_picture_is_named(tmp_path: Path) -> None:
         load_pictures(str(root), 6, 1)
 
 
+def test_a_picture_of_more_than_eight_bits_is_refused_and_not_taken_for_white(
+    tmp_path: Path,
+) -> None:
+    root = write_pictures(tmp_path)
+    depth = np.arange(600, dtype=np.uint16).reshape(20, 30) * 100
+    Image.fromarray(depth).save(next(root.iterdir()) / "depth.png")
+    with pytest.raises(ConfigurationError, match=r"depth\.png: grey in more than 8 bits"):
+        load_pictures(str(root), 16, 1)
+
+
 def test_labels_name_each_drawing_once() -> None:
     characters = [c for own in LABELS.values() for c in own]
     assert len(characters) == len(set(characters))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,7 +33,7 @@ from training.strange_scenes import (
     CAPTION_PX,
     TILE_PX,
     auroc,
-    bootstrap_auroc,
+    auroc_interval,
     draw_scenes,
     measure_familiarity,
 )
@@ -234,14 +236,42 @@ def test_where_the_words_look_is_laid_over_what_the_model_sees(
 def test_fit_asks_for_data_and_refuses_a_place_that_is_none(
     fitted: Path, tabletop_data: Path
 ) -> None:
-    import argparse
-
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
     with pytest.raises(ConfigurationError, match="--data"):
         command.run(parser.parse_args(["fit", str(fitted)]))
     with pytest.raises(ConfigurationError, match="layer_0 to layer_"):
         fit_familiarity(fitted, [tabletop_data], place="layer_99", progress=False)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"quantile": 1.5}, {"quantile": 0.0}, {"scenes": -5}, {"scenes": 3}]
+)
+def test_numbers_that_fit_nothing_are_refused_before_anything_is_read(
+    tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    with pytest.raises(ConfigurationError, match=r"cannot be fitted so.*--scenes or --quantile"):
+        fit_familiarity(tmp_path / "nowhere", [], progress=False, **settings)
+
+
+def test_a_result_s_folder_is_made_and_its_name_checked_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    figures = {"rows": [], "episodes": 2}
+    monkeypatch.setattr("training.strange_scenes.measure_familiarity", lambda *_: figures)
+    monkeypatch.setattr(
+        "training.strange_scenes.draw_scenes", lambda *_: np.zeros((4, 4, 3), np.uint8)
+    )
+    for verb, name in (("measure", "sight.json"), ("show", "sight.png")):
+        out = tmp_path / verb / "new" / name
+        command.run(parser.parse_args([verb, "bundle", "--out", str(out)]))
+        assert out.is_file()
+        with pytest.raises(ConfigurationError, match=r"cannot be written there.*expected a file"):
+            command.run(parser.parse_args([verb, "bundle", "--out", str(out.parent)]))
+    with pytest.raises(ConfigurationError, match=r"sight\.xyz; expected a file of \.png or \.jpg"):
+        command.run(parser.parse_args(["show", "bundle", "--out", str(tmp_path / "sight.xyz")]))
 
 
 @given(st.integers(3, 60), st.integers(1, 12), st.integers(0, 100))
@@ -273,5 +303,28 @@ def test_shrinkage_is_that_of_ledoit_and_wolf() -> None:
 def test_auroc_is_the_share_of_pairs_in_order() -> None:
     low, high = np.array([1.0, 2.0]), np.array([3.0, 4.0])
     assert (auroc(low, high), auroc(high, low), auroc(low, low)) == (1.0, 0.0, 0.5)
-    interval = bootstrap_auroc(np.arange(30.0), np.arange(30.0) + 5)
-    assert interval[0] < auroc(np.arange(30.0), np.arange(30.0) + 5) < interval[1]
+    value = auroc(np.arange(30.0), np.arange(30.0) + 5)
+    interval = auroc_interval(value, 30, 30)
+    assert interval[0] < value < interval[1]
+
+
+@pytest.mark.parametrize(
+    ("value", "scenes", "low", "high"),  # as a scan of the score interval's inequality finds them
+    [(1.0, 60, 0.967, 1.0), (0.8, 60, 0.707, 0.867), (1.0, 2, 0.386, 1.0), (0.5, 2, 0.112, 0.888)],
+)
+def test_an_auroc_has_an_interval_of_some_width_however_few_and_well_told_the_scenes(
+    value: float, scenes: int, low: float, high: float
+) -> None:
+    assert auroc_interval(value, scenes, scenes) == pytest.approx((low, high), abs=1e-3)
+    assert auroc_interval(1 - value, scenes, scenes) == pytest.approx((1 - high, 1 - low), abs=1e-3)
+
+
+def test_an_auroc_s_interval_holds_the_truth_as_often_as_it_says() -> None:
+    rng, held = np.random.default_rng(0), []
+    for truth, apart in ((0.5, 0.0), (0.95, 2.326)):  # two normals so many deviations apart
+        for scenes in (2, 8):
+            draws = (rng.normal(size=(2, scenes)) for _ in range(400))
+            values = (auroc(one, other + apart) for one, other in draws)
+            ends = (auroc_interval(value, scenes, scenes) for value in values)
+            held.append(np.mean([low <= truth <= high for low, high in ends]))
+    assert min(held) > 0.91

@@ -19,6 +19,7 @@ from training.model import PrismaticVLA
 from training.sight import SightWatch, WatchConfig, open_writer
 from training.sight.features import stack_inputs
 from training.sight.reading import list_readings
+from training.sight.watch import choose_drawn
 from vla_align_ros.errors import ConfigurationError, TrainingError
 
 TEACHER_WIDTH = 12
@@ -47,7 +48,9 @@ def make_watch(
     **settings: Any,
 ) -> SightWatch:
     values = {"layers": (0, 2, 3), "batch_size": 3, "probe_views": 1, "attention_scenes": 1}
-    keywords = {key: settings.pop(key) for key in ("aligner", "teach") if key in settings}
+    keywords = {
+        key: settings.pop(key) for key in ("aligner", "teach", "episodes") if key in settings
+    }
     config = WatchConfig(**{**values, "probe": False, **settings})
     if model is None:
         model = build(tiny_config())
@@ -234,6 +237,16 @@ def test_a_reading_is_kept_and_logged(tmp_path: Path) -> None:
     (image,) = events.Images("sight/attention_0")
     height, width, _ = reading.figures["attention_0"].shape
     assert (image.height, image.width) == (height, width)
+
+
+def test_attention_is_drawn_of_different_episodes_while_there_are_some(tmp_path: Path) -> None:
+    assert choose_drawn([0, 1, 2, 3], 3) == [0, 1, 2]
+    assert choose_drawn([7, 7, 7, 8, 8, 9], 3) == [0, 3, 5]
+    assert choose_drawn([7, 7, 7, 8, 8], 4) == [0, 1, 3, 4]
+    assert choose_drawn([7, 7], 3) == [0, 1]
+    watch = make_watch(tmp_path, attention_scenes=2, episodes=[4, 4, 4, 4, 6, 9, 9])
+    assert watch.drawn == [0, 4] and set(watch.measure(0).figures) == {"attention_0", "attention_1"}
+    assert make_watch(tmp_path, attention_scenes=2).drawn == [0, 1]
 
 
 def test_a_value_that_is_no_number_is_kept_as_null(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from training.model import PrismaticVLA, VisionConfig
 from training.model.hf_tower import build_transformers_tower
 from training.model.pixels import build_image_transform, pixel_statistics
 from training.model.students import qwen3_model, smol_model
+from training.model.vision import build_tower
 from vla_align_ros.errors import ConfigurationError
 
 BASE = {
@@ -199,14 +200,41 @@ def test_the_qwen3_student_runs_on_small_models_of_its_layouts(tmp_path):
 def test_pixels_of_a_timm_tower_are_those_that_timm_publishes_with_its_weights(monkeypatch):
     half, asked = (0.5, 0.5, 0.5), []
 
+    def get_pretrained_cfg(name):
+        asked.append(name)
+        return SimpleNamespace(mean=half, std=(0.4, 0.5, 0.6))
+
+    fake = SimpleNamespace(get_pretrained_cfg=get_pretrained_cfg)  # and no model is built
+    monkeypatch.setitem(sys.modules, "timm", fake)
+    tower = VisionConfig("timm:vit_small_patch16_224", image_size=224)
+    assert pixel_statistics(tower) == (half, (0.4, 0.5, 0.6))
+    assert asked == ["vit_small_patch16_224"]
+
+
+def test_pixels_of_a_timm_tower_that_timm_does_not_list_are_its_model_s(monkeypatch):
+    half, asked = (0.5, 0.5, 0.5), []
+
     def create_model(name, *, pretrained, **_):
         asked.append((name, pretrained))
         torch.rand(3)  # weights are drawn
         return SimpleNamespace(pretrained_cfg={"mean": half, "std": (0.4, 0.5, 0.6)})
 
-    monkeypatch.setitem(sys.modules, "timm", SimpleNamespace(create_model=create_model))
+    fake = SimpleNamespace(create_model=create_model, get_pretrained_cfg=lambda name: None)
+    monkeypatch.setitem(sys.modules, "timm", fake)
     before = torch.get_rng_state()
-    tower = VisionConfig("timm:vit_small_patch16_224", image_size=224)
+    tower = VisionConfig("timm:hf-hub:a/vit", image_size=224)
     assert pixel_statistics(tower) == (half, (0.4, 0.5, 0.6))
-    assert asked == [("vit_small_patch16_224", False)]  # no weights are fetched for that
+    assert asked == [("hf-hub:a/vit", False)]  # no weights are fetched for that
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_tower_that_timm_does_not_know_is_one_clear_error(monkeypatch):
+    def refuse(name, **_):
+        raise RuntimeError(f"Unknown model ({name})\nand more")
+
+    fake = SimpleNamespace(create_model=refuse, get_pretrained_cfg=refuse)
+    monkeypatch.setitem(sys.modules, "timm", fake)
+    tower = VisionConfig("timm:vit_nope", image_size=224)
+    for look in (pixel_statistics, lambda tower: build_tower(tower, "eager")):
+        with pytest.raises(ConfigurationError, match=r"timm:vit_nope: Unknown model \(vit_nope\);"):
+            look(tower)

@@ -205,6 +205,7 @@ def test_a_part_that_is_none_is_made_of_the_settings_below_it() -> None:
         ("loss.gripper=-6", "Wrong value for loss.gripper"),
         ("loss.grounding_sigma=0", "Wrong value for loss.grounding_sigma"),
         ("threads=-1", "Wrong value for threads: got -1; expected 0 or more"),
+        ("seed=-1", "Wrong value for seed: got -1; expected 0 or more"),
         ("data.validation=0", "Wrong value for data.validation"),
         ("data.validation=1", "Wrong value for data.validation"),
         ("data.frame=", "Wrong value for data.frame: got ''; expected a frame's name"),

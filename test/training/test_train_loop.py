@@ -40,8 +40,10 @@ from training.commands import consolidate as consolidate_command
 from training.config import RunConfig
 from training.consolidate import consolidate, drop_weights
 from training.evaluate import OfflineEvaluator
-from training.golden_inputs import GOLDEN_INPUTS, write_golden_inputs
+from training.golden_inputs import GOLDEN_INPUTS, choose_frames, write_golden_inputs
+from training.measurements import build_watch
 from training.model import PrismaticVLA
+from training.parallel import Ranks
 from training.recipes import find_recipe
 from training.run_folder import Run
 from training.train import count_trained, find_commit, train
@@ -344,6 +346,18 @@ def test_measuring_draws_no_random_number(tabletop_data: Path, tmp_path: Path) -
     assert len(kept) == 3  # the sight twice, and an evaluation
     after = torch.get_rng_state(), random.getstate(), str(np.random.get_state())
     assert torch.equal(before[0], after[0]) and before[1:] == after[1:]
+
+
+def test_a_run_s_attention_is_drawn_of_different_episodes(
+    tabletop_data: Path, tmp_path: Path
+) -> None:
+    parts = make_parts(tabletop_data, "watch.scenes=16", "watch.attention_scenes=3")
+    write_golden_inputs(parts.data, parts.processor, tmp_path / GOLDEN_INPUTS)
+    watch = build_watch(parts, tmp_path, Ranks())
+    assert watch is not None
+    of = parts.data.episode[choose_frames(parts.data)]
+    assert len(of) > len(set(of[:3].tolist())) < 3  # the first scenes are of one or two episodes
+    assert len(set(of[watch.drawn].tolist())) == 3
 
 
 def test_a_finished_run_stays_as_it_is(

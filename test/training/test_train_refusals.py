@@ -224,6 +224,8 @@ def test_a_refused_start_leaves_the_folder_to_the_corrected_one(
         run_short(tabletop_data, tmp_path / "other", "data.image_size=70")
     with pytest.raises(DataError, match="fills no batch"):
         run_short(tabletop_data, tmp_path / "other", "optim.batch_size=4096")
+    with pytest.raises(DataError, match=r"No data set has this name: got data\.grippers of 'b'"):
+        run_short(tabletop_data, tmp_path / "other", 'data.grippers={"b": "signed_open"}')
     correct_tasks(data, lambda text: "")
     expected = r"No frame is left.*got (\d+) frames, of them \1 unlabelled frames.*meta/tasks"
     with pytest.raises(TrainingError, match=expected):

@@ -52,11 +52,13 @@ def make_record(number: int, *, seed: int = 0) -> EpisodeRecord:
     picture = low + (high - low) * ramp[None, :, None, None] * np.ones((1, 1, SIDE, 1))
     every = rng.normal(scale=0.05, size=(steps + HORIZON, 7)).astype(np.float32)
     every[:, 6] = rng.integers(0, 2, len(every))
+    state = rng.normal(size=(steps, 7)).astype(np.float32)
+    state[:, 6] = np.abs(np.tanh(state[:, 6]))  # a gripper's fraction
     return EpisodeRecord(
         task=TASKS[number % len(TASKS)],
         images={VIDEO_KEY: picture.astype(np.uint8)},
         columns={
-            STATE_KEY: rng.normal(size=(steps, 7)).astype(np.float32),
+            STATE_KEY: state,
             ENVIRONMENT_KEY: rng.normal(size=(steps, 3)).astype(np.float32),
             ACTION_KEY: every[:steps],
             CHUNK_KEY: np.stack([every[t : t + HORIZON] for t in range(steps)]),

@@ -17,7 +17,7 @@ from training.benchmark.policies import read_spec
 from training.benchmark.run import Actor, Task, find_actors, run_tasks
 from training.benchmark.stages import Rules
 from training.benchmark.store import EpisodeStore
-from training.closed_loop import choose_executed
+from training.closed_loop import check_seed, choose_executed
 from vla_align_ros.errors import ConfigurationError
 
 SAMPLES = 2  # episodes of each environment whose pictures are kept
@@ -61,6 +61,7 @@ def evaluate_suite(request: Request) -> dict[str, Any]:
             expected="at least one of each",
             fix="correct --episodes, --jobs or --execute",
         )
+    check_seed(request.seed)
     assets = _describe_assets(request)
     actors = find_actors(request.bundles)
     specs = [read_spec(actor.bundle) for actor in actors if actor.bundle is not None]

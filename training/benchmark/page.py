@@ -34,18 +34,20 @@ td div.bar { background: #4a7; height: .35em; } figcaption { color: #555; } img 
 
 def save_pictures(folder: Path, record: Record) -> None:
     """Keep a filmed episode: some of its pictures as one strip, and all as an mp4."""
-    chosen = np.linspace(0, len(record.pictures) - 1, STRIP_PICTURES).astype(int)
+    pictures = record.pictures
+    chosen = np.linspace(0, len(pictures) - 1, STRIP_PICTURES).astype(int)
     scaled = [
         Image.fromarray(picture).resize(
             (round(picture.shape[1] * STRIP_HEIGHT_PX / picture.shape[0]), STRIP_HEIGHT_PX)
         )
-        for picture in (record.pictures[number] for number in chosen)
+        for picture in (pictures[number] for number in chosen)
     ]
     strip = np.concatenate([np.asarray(picture) for picture in scaled], axis=1)
     (folder / PICTURES).mkdir(exist_ok=True)
     name = folder / picture_name(record.policy, record.env, record.seed)
-    with replace_atomically(name.with_suffix(VIDEO)) as path:
-        encode_video(path, record.pictures, round(CONTROL_HZ), pixel_format="yuv420p")
+    film = (picture[: len(picture) // 2 * 2, : picture.shape[1] // 2 * 2] for picture in pictures)
+    with replace_atomically(name.with_suffix(VIDEO)) as path:  # whose colour wants even sides
+        encode_video(path, film, round(CONTROL_HZ), pixel_format="yuv420p")
     Image.fromarray(strip).save(name)
 
 

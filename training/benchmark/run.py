@@ -165,8 +165,9 @@ def run_tasks(
     threads: int,
     done: Callable[[Record], None],
 ) -> None:
-    """Run the tasks that the store lacks; each is kept as soon as it ends, then told to `done`.
+    """Run the tasks that the store lacks; each is told to `done` as soon as it ends, then kept.
 
+    What `done` did not finish, such as an episode's film, is thus made again after a kill.
     SimulationError if a worker dies; what it had finished is kept.
     """
     missing = [task for task in tasks if task.key not in store]
@@ -177,8 +178,8 @@ def run_tasks(
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     runs = _run_here if jobs == 1 else _run_apart
     for record in runs(missing, rules, assets, jobs, threads):
-        store.add(record)
         done(record)
+        store.add(record)
 
 
 def _run_here(
@@ -213,7 +214,8 @@ def _run_apart(
                 if not running:
                     return
                 finished, running = wait(running, return_when=FIRST_COMPLETED)
-                for future in finished:
+                # What went through is kept, whatever ended beside it in an error.
+                for future in sorted(finished, key=lambda ended: ended.exception() is not None):
                     yield future.result()
         except BrokenProcessPool as cause:
             raise SimulationError(

@@ -13,6 +13,7 @@ import numpy as np
 from training.data.collect import summarise
 from training.data.config import AugmentConfig, DataConfig
 from training.data.reader import LeRobotReader
+from training.data.schema import CHUNK_KEY
 from training.settings import override
 from vla_align_ros.errors import ConfigurationError, DataError
 from vla_align_ros.verbs import Verb, add_verbs, run_verb
@@ -127,7 +128,7 @@ def check(args: argparse.Namespace) -> dict[str, Any]:
     reader, _ = open_source(args.directory, args.camera)
     camera = find_camera(reader.schema, args.camera, str(reader.root))
     keys = DataConfig()
-    broken = check_numbers(reader, [keys.action_key, keys.state_key])
+    broken = check_numbers(reader, [keys.action_key, CHUNK_KEY, keys.state_key])
     for number, reason in check_videos(
         reader, camera, args.cache, decode=not args.quick, progress=True
     ).items():
@@ -217,18 +218,19 @@ def _data_setting(setting: str) -> str:
 
 
 def count_tasks(reader: LeRobotReader) -> dict[str, int]:
-    """Episodes of every task."""
+    """Episodes of every task; those without one have an empty text."""
     counts = dict.fromkeys(reader.tasks, 0)
     if reader.episodes.num_rows:
         for tasks in reader.episodes["tasks"].to_pylist():
-            if not tasks or tasks[0] not in counts:
+            task = (tasks and tasks[0]) or ""
+            if task and task not in counts:
                 raise DataError(
                     f"The tasks of {reader.root} disagree",
                     got=str(tasks),
                     expected="texts that the table of tasks lists",
                     fix="download or collect the data set again",
                 )
-            counts[tasks[0]] += 1
+            counts[task] = counts.get(task, 0) + 1
     return counts
 
 
@@ -248,7 +250,7 @@ def print_info(result: dict[str, Any]) -> None:
         print(f"  {name:32} {feature['dtype']:8} {feature['shape']}")
     print("tasks")
     for task, episodes in result["task_episodes"].items():
-        print(f"  {episodes:5} x {task}")
+        print(f"  {episodes:5} x {task or '(no instruction)'}")
     for key in ("action", "observation.state"):
         if key not in result["stats"]:
             continue

@@ -11,6 +11,7 @@ from typing import Any
 from vla_align_ros.errors import ConfigurationError
 from vla_align_ros.verbs import Verb, add_verbs, run_verb
 
+PICTURES = (".png", ".jpg", ".jpeg")
 SUMMARY = (
     "fit what a policy's familiar scenes look like; measure and show how strange ones are told"
 )
@@ -105,15 +106,19 @@ def fit(args: argparse.Namespace) -> dict[str, Any]:
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Print and return how far each shift's scenes are from the training's."""
+    from training.files import replace_atomically
     from training.strange_scenes import measure_familiarity, tell_row
 
+    if args.out is not None:
+        _make_room(args.out)
     result = measure_familiarity(args.path, args.episodes, _find_names(args.shift))
     print(f"{'shift':18} {'AUROC':>22} {'beyond threshold':>18}  distance")
     for row in result["rows"]:
         told, flagged = tell_row(row, result["episodes"])
         print(f"{row['shift']:18} {told:>22} {flagged:>18}  {row['distance_p50']:.2f}")
     if args.out is not None:
-        args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        with replace_atomically(args.out) as temporary:
+            temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return result
 
 
@@ -123,9 +128,22 @@ def show(args: argparse.Namespace) -> dict[str, Any]:
 
     from training.strange_scenes import draw_scenes
 
+    _make_room(args.out, PICTURES)
     Image.fromarray(draw_scenes(args.path, _find_names(args.shift))).save(args.out)
     print(args.out)
     return {"ok": True, "bundle": str(args.path), "picture": str(args.out)}
+
+
+def _make_room(path: Path, suffixes: tuple[str, ...] = ()) -> None:
+    """Make the folder of a result before it is worked for; refuse what is no file's name of one."""
+    if path.is_dir() or (suffixes and path.suffix.lower() not in suffixes):
+        raise ConfigurationError(
+            "The result cannot be written there",
+            got=f"--out {path}",
+            expected="a file" + (f" of {' or '.join(suffixes)}" if suffixes else ", and no folder"),
+            fix="give another name",
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
 
 
 def _find_names(asked: list[str]) -> list[str]:

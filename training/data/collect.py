@@ -167,9 +167,12 @@ def _hold_settings(root: Path, settings: CollectSettings) -> None:
     path = root / COLLECTION_PATH
     wanted = settings.to_dict()
     if settings.policy is not None:  # the bundle that it is, not the folder where it lies
+        from training.closed_loop import find_camera
         from vla_align_ros.contract.bundle import Bundle
 
-        wanted["policy"] = Bundle.open(settings.policy).id
+        bundle = Bundle.open(settings.policy)
+        find_camera(bundle.spec, f"{settings.env}, which it is to drive")
+        wanted["policy"] = bundle.id
     if settings.env == PUT_ON_PLATE:  # the meshes that they are, too
         from vla_align_ros.sim.put_on_plate.assets import describe_assets
 

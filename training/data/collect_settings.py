@@ -52,6 +52,13 @@ def check_settings(settings: CollectSettings) -> None:
             expected=f"one of {', '.join(ENVIRONMENTS)}",
             fix="pass one of them as --env",
         )
+    if settings.seed < 0:
+        raise DataError(
+            "No scenes have this seed",
+            got=f"--seed {settings.seed}",
+            expected="0 or more",
+            fix="correct --seed",
+        )
     if settings.env == PUT_ON_PLATE:
         if settings.shift != "none":
             raise DataError(

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from training.settings import LATER
 from vla_align_ros.errors import ConfigurationError
+
+Gripper = Literal[
+    "fraction_open",
+    "fraction_closed",
+    "signed_open",
+    "signed_closed",
+    "percent_open",
+    "percent_closed",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +55,11 @@ class DataConfig:
     empty takes the only one there is. state_key, action_key: features of proprioception and action.
     action_names: which seven named values of the action are dx dy dz drx dry drz gripper; empty
     takes all, which must not be named as something else, as does a data set of seven values that
-    lacks these names. gripper: what the recorded gripper values
-    mean. rate_hz: the rate of the policy, needed only where data sets of several rates are mixed;
-    it is one of theirs, and nothing is resampled. frame: in whose axes actions and state are
-    recorded; the arm's command_frame must be the same.
+    lacks these names. gripper: what the recorded gripper values mean; grippers: what those of some
+    data sets of a mixture mean instead, by the data set's name. rate_hz: the rate of the policy,
+    needed only where data sets of several rates are mixed; it is one of theirs, and nothing is
+    resampled. frame: in whose axes actions and state are recorded; the arm's command_frame must be
+    the same.
 
     instructions: train on what these, word for word, ask for, and leave the rest out; empty takes
     all. Statistics are those of the whole data.
@@ -66,14 +77,8 @@ class DataConfig:
     state_key: str = "observation.state"
     action_key: str = "action"
     action_names: tuple[str, ...] = ()
-    gripper: Literal[
-        "fraction_open",
-        "fraction_closed",
-        "signed_open",
-        "signed_closed",
-        "percent_open",
-        "percent_closed",
-    ] = "fraction_open"
+    gripper: Gripper = "fraction_open"
+    grippers: Mapping[str, str] | None = field(default=None, metadata=LATER)
     rate_hz: float | None = None
     frame: str = field(default="base_link", metadata=LATER)
     instructions: tuple[str, ...] = field(default=(), metadata=LATER)
@@ -100,7 +105,14 @@ class DataConfig:
         _check("workers", self.workers, self.workers >= 0, "0 or more")
         names = self.action_names
         _check("action_names", names, len(names) in (0, 7), "seven names, or none")
+        for name, meaning in (self.grippers or {}).items():
+            expected = "one of " + ", ".join(get_args(Gripper))
+            _check(f"grippers[{name!r}]", repr(meaning), meaning in get_args(Gripper), expected)
         _check("frame", repr(self.frame), bool(self.frame.strip()), "a frame's name")
+
+    def gripper_of(self, name: str) -> str:
+        """What the gripper values of the data set `name` mean."""
+        return (self.grippers or {}).get(name, self.gripper)
 
     @property
     def keeps_features(self) -> bool:

@@ -154,7 +154,22 @@ def convert_rlds(
 
 
 def make_record(episode: dict[str, Any], mapping: RldsMapping, what: str) -> EpisodeRecord:
-    """One episode as it is written; DataError names `what` if a picture cannot be decoded."""
+    """One episode as it is written; DataError names `what` if a feature of it cannot be read."""
+    for path in (*mapping.images, *mapping.action, *mapping.state):
+        values = episode.get(path)
+        if (
+            values is None
+            or isinstance(values, list) != (path in mapping.images)
+            or not len(values)
+        ):
+            raise DataError(
+                f"A feature of {what} cannot be read",
+                got=f"no {path}"
+                if values is None or not len(values)
+                else f"{path} in bytes, as TFDS compresses tensors",
+                expected="PNG or JPEG for pictures, plain numbers for the others, in every step",
+                fix="choose another feature, or write the data again with encoding none",
+            )
     images = {}
     for path in mapping.images:
         try:

@@ -162,7 +162,8 @@ class ActionChunkDataset:
         from training.data.features import pictures_key
 
         camera = self.sources[root].selection.camera
-        return pictures_key(self.readers[root], [camera], self.processor.image_transform)
+        transform, broken = self.processor.image_transform, self._pictures.broken_of(root)
+        return pictures_key(self.readers[root], [camera], transform, broken)
 
     def indices(self, split: str) -> np.ndarray:
         """Frames (n,) of "train" or "val"; a scene's frames are all in one of them.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -43,9 +43,18 @@ class Pictures(Protocol):
         ...
 
 
-def pictures_key(reader: LeRobotReader, cameras: Sequence[str], transform: ImageTransform) -> str:
-    """Name of all that decides a root's pictures: content, cameras, size, crop, interpolation."""
+def pictures_key(
+    reader: LeRobotReader,
+    cameras: Sequence[str],
+    transform: ImageTransform,
+    broken: Collection[int] = (),
+) -> str:
+    """Name of all that decides a root's pictures: content, cameras, size, crop, interpolation.
+
+    And which episodes are `broken`: their pictures are black until their videos are mended.
+    """
     keys = [cache_key(reader, camera, transform) for camera in cameras]
+    keys += [f"without {sorted(broken)}"] if broken else []
     if len(keys) == 1:
         return keys[0]
     return f"{transform.size}-{hashlib.sha256('/'.join(keys).encode()).hexdigest()[:16]}"

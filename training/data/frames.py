@@ -7,7 +7,7 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -55,10 +55,11 @@ class FrameStore:
         folder = Path(cache_dir) if cache_dir is not None else reader.root / CACHE_FOLDER
         self.path = folder / f"frames-{cache_key(reader, video_key, transform)}.npy"
         self._broken_path = self.path.with_suffix(".broken.json")
-        if not self.path.exists():
+        if not self._is_current(reader, video_key):
             lock = self.path.with_name(f".{self.path.name}.lock")
             with explain_errors(_WHAT, self.path, _ELSEWHERE), hold_lock(lock):
-                if not self.path.exists():  # another process may have filled it meanwhile
+                # Another process may have filled it meanwhile.
+                if not self._is_current(reader, video_key):
                     self._fill(reader, video_key, transform, progress, skip_broken)
         self.frames: np.ndarray = np.load(self.path, mmap_mode="r", allow_pickle=False)
         expected = (len(reader), transform.size, transform.size, 3)
@@ -69,8 +70,7 @@ class FrameStore:
                 expected=f"{expected}",
                 fix="delete the file; it is made again",
             )
-        known = read_json(self._broken_path) if self._broken_path.exists() else {}
-        self.broken: Mapping[int, str] = {int(k): str(v) for k, v in known.items()}
+        self.broken: Mapping[int, str] = self._read_broken()
         if self.broken and not skip_broken:
             raise broken_error(reader, self.broken)
 
@@ -78,6 +78,15 @@ class FrameStore:
         """Frames (n, S, S, 3) uint8 RGB of `rows` (n,) int64."""
         frames: np.ndarray = self.frames[rows]
         return frames
+
+    def _read_broken(self) -> dict[int, str]:
+        known = read_json(self._broken_path) if self._broken_path.exists() else {}
+        return {int(number): str(reason) for number, reason in known.items()}
+
+    def _is_current(self, reader: LeRobotReader, camera: str) -> bool:
+        if not self.path.exists():
+            return False
+        return not find_mended(reader, camera, self._read_broken(), self._broken_path)
 
     def _fill(
         self,
@@ -188,6 +197,20 @@ def decode_clips(
             if target is not None:
                 target[starts[clip.episode] : starts[clip.episode + 1]] = 0
     return broken
+
+
+def find_mended(
+    reader: LeRobotReader, camera: str, broken: Collection[int], note: Path
+) -> set[Path]:
+    """Videos of the episodes that `note` calls broken which are newer than it.
+
+    Another size is another content; what was damaged inside of a file has the same.
+    """
+    if not broken or camera not in reader.schema.video_keys:
+        return set()
+    noted_ns = note.stat().st_mtime_ns
+    paths = {clip.path for clip in reader.clips(camera) if clip.episode in broken}
+    return {path for path in paths if path.exists() and path.stat().st_mtime_ns > noted_ns}
 
 
 def broken_error(reader: LeRobotReader, broken: Mapping[int, str]) -> DataError:

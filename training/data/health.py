@@ -10,7 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from training.data.frames import CACHE_FOLDER, broken_error, decode_clips, group_clips
+from training.data.frames import (
+    CACHE_FOLDER,
+    broken_error,
+    decode_clips,
+    find_mended,
+    group_clips,
+)
 from training.data.reader import LeRobotReader
 from training.data.sources import Source
 from training.data.versions import Clip
@@ -42,16 +48,24 @@ def check_videos(
     """Damaged episodes of a camera (a feature's whole name), with the reason; {} if all is well.
 
     `decode` looks at every picture, which alone finds damage inside a file that is whole by its
-    table of contents. The answer is kept in `cache_dir`, by default in <dataset>/cache.
+    table of contents. The answer is kept in `cache_dir`, by default in <dataset>/cache; of a
+    damaged file until it is replaced.
     """
     from tqdm import tqdm
 
     path = _record_path(reader, camera, cache_dir)
     known = _read_record(path)
-    if known is not None and (known["decoded"] or not decode):
-        return {int(number): str(reason) for number, reason in known["broken"].items()}
     found: dict[int, str] = {}
     groups = group_clips(reader, camera)
+    if known is not None and (known["decoded"] or not decode):
+        found = {int(number): str(reason) for number, reason in known["broken"].items()}
+        mended = find_mended(reader, camera, found, path)
+        if not mended:
+            return found
+        decode = bool(known["decoded"])
+        groups = [clips for clips in groups if clips[0].path in mended]
+        again = {clip.episode for clips in groups for clip in clips}
+        found = {number: reason for number, reason in found.items() if number not in again}
     for clips in tqdm(groups, desc="checking", unit="file", disable=not progress):
         if decode:
             found |= decode_clips(reader, camera, clips, None, None)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from training.data.layout import DatasetSchema
-from training.data.reader import read_json
+from training.data.reader import read_info
 from training.data.selection import find_camera
 from vla_align_ros.errors import DataError
 
@@ -52,7 +52,7 @@ def download_dataset(
 
     try:
         root = fetch(["meta/*"])
-        info = read_json(root / "meta/info.json")
+        info = read_info(root)
         schema = DatasetSchema.from_info(info)
         camera = find_camera(schema, cameras, str(root))
         patterns = ["meta/*", "data/*"]

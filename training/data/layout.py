@@ -36,6 +36,7 @@ INDEX_FEATURES: dict[str, str] = {
     "task_index": "int64",
 }
 _NO_NUMBERS = ("video", "image", "string", "audio")
+_NESTED = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
 _ARROW_TYPES = {"float32": pa.float32(), "float64": pa.float64(), "int64": pa.int64()}
 
 
@@ -111,23 +112,32 @@ class DatasetSchema:
 
     @classmethod
     def from_info(cls, info: Mapping[str, Any]) -> DatasetSchema:
-        """Read the schema back from info.json."""
-        features = {
-            key: Feature(
-                entry["dtype"],
-                tuple(int(n) for n in entry["shape"]),
-                read_names(entry.get("names")),
-            )
-            for key, entry in info["features"].items()
-            if key not in INDEX_FEATURES
-        }
-        formats = {
-            entry.get("info", {}).get("video.pix_fmt", PIXEL_FORMAT)
-            for entry in info["features"].values()
-            if entry["dtype"] == "video"
-        }
+        """Read the schema back from info.json; DataError if it is written otherwise."""
+        try:
+            features = {
+                key: Feature(
+                    entry["dtype"],
+                    tuple(int(n) for n in entry["shape"]),
+                    read_names(entry.get("names")),
+                )
+                for key, entry in info["features"].items()
+                if key not in INDEX_FEATURES
+            }
+            formats = {
+                (entry.get("info") or {}).get("video.pix_fmt", PIXEL_FORMAT)
+                for entry in info["features"].values()
+                if entry["dtype"] == "video"
+            }
+            rate = round(info["fps"])
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise DataError(
+                f"{INFO_PATH} cannot be read",
+                got=f"{type(error).__name__}: {error}",
+                expected="a number fps, and features with dtype and shape",
+                fix="download or convert the data set again",
+            ) from error
         pixel_format = formats.pop() if len(formats) == 1 else PIXEL_FORMAT
-        return cls(round(info["fps"]), features, info.get("robot_type"), pixel_format)
+        return cls(rate, features, info.get("robot_type"), pixel_format)
 
 
 @dataclass(frozen=True)
@@ -205,7 +215,7 @@ def column_values(
     """
     flat: Any = column.combine_chunks()
     rows = len(flat)
-    while pa.types.is_list(flat.type) or pa.types.is_fixed_size_list(flat.type):
+    while any(is_nested(flat.type) for is_nested in _NESTED):
         flat = flat.flatten()
     values: np.ndarray = flat.to_numpy(zero_copy_only=False)
     wanted = (rows, *shape)

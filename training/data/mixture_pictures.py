@@ -112,6 +112,10 @@ class MixturePictures:
         shown = [draw_window(self._config.augment, draw) for draw in draws]
         return np.asarray(shown, dtype=np.float64).reshape(-1, 4)
 
+    def broken_of(self, root: int) -> list[int]:
+        """Broken episodes of one data set, by their numbers in it."""
+        return [episode for number, episode in self.broken if number == root]
+
     def _draws(
         self, indices: np.ndarray, passes: np.ndarray | None
     ) -> list[tuple[int, int, int]] | None:

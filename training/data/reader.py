@@ -20,12 +20,13 @@ from training.data.layout import (
     DatasetSchema,
     column_values,
 )
-from training.data.versions import Clip, find_version
+from training.data.versions import Clip, find_version, open_table
 from training.data.video import decode_numbered, decode_video
 from vla_align_ros.errors import DataError
 
 _HASHED_WHOLE = 64 << 20  # bytes; of a larger table (pictures inside), both ends and the size
 _HASHED_END = 1 << 20
+_NEEDED = ("fps", "features", "total_episodes", "total_frames")  # of info.json
 
 
 def read_json(path: Path) -> Any:
@@ -39,6 +40,20 @@ def read_json(path: Path) -> Any:
             expected="a LeRobot dataset",
             fix="give a dataset's folder, such as `vla-align collect --out` writes",
         ) from error
+
+
+def read_info(root: Path) -> dict[str, Any]:
+    """A data set's meta/info.json; DataError if it is missing or incomplete."""
+    info = read_json(root / INFO_PATH)
+    held = info if isinstance(info, dict) else {}
+    if missing := [key for key in _NEEDED if key not in held]:
+        raise DataError(
+            f"{root / INFO_PATH} is incomplete",
+            got=f"no {', '.join(missing)}",
+            expected=", ".join(_NEEDED),
+            fix="download or convert the data set again",
+        )
+    return held
 
 
 class LeRobotReader:
@@ -56,7 +71,7 @@ class LeRobotReader:
         """
         self.root = Path(root)
         self.name = self.root.name if name is None else name
-        self.info: dict[str, Any] = read_json(self.root / INFO_PATH)
+        self.info = read_info(self.root)
         self.version = find_version(self.root, self.info)
         self.schema = DatasetSchema.from_info(self.info)
         self.rate_hz = float(self.info["fps"])
@@ -71,6 +86,15 @@ class LeRobotReader:
                 expected=f"{self.info['total_episodes']} as meta/info.json says",
                 fix="run the same `vla-align collect` command again, which repairs and continues,"
                 " or download the data set again",
+            )
+        numbers = self.episodes["episode_index"].to_numpy()
+        if not np.array_equal(numbers, np.arange(rows)):
+            place = int(np.argmin(numbers == np.arange(rows)))
+            raise DataError(
+                f"The episodes of {self.root} are not numbered one after the other",
+                got=f"episode {numbers[place]} in place {place}",
+                expected=f"0 to {rows - 1}, each once",
+                fix="number them anew, in the tables too, as lerobot does when it deletes episodes",
             )
 
     def __len__(self) -> int:
@@ -92,11 +116,14 @@ class LeRobotReader:
     def file_starts(self) -> np.ndarray:
         """First row of every table in `version.data_files()`, and the number of rows."""
         files = self.version.data_files()
-        counts = [_open_table(path, pq.read_metadata).num_rows for path in files]
+        counts = [open_table(path, pq.read_metadata).num_rows for path in files]
         return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
 
     def columns(self, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
-        """Tabular columns of the whole dataset: name -> (N, *shape), rows in `index` order."""
+        """Tabular columns of the whole dataset: name -> (N, *shape), rows in `index` order.
+
+        DataError if they cannot be read, or their episodes or frames are out of order.
+        """
         wanted = list(names or (*self.schema.table_keys, *INDEX_FEATURES))
         shapes = {key: feature.shape for key, feature in self.schema.features.items()}
         known = {*self.schema.table_keys, *INDEX_FEATURES}
@@ -111,7 +138,7 @@ class LeRobotReader:
         files = self.version.data_files()
         if not files:
             return {}
-        parts = [_open_table(f, pq.read_table, columns=wanted) for f in files]
+        parts = [open_table(f, pq.read_table, columns=wanted) for f in files]
         table = pa.concat_tables(parts, promote_options="permissive")
         if table.num_rows != len(self) or table.num_rows != self.episode_starts[-1]:
             raise DataError(
@@ -120,10 +147,30 @@ class LeRobotReader:
                 expected=f"{len(self)} as meta/info.json says",
                 fix="download or collect the data set again",
             )
-        return {
+        columns = {
             name: column_values(table[name], shapes.get(name, ()), f"{name} of {self.root}")
             for name in wanted
         }
+        self._check_order(columns)
+        return columns
+
+    def _check_order(self, columns: dict[str, np.ndarray]) -> None:
+        """Refuse rows out of order: pictures and the actions that follow are found by place."""
+        lengths = np.diff(self.episode_starts)
+        episode = np.repeat(np.arange(len(lengths)), lengths)
+        frame = np.arange(len(episode)) - self.episode_starts[episode]
+        for name, expected in (("episode_index", episode), ("frame_index", frame)):
+            found = columns.get(name, expected)
+            if not np.array_equal(found, expected):
+                row = int(np.argmin(found == expected))
+                raise DataError(
+                    f"The rows of {self.root} are out of order",
+                    got=f"{name} {found[row]} in row {row}",
+                    expected=f"{name} {expected[row]}: one episode after the other, each from"
+                    " frame 0 on without a gap",
+                    fix="sort the tables by index and number frames anew, or convert the data set"
+                    " again",
+                )
 
     def clips(self, video_key: str) -> list[Clip]:
         """Where a camera's episodes are in its mp4 files, in the order of the episodes."""
@@ -200,19 +247,9 @@ class LeRobotReader:
     def _tables(self) -> bytes:
         """Names and hashes of all tables."""
         files = (*self.version.episode_files(), *self.version.data_files())
-        return b"".join(f"{f.relative_to(self.root)}:".encode() + _hash_file(f) for f in files)
-
-
-def _open_table(path: Path, read: Any, **options: Any) -> Any:
-    try:
-        return read(path, **options)
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(
-            f"Cannot read the table {path}",
-            got=str(error),
-            expected="a whole parquet file",
-            fix="download or collect the data set again",
-        ) from error
+        return b"".join(
+            f"{f.relative_to(self.root)}:".encode() + open_table(f, _hash_file) for f in files
+        )
 
 
 def _hash_file(path: Path) -> bytes:

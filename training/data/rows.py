@@ -41,12 +41,16 @@ class SourceRows:
         wanted += [ENVIRONMENT_KEY] if environment else []
         columns = reader.columns(wanted)
         count = len(columns["frame_index"])
-        recorded = columns[action].reshape(count, *columns[action].shape[1:])
+        recorded = columns[action]
+        if not chosen.chunk_key:
+            recorded = recorded.reshape(count, -1)
         empty = np.zeros((count, 0), dtype=np.float32)
         self.state = empty
         if chosen.state_key:
             self.state = columns[chosen.state_key].reshape(count, -1).astype(np.float32)
-        self.environment_state = columns[ENVIRONMENT_KEY] if environment else empty
+        self.environment_state = empty
+        if environment:
+            self.environment_state = columns[ENVIRONMENT_KEY].reshape(count, -1).astype(np.float32)
         self.frame_index: Int64Array = columns["frame_index"].astype(np.int64)
         self.episode: Int64Array = columns["episode_index"].astype(np.int64)
         self.task: Int64Array = columns["task_index"].astype(np.int64)
@@ -60,6 +64,7 @@ class SourceRows:
         self.episode_seed = _episode_seeds(source)
         _check_numbers(source, self.episode, action, recorded)
         _check_numbers(source, self.episode, str(chosen.state_key), self.state)
+        _check_state(source, self.state)
         self._ready = chosen.read_actions(recorded) if chosen.chunk_key else None
         actions = self._ready[:, 0] if self._ready is not None else chosen.read_actions(recorded)
         _check_gripper(source, actions if self._ready is None else self._ready)
@@ -119,11 +124,27 @@ def _check_gripper(source: Source, actions: np.ndarray) -> None:
             f"The grippers of {source.reader.root} are not what data.gripper says",
             got=f"{low:.3g} to {high:.3g}, read as {meaning}",
             expected="0 (shut) to 1 (open)",
-            fix="--set data.gripper=... one of " + ", ".join(GRIPPER_CONVENTIONS),
+            fix="--set data.gripper=... one of "
+            + ", ".join(GRIPPER_CONVENTIONS)
+            + f"; in a mixture --set 'data.grippers={{\"{source.reader.name}\": ...}}'",
         )
     if 0.0 < high - low < _GRIPPER_SPAN:
         warnings.warn(
             f"the grippers of {source.reader.root} go from {low:.3g} to {high:.3g} alone, read as"
             f" {meaning}, where 0 is shut and 1 open: is that what data.gripper should be?",
+            stacklevel=3,
+        )
+
+
+def _check_state(source: Source, state: Float32Array) -> None:
+    """Warn of a state's gripper that is no fraction: a robot supplies one under that name."""
+    names = source.selection.state_names
+    fraction = state[:, names.index("gripper")] if "gripper" in names else np.zeros(1)
+    low, high = float(fraction.min()), float(fraction.max())
+    if low < -_GRIPPER_SLACK or high > 1.0 + _GRIPPER_SLACK:
+        warnings.warn(
+            f"the state's gripper of {source.reader.root} goes from {low:.3g} to {high:.3g}, where"
+            " a robot supplies 0 (shut) to 1 (open), so that the policy would read it wrongly;"
+            " record it so, name it otherwise, or train without: --set model.state=null",
             stacklevel=3,
         )

@@ -69,10 +69,12 @@ class Selection:
         return actions
 
 
-def select_features(schema: DatasetSchema, config: DataConfig, root: str) -> Selection:
+def select_features(
+    schema: DatasetSchema, config: DataConfig, root: str, name: str = ""
+) -> Selection:
     """Find what `config` asks for in a data set; DataError says what is missing and what there is.
 
-    `root` names the data set in errors.
+    `root` names the data set in errors, `name` in `config`.
     """
     camera = find_camera(schema, config.cameras, root)
     height, width = schema.features[camera].picture_size
@@ -90,7 +92,7 @@ def select_features(schema: DatasetSchema, config: DataConfig, root: str) -> Sel
         action_key=config.action_key,
         action_columns=_action_columns(schema, config, root),
         chunk_key=CHUNK_KEY if has_chunks else None,
-        gripper=config.gripper,
+        gripper=config.gripper_of(name),
     )
 
 

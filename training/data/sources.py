@@ -70,7 +70,7 @@ def open_sources(roots: Sequence[str | Path], config: DataConfig | None = None) 
     sources = []
     for root in roots:
         reader, weight = open_source(str(root), config.cameras)
-        selection = select_features(reader.schema, config, str(reader.root))
+        selection = select_features(reader.schema, config, str(reader.root), reader.name)
         sources.append(Source(reader, weight, selection))
     _check_together(sources, config)
     return sources
@@ -95,6 +95,18 @@ def open_source(text: str, cameras: Sequence[str] = ()) -> tuple[LeRobotReader, 
             fix=f"record episodes; {INFO_PATH} counts them",
         )
     return reader, weight
+
+
+def check_names(sources: Sequence[Source], config: DataConfig) -> None:
+    """DataError if `config` says something of a data set by a name that none of these has."""
+    names = {source.reader.name for source in sources}
+    if unknown := sorted(set(config.grippers or {}) - names):
+        raise DataError(
+            "No data set has this name",
+            got=f"data.grippers of {', '.join(map(repr, unknown))}",
+            expected="some of " + ", ".join(map(repr, sorted(names))),
+            fix="correct --set data.grippers; a folder's name is its last part",
+        )
 
 
 def policy_spec(
@@ -149,7 +161,8 @@ def _check_together(sources: Sequence[Source], config: DataConfig) -> None:
                 f"{other.reader.root} cannot be trained on together with {first.reader.root}",
                 got=f"state {names}",
                 expected=f"state {first.selection.state_names}",
-                fix="choose a feature that all record alike by --set data.state_key=NAME",
+                fix="choose a feature that all record alike by --set data.state_key=NAME; for a"
+                " policy without state, --set model.state=null and a NAME that none has",
             )
         if config.rate_hz is None and other.reader.rate_hz != first.reader.rate_hz:
             raise DataError(

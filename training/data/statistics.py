@@ -15,6 +15,7 @@ from training.data.rows import SourceRows
 from training.data.sources import Source, open_sources
 from training.files import replace_atomically
 from vla_align_ros.contract.normalize import Statistics, compute_statistics
+from vla_align_ros.errors import DataError
 
 STATISTICS_PATH = "meta/vla_align_stats.json"
 _VERSION = 1
@@ -72,6 +73,15 @@ def compute(
     """The statistics themselves, from the tables."""
     rows = [SourceRows(source, config) for source in sources]
     actions = np.concatenate([part.all_actions() for part in rows])
+    if not len(actions):
+        raise DataError(
+            "No frame moves",
+            got=f"{sum(map(len, rows))} frames, all within {config.near_zero_m:g} m and"
+            f" {config.near_zero_rad:g} rad of the one before",
+            expected="some that move more, or switch the gripper",
+            fix="lower --set data.near_zero_m and data.near_zero_rad, which are for 5 Hz, or leave"
+            " data.drop_near_zero out",
+        )
     mask = np.ones(actions.shape[-1], dtype=bool)
     mask[-1] = gripper_mask
     found = {"action": compute_statistics(actions, mask)}

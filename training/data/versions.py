@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from training.data.layout import CODEBASE_VERSION, TASKS_PATH
+from training.data.layout import CODEBASE_VERSION, TASKS_PATH, VIDEO_PATH
 from vla_align_ros.errors import DataError
 
 V2_DATA_PATH = "data/chunk-{episode_chunk:03d}/episode_{episode_index:06d}.parquet"
@@ -78,17 +78,22 @@ class Version3:
         path = self.root / TASKS_PATH
         if not path.exists():
             return []
-        table = pq.read_table(path)
-        name = "task" if "task" in table.column_names else "__index_level_0__"
+        table = open_table(path, pq.read_table)
+        held = table.column_names
+        name = "__index_level_0__" if "__index_level_0__" in held and "task" not in held else "task"
+        check_columns(path, held, ("task_index", name))
         return _by_index(table["task_index"].to_pylist(), table[name].to_pylist())
 
     def episodes(self) -> pa.Table:
-        """Rows of meta/episodes without the statistics."""
+        """Rows of meta/episodes without the statistics, in order."""
         files = self.episode_files()
         if not files:
             return pa.table({"episode_index": pa.array([], type=pa.int64())})
-        names = [n for n in pq.read_schema(files[0]).names if not n.startswith("stats/")]
-        return pa.concat_tables([pq.read_table(f, columns=names) for f in files])
+        held = open_table(files[0], pq.read_schema).names
+        names = [name for name in held if not name.startswith("stats/")]
+        check_columns(files[0], names, ("episode_index", "length"))
+        rows = pa.concat_tables([open_table(f, pq.read_table, columns=names) for f in files])
+        return rows.sort_by("episode_index")
 
     def data_files(self) -> list[Path]:
         """The tables, in the order of the rows."""
@@ -103,7 +108,8 @@ class Version3:
         prefix = f"videos/{video_key}/"
         names = ["episode_index", "length"]
         names += [prefix + name for name in ("chunk_index", "file_index", "from_timestamp")]
-        template, rate = self.info["video_path"], float(self.info["fps"])
+        check_columns(self.root / "meta/episodes", episodes.column_names, names)
+        template, rate = self.info.get("video_path") or VIDEO_PATH, float(self.info["fps"])
         return [
             Clip(
                 episode,
@@ -137,7 +143,9 @@ class Version2:
         return pa.table(
             {
                 "episode_index": pa.array([r["episode_index"] for r in rows], type=pa.int64()),
-                "tasks": pa.array([list(r["tasks"]) for r in rows], type=pa.list_(pa.string())),
+                "tasks": pa.array(
+                    [list(r["tasks"] or ()) for r in rows], type=pa.list_(pa.string())
+                ),
                 "length": pa.array([r["length"] for r in rows], type=pa.int64()),
             }
         )
@@ -165,10 +173,34 @@ class Version2:
         return self.root / template.format(episode_chunk=chunk, episode_index=episode, **more)
 
 
-def _by_index(indices: Sequence[int], texts: Sequence[str]) -> list[str]:
+def open_table(path: Path, read: Any, **options: Any) -> Any:
+    """What `read` gives of a parquet file; DataError, naming it, if it is missing or damaged."""
+    try:
+        return read(path, **options)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(
+            f"Cannot read the table {path}",
+            got=str(error),
+            expected="a whole parquet file",
+            fix="download or collect the data set again",
+        ) from error
+
+
+def check_columns(path: Path, names: Sequence[str], needed: Sequence[str]) -> None:
+    """DataError, naming the table, if its columns `names` lack one."""
+    if missing := [name for name in needed if name not in names]:
+        raise DataError(
+            f"{path} lacks columns",
+            got=f"no {', '.join(missing)}",
+            expected=", ".join(needed),
+            fix="download or convert the data set again",
+        )
+
+
+def _by_index(indices: Sequence[int], texts: Sequence[str | None]) -> list[str]:
     """Texts in the order of their indices; an index that no text has gets an empty one."""
     found = dict(zip(indices, texts, strict=True))
-    return [found.get(index, "") for index in range(max(found, default=-1) + 1)]
+    return [found.get(index) or "" for index in range(max(found, default=-1) + 1)]
 
 
 def _read_lines(path: Path, keys: tuple[str, ...]) -> list[dict[str, Any]]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from training.model.config import VisionConfig
-from training.model.vision import build_timm
+from training.model.vision import build_timm, import_timm
 from vla_align_ros.contract.images import IMAGENET_MEAN, IMAGENET_STD, ImageTransform, Triple
 from vla_align_ros.errors import ConfigurationError
 
@@ -42,8 +43,7 @@ def pixel_statistics(tower: VisionConfig) -> tuple[Triple, Triple]:
     all others (DINOv2, DINOv3).
     """
     if tower.source.startswith("timm:"):
-        with torch.random.fork_rng(devices=[]):  # its weights are drawn, and not looked at
-            return timm_pixels(build_timm(tower, pretrained=False))
+        return _find_timm_pixels(tower)
     if tower.source == "transformers" and tower.pretrained is not None:
         values = _read_preprocessor(tower.pretrained)
         mean, std = values.get("image_mean"), values.get("image_std")
@@ -57,6 +57,17 @@ def pixel_statistics(tower: VisionConfig) -> tuple[Triple, Triple]:
     if "siglip" in name.lower():
         return HALF, HALF
     return (CLIP_MEAN, CLIP_STD) if "clip" in name.lower() else (IMAGENET_MEAN, IMAGENET_STD)
+
+
+def _find_timm_pixels(tower: VisionConfig) -> tuple[Triple, Triple]:
+    """What timm lists of a model by its name; a hub's, which it does not list, is built."""
+    name = tower.source.removeprefix("timm:")
+    with contextlib.suppress(RuntimeError):  # an unknown tag: building it says so
+        listed = import_timm(tower.source).get_pretrained_cfg(name)
+        if listed is not None:
+            return _triple(listed.mean), _triple(listed.std)
+    with torch.random.fork_rng(devices=[]):  # its weights are drawn, and not looked at
+        return timm_pixels(build_timm(tower, pretrained=False))
 
 
 def timm_pixels(model: Any) -> tuple[Triple, Triple]:

@@ -78,22 +78,35 @@ def _build_embedded(
     return TransformersTower(config, model, blocks)
 
 
-def build_timm(config: VisionConfig, *, pretrained: bool) -> Any:
-    """Build timm's own model of that name; ConfigurationError if timm is not installed."""
+def import_timm(source: str) -> Any:
+    """The module timm, for a tower of `source`; ConfigurationError if it is not installed."""
     try:
         import timm
     except ImportError as error:
         raise ConfigurationError(
-            got=f"vision source {config.source!r} but timm cannot be imported ({error})",
+            got=f"vision source {source!r} but timm cannot be imported ({error})",
             expected="timm and a torchvision built for this torch",
             fix="install timm, or take the tower from transformers",
         ) from error
-    model = timm.create_model(
-        config.source.removeprefix("timm:"),
-        pretrained=pretrained,
-        num_classes=0,
-        img_size=config.image_size,
-    )
+    return timm
+
+
+def build_timm(config: VisionConfig, *, pretrained: bool) -> Any:
+    """Build timm's own model of that name; ConfigurationError if timm has or knows none."""
+    try:
+        model = import_timm(config.source).create_model(
+            config.source.removeprefix("timm:"),
+            pretrained=pretrained,
+            num_classes=0,
+            img_size=config.image_size,
+        )
+    except (RuntimeError, TypeError, OSError) as error:
+        raise ConfigurationError(
+            "timm cannot build the tower",
+            got=f"{config.source}: {str(error).splitlines()[0]}",
+            expected=f"a vision transformer that takes {config.image_size} px",
+            fix="`timm.list_models('vit*', pretrained=True)` names them",
+        ) from error
     if config.layers is not None:
         model.blocks = model.blocks[: config.layers]
     return model

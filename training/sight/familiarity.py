@@ -50,9 +50,17 @@ def fit_familiarity(
     neither words nor state) or "layer_<k>" of the language model.
 
     Raises:
-        ConfigurationError: on a place that the network does not have. DataError: if the data has
-        too few frames. TrainingError and others as opening a run and its data do.
+        ConfigurationError: on a place that the network does not have, or numbers that make no
+        sense. DataError: if the data has too few frames. TrainingError and others as opening a run
+        and its data do.
     """
+    if scenes < LEAST_SCENES or not 0.0 < quantile <= 1.0:
+        raise ConfigurationError(
+            "Familiar scenes cannot be fitted so",
+            got=f"{scenes} scenes, quantile {quantile:g}",
+            expected=f"{LEAST_SCENES} scenes or more, a quantile above 0 and at most 1",
+            fix="correct --scenes or --quantile",
+        )
     found = Run.open(run)
     weights = RunWeights.find(run).digest() if is_consolidated(run) else UNFINISHED
     model = found.load_after()

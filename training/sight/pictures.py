@@ -106,12 +106,14 @@ def _read(path: Path) -> NDArray[np.uint8]:
 
     try:
         with Image.open(path) as image:
+            if image.mode.startswith("I"):  # Pillow would make all above 255 white
+                raise ValueError("grey in more than 8 bits")
             return np.asarray(image.convert("RGBA"))
-    except (OSError, UnidentifiedImageError) as error:
+    except (OSError, ValueError, UnidentifiedImageError) as error:
         raise ConfigurationError(
             "A labelled picture cannot be read",
             got=f"{path}: {error}",
-            expected="a picture file",
+            expected="a picture of 8 bits a channel",
             fix="remove or replace it",
         ) from error
 

@@ -46,7 +46,8 @@ class SightWatch:
     not its weights, gradients, modes or random state. Where parameters are sharded every rank must
     call `measure` alike.
 
-    model: PrismaticVLA. scenes: held-out observations of the data. aligner: gives
+    model: PrismaticVLA. scenes: held-out observations of the data. episodes: which each is of,
+    so that attention is drawn of different ones; empty takes each for its own. aligner: gives
     `cosines(output, target)`, `layers` and is a module; None without alignment. teach: from
     pictures at the model's size (B, [cameras,] S, S, 3) uint8 to teacher features (B, N, width).
     autocast: the type that training computes in.
@@ -60,6 +61,7 @@ class SightWatch:
         scenes: Sequence[Observation],
         folder: Path,
         *,
+        episodes: Sequence[int] = (),
         aligner: Any = None,
         teach: Teach | None = None,
         autocast: torch.dtype | None = None,
@@ -81,6 +83,8 @@ class SightWatch:
         self.places = name_places(choose_layers(config, depth, aligned))
         drawn = config.attention and config.attention_scenes > 0
         self.blocks = choose_blocks(config, depth) if drawn else []
+        known = list(episodes or range(len(self.scenes)))[: len(self.scenes)]
+        self.drawn = choose_drawn(known, config.attention_scenes)
         self.notes: list[str] = []
         self.pictures = None
         if config.probe:
@@ -105,7 +109,7 @@ class SightWatch:
             features, scalars = self._look_at_scenes(device)
             pooled = self._look_at_pictures(device)
             if self.blocks:
-                scenes = self.scenes[: self.config.attention_scenes]
+                scenes = [self.scenes[number] for number in self.drawn]
                 figures, shares = look_at_attention(
                     self.model,
                     self.processor,
@@ -220,3 +224,9 @@ class SightWatch:
             "scenes": fingerprint_scenes(self.scenes),
             "pictures": pictures,
         }
+
+
+def choose_drawn(episodes: Sequence[int], count: int) -> list[int]:
+    """The first `count` scenes, in order; of an episode one, and more only after all others."""
+    times = [list(episodes[:number]).count(own) for number, own in enumerate(episodes)]
+    return sorted(sorted(range(len(times)), key=times.__getitem__)[:count])
