@@ -36,6 +36,7 @@ from training.setup_run import RunParts
 from training.sharing import autocast, share_objective
 from training.signals import StopSignals
 from training.state import (
+    check_same_base,
     choose_weights,
     collect_tensors,
     list_weights,
@@ -275,13 +276,7 @@ class Trainer:
             return 0.0
         reader = CheckpointReader(found[-1])
         state = reader.state
-        if state["base"] != self._base:
-            raise TrainingError(
-                f"{reader.path} was trained on other frozen weights",
-                got=f"checksum {self._base}",
-                expected=f"checksum {state['base']}",
-                fix="continue with the base model that the run began with",
-            )
+        check_same_base(reader, self._base)
         has_random = restore_tensors(
             reader, self.objective, self.optimizer, self.ranks, self._keeps, state["optimizer"]
         )
