@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -71,6 +72,21 @@ def judge_errors(errors: dict[str, dict[str, Any]], limits: GoldenLimits) -> dic
         for name, error in errors.items()
     }
     return {"ok": all(entry["ok"] for entry in dimensions.values()), "dimensions": dimensions}
+
+
+def is_judged_by(proof: Mapping[str, Any], limits: GoldenLimits) -> bool:
+    """Say whether a kept proof held everything that it measured against these limits."""
+    try:
+        dimensions, agreement = proof["dimensions"], proof["agreement"]
+        outputs = {} if proof["numbers"] is None else proof["numbers"]["outputs"]
+        held = [row["limit"] == limits.for_unit(row["unit"]) for row in dimensions.values()]
+        held += [
+            row["limit"] == (limits.noise if "ratio" in row else limits.agreement)
+            for row in (*outputs.values(), *([] if agreement is None else [agreement]))
+        ]
+    except (KeyError, TypeError, AttributeError):  # a report may hold anything
+        return False
+    return set(dimensions) == set(ACTION_NAMES) and all(held)
 
 
 def prove_bundle(bundle: Bundle, backend: Backend, precision: str | None = None) -> dict[str, Any]:
