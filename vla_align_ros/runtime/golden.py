@@ -12,6 +12,7 @@ from vla_align_ros.contract.bundle import Bundle
 from vla_align_ros.contract.golden import iterate_observations
 from vla_align_ros.contract.processor import Processor
 from vla_align_ros.contract.spec import ACTION_NAMES
+from vla_align_ros.errors import BundleError
 from vla_align_ros.inference.base import Backend, name_place
 from vla_align_ros.runtime.limits import GoldenLimits, find_golden_limits
 from vla_align_ros.runtime.numbers import judge_numbers, relative_rms
@@ -135,10 +136,19 @@ def judge_actions(
     """Hold the error of all actions against the noise of bfloat16; None if it is not known.
 
     The error is the root mean square of the normalised difference, as a share of the reference's.
+    BundleError if what the bundle tells of that noise is no number.
     """
-    floor = bundle.manifest["provenance"].get("export", {}).get("noise_floor")
+    told = bundle.manifest["provenance"].get("export")
+    floor = told.get("noise_floor") if isinstance(told, Mapping) else None
     if floor is None:
         return None
+    if isinstance(floor, bool) or not isinstance(floor, int | float):
+        raise BundleError(
+            "bundle's noise of bfloat16 is no number",
+            got=repr(floor),
+            expected="a number under export.noise_floor of its provenance",
+            fix="export the policy again",
+        )
     error = {"policy": {"actions": {"error": action_error(bundle.processor, actions, reference)}}}
     floors = {"policy": {"actions": {"error": float(floor)}}}
     return judge_numbers(error, floors, limits.noise, limits.agreement)
