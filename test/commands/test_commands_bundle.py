@@ -150,6 +150,15 @@ def test_verify_runs_the_policy_that_is_open_and_as_many_threads_in_episodes(tmp
     assert result["behaviour"]["verdict"] == "not worse"
 
 
+def test_verify_refuses_fewer_episodes_than_none_and_keeps_the_proof(tmp_path):
+    bundle = make_bundle(tmp_path)
+    run(verify, bundle.path)
+    kept = bundle.report()
+    with pytest.raises(ConfigurationError, match=r"wrong number of episodes: got -3.*--episodes"):
+        run(verify, bundle.path, "--episodes", -3, "--reference", tmp_path)
+    assert bundle.report() == kept
+
+
 def test_verify_refuses_a_reference_that_nothing_is_compared_with(tmp_path):
     with pytest.raises(ConfigurationError, match=r"--reference has no effect.*--episodes 60"):
         run(verify, make_bundle(tmp_path).path, "--reference", tmp_path)
