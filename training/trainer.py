@@ -268,10 +268,11 @@ class Trainer:
     def _resume(self) -> float:
         """Take up the newest checkpoint; returns the seconds that were spent until then."""
         folder = self.out / "checkpoints"
-        found = list_checkpoints(folder)
-        self.ranks.wait()
+        list_checkpoints(folder)  # every rank refuses those of an older version
         if self.ranks.is_first:
             clean_checkpoints(folder)
+        self.ranks.wait()
+        found = list_checkpoints(folder)
         if not found:
             return 0.0
         reader = CheckpointReader(found[-1])
