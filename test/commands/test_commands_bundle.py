@@ -112,6 +112,15 @@ def test_inspect_calls_proved_what_the_node_would_run(tmp_path, capsys, ok, verd
     assert line.endswith(", proved") is ok
 
 
+def test_inspect_tells_of_the_bundle_whatever_became_of_its_engines(tmp_path, capsys):
+    bundle = make_bundle(tmp_path)
+    sidecar = make_engine_set(bundle) / "engine.json"
+    sidecar.write_bytes(sidecar.read_bytes()[:-9])
+    assert run(inspect, bundle.path)["bundle_id"] == bundle.id
+    output = capsys.readouterr().out
+    assert bundle.id in output and "  sm89: REFUSED: cannot read engine.json" in output
+
+
 def test_verify_leaves_out_behaviour_beside_an_unnamed_reference(tmp_path):
     bundle = make_bundle(tmp_path)
     with Policy.open(bundle) as policy:
