@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sample_engines import make_engine_set
 from sample_policy import make_bundle
 
 from vla_align_ros.errors import BundleError
@@ -14,6 +16,7 @@ from vla_align_ros.runtime.golden import prove_bundle
 from vla_align_ros.runtime.limits import GOLDEN_LIMITS
 from vla_align_ros.runtime.policy import Policy
 from vla_align_ros.runtime.proofs import (
+    DEVICE,
     complete_proof,
     find_proof,
     keep_proof,
@@ -68,6 +71,20 @@ def test_a_proof_from_elsewhere_is_made_again_and_not_kept(
     assert now and policy.backend.count == made["samples"]
     assert made["runs_on"] == policy.backend.runs_on and made["behaviour"] == behaviour
     assert find_proof(policy) == kept
+
+
+def test_a_proof_of_engines_that_were_made_since_is_none_of_those_that_run(tmp_path: Path) -> None:
+    policy = Policy.open(make_bundle(tmp_path))
+    folder = make_engine_set(policy.bundle)
+    policy.backend.engines = policy.bundle.engine("sm89")
+    proof = prove_bundle(policy.bundle, policy.backend, policy.precision)
+    assert find_proof(policy) is None
+    keep_proof(policy, proof)
+    assert find_proof(policy) == proof and require_proof(policy) == (proof, False)
+    shutil.rmtree(folder)
+    make_engine_set(policy.bundle, engines={"policy": b"another"}, gates={DEVICE: proof})
+    with pytest.raises(BundleError, match="made again since they were opened"):
+        require_proof(policy)
 
 
 def change_limit(proof: dict[str, Any], gate: str) -> dict[str, Any]:

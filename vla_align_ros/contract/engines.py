@@ -156,11 +156,11 @@ class EngineSet:
         """
         name = f"{ENGINES}/{self.path.name}/{SIDECAR}"
         with lock_folder(self.path):
-            facts = seal({**self.facts, "gates": {**self._read_gates(), **gates}})
+            facts = seal({**self.facts, "gates": {**self.read_gates(), **gates}})
             replace_in_bundle(self.path.parent.parent, name, readable_json(facts))
         return EngineSet(self.path, facts)
 
-    def _read_gates(self) -> dict[str, Any]:
+    def read_gates(self) -> dict[str, Any]:
         """Read what the sidecar's gates are by now; BundleError if it is of other engines."""
         found = read_json_object(self.path / SIDECAR, BundleError)
         gates = found.get("gates")

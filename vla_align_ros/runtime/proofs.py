@@ -51,13 +51,16 @@ def keep_proof(policy: Policy, proof: Mapping[str, Any]) -> None:
 
 
 def find_proof(policy: Policy) -> dict[str, Any] | None:
-    """Return the proof of a policy on its backend, None if there is none."""
+    """Return the proof of a policy on its backend, None if there is none.
+
+    Raises:
+        BundleError: if it cannot be read, or is of engines that were made after those that run.
+    """
     engines = getattr(policy.backend, "engines", None)
-    if engines is not None:
-        engines = policy.bundle.engine(engines.target)  # what was added since it was opened
     if engines is None:
         return read_proofs(policy.bundle.report()).get(policy.backend.name)
-    return engines.gates.get(DEVICE)
+    proof: dict[str, Any] | None = engines.read_gates().get(DEVICE)  # since it was opened, too
+    return proof
 
 
 def read_proofs(report: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
