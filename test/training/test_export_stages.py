@@ -276,6 +276,11 @@ def test_whoever_waited_for_a_lock_holds_the_one_that_others_find(tmp_path, caps
     assert names(tmp_path) == []
 
 
+def test_a_place_that_nothing_can_lie_beside_is_refused():
+    with pytest.raises(ExportError, match="cannot lie there: got /"), open_stages(Path("/")):
+        pass
+
+
 def test_a_place_without_locks_is_named_as_what_it_is(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
