@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from vla_align_ros.errors import TrainingError
 
 LORA_FILE = "adapter_model.safetensors"
 FULL_FILE = "trained_in_full.safetensors"
+SETTINGS_FILE = "adapter_config.json"
 _PEFT_PREFIX = "base_model.model."
 _LORA_NAME = re.compile(r"(.+)\.(lora_[AB])\.default\.(weight)")
 
@@ -88,8 +90,8 @@ def save_adapter(model: PrismaticVLA, folder: str | Path) -> None:
 def load_adapter(model: PrismaticVLA, folder: str | Path) -> None:
     """Fill the adapter of `model` and what trains in full from `save_adapter`'s folder, bit by bit.
 
-    The model must have been given an adapter of the same rank and layers. A missing file, or one
-    that does not fit, is a TrainingError that changes nothing.
+    The model must have been given an adapter of the same rank, scale and layers. A missing file, or
+    one that does not fit, is a TrainingError that changes nothing.
     """
     folder = Path(folder)
     if not has_adapter(model):
@@ -101,12 +103,20 @@ def load_adapter(model: PrismaticVLA, folder: str | Path) -> None:
         )
     try:
         lora, full = (load_file(folder / name) for name in (LORA_FILE, FULL_FILE))
+        scale = float(json.loads((folder / SETTINGS_FILE).read_text())["lora_alpha"])
     except Exception as error:
         raise TrainingError(
             "The adapter cannot be read",
             got=f"{folder}: {error}",
-            expected=f"{LORA_FILE} and {FULL_FILE}",
+            expected=f"{LORA_FILE}, {FULL_FILE} and {SETTINGS_FILE}",
             fix="give a folder that save_adapter wrote",
         ) from error
+    if scale != lora_config(model).lora_alpha:
+        raise TrainingError(
+            "The adapter does not fit the model",
+            got=f"alpha {scale:g} in {folder}",
+            expected=f"alpha {lora_config(model).lora_alpha:g}, by which this model scales",
+            fix="use the model, rank, alpha and layers that it was trained with",
+        )
     plain = {name.removeprefix(_PEFT_PREFIX): value for name, value in lora.items()}
     load_adapter_state(model, {**plain, **full})

@@ -20,17 +20,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from training.files import read_json_if_there, told_as_oserror
-from training.model.checkpoint import DESCRIPTION, OPENVLA_FOLDER, find_network, find_weights
+from training.files import told_as_oserror
+from training.model.checkpoint import (
+    DESCRIPTION,
+    OPENVLA_FOLDER,
+    find_network,
+    find_weights,
+    read_json,
+)
 from training.model.groups import GROUPS, group_of
-from training.model.openvla import find_folder
+from training.model.openvla.files import INDEX, SINGLE, find_folder, read_index
 from training.settings import flatten
 from training.setup_processor import PROCESSOR_FOLDER
 from vla_align_ros.contract.processor import PROCESSOR_FILES
 from vla_align_ros.errors import ConfigurationError, TrainingError
 
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 RECORD = "blend.json"
 # What tells of the second's training, or was fitted to its weights, and not to the blend's.
 _LEFT_OUT = ("checkpoints", "tensorboard", "sight", "sight.npz", "report.html", "run.json", RECORD)
@@ -143,9 +147,9 @@ def _list_tensors(folder: Path) -> dict[str, str]:
     """Return {tensor name: file name}, in the order of the files."""
     from safetensors import SafetensorError, safe_open
 
-    if (folder / INDEX).is_file():
-        found = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
-        files = sorted(set(found.values()))
+    index = read_index(folder)
+    if index is not None:
+        files = sorted(set(index.values()))
     elif (folder / SINGLE).is_file():
         files = [SINGLE]
     else:
@@ -191,7 +195,7 @@ def _check_same_architecture(
                 fix="fine-tune with the tokenizer of the first model",
             )
 
-    networks = [read_json_if_there(folder / DESCRIPTION) for folder in (before, after)]
+    networks = [_read_if_there(folder / DESCRIPTION) for folder in (before, after)]
     if differing := [key for key in _differ(*networks) if key != "attention_backend"]:
         raise TrainingError(
             "The checkpoints are of different networks",
@@ -205,7 +209,7 @@ def _compare_inputs(before: Path, after: Path) -> list[str]:
     """Refuse two runs that see, read or sense differently; return what else differs."""
     folders = [folder / PROCESSOR_FOLDER for folder in (before, after)]
     described, statistics = (
-        [read_json_if_there(folder / name) for folder in folders] for name in PROCESSOR_FILES[:2]
+        [_read_if_there(folder / name) for folder in folders] for name in PROCESSOR_FILES[:2]
     )
     differing = _differ(*described)
     told = [key for key in differing if key.startswith(_MAY_DIFFER)]
@@ -217,6 +221,10 @@ def _compare_inputs(before: Path, after: Path) -> list[str]:
             fix="fine-tune with `--base`, which keeps what the first model learnt to see",
         )
     return [*told, *(["statistics"] if _differ(*statistics) else [])]
+
+
+def _read_if_there(path: Path) -> dict[str, object] | None:
+    return read_json(path) if path.is_file() else None
 
 
 def _differ(one: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> list[str]:

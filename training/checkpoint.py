@@ -33,7 +33,7 @@ STATE_FILE = "state.json"
 _METADATA = ".metadata"
 _NAME = re.compile(r"step_(\d{8})")
 _OLD_NAME = re.compile(r"step_\d{8}\.pt")
-_RUBBISH = re.compile(r"\.(partial|old)_step_\d{8}")
+_RUBBISH = re.compile(r"\.(partial|old)_(step_\d{8})")
 _PLAIN = {
     "builtins": {"dict", "list", "tuple", "set", "int", "str", "bool", "float"},
     "collections": {"OrderedDict"},
@@ -142,9 +142,18 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def clean_checkpoints(folder: Path) -> None:
-    """Delete what a killed process left unfinished. For the first rank alone."""
-    for path in folder.iterdir() if folder.is_dir() else ():
-        if _RUBBISH.fullmatch(path.name):
+    """Delete what a killed process left unfinished. For the first rank alone.
+
+    A newest one that was put aside for another of the same step, which then never came, goes back.
+    """
+    newest = max((path.name for path in list_checkpoints(folder)), default="")
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if (left := _RUBBISH.fullmatch(path.name)) is None:
+            continue
+        kind, name = left.groups()
+        if kind == "old" and name > newest:
+            path.rename(folder / name)
+        else:
             shutil.rmtree(path)
 
 

@@ -27,7 +27,14 @@ from training.model.openvla import find_folder, write_statistics
 from training.publish import save_openvla
 from training.setup_model import build_student
 from training.setup_processor import PROCESSOR_FOLDER
-from training.state import OBJECTIVE, check_same_names, choose_weights, list_weights
+from training.state import (
+    OBJECTIVE,
+    check_same_base,
+    check_same_names,
+    choose_weights,
+    list_weights,
+    sum_bits,
+)
 from vla_align_ros.contract.processor import Processor
 from vla_align_ros.errors import ConfigurationError, TrainingError
 
@@ -135,13 +142,17 @@ def _write_openvla(
 
 
 def load_student(run: Path, reader: CheckpointReader) -> PrismaticVLA:
-    """Rebuild the network of a run on the CPU, as it was at a checkpoint, adapter included."""
+    """Rebuild the network of a run on the CPU, as it was at a checkpoint, adapter included.
+
+    TrainingError if what an adapter lies on is no longer what it was trained on.
+    """
     config = read_config(run)
     processor = Processor.load(run / PROCESSOR_FOLDER)
     with torch.random.fork_rng(devices=[]):
         model, adapter = build_student(config, processor)
     holder = nn.ModuleDict({"model": model})
-    keeps, _ = choose_weights(holder, adapter, adapted=config.adapter.kind != "none")
+    keeps, left_out = choose_weights(holder, adapter, adapted=config.adapter.kind != "none")
+    check_same_base(reader, sum_bits(left_out))
     weights = {OBJECTIVE + name: value for name, value in list_weights(holder, keeps).items()}
     check_same_names(reader, weights, below=MODEL)
     reader.fill(weights, alone=True)

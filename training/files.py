@@ -112,10 +112,10 @@ def _wait_for_lock(file: BinaryIO, path: Path) -> None:
         if error.errno not in _NO_LOCKS:
             raise
         raise DataError(
-            "The cache's file system has no locks",
+            f"The file system of {path.parent} has no locks",
             got=str(error),
             expected="a local disk, or a network file system with flock",
-            fix="pass --cache DIR on a local disk",
+            fix="give a folder on a local disk; for a cache by --cache DIR",
         ) from error
 
 

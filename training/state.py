@@ -112,6 +112,17 @@ def check_same_names(
         )
 
 
+def check_same_base(reader: CheckpointReader, base: int) -> None:
+    """Refuse frozen weights, by their `sum_bits`, that are not those of a checkpoint's run."""
+    if reader.state["base"] != base:
+        raise TrainingError(
+            f"{reader.path} was trained on other frozen weights",
+            got=f"checksum {base}",
+            expected=f"checksum {reader.state['base']}",
+            fix="continue with the base model that the run began with",
+        )
+
+
 def choose_weights(
     objective: nn.Module, adapter: AdapterReport, *, adapted: bool
 ) -> tuple[Callable[[str], bool], dict[str, Tensor]]:

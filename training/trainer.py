@@ -36,6 +36,7 @@ from training.setup_run import RunParts
 from training.sharing import autocast, share_objective
 from training.signals import StopSignals
 from training.state import (
+    check_same_base,
     choose_weights,
     collect_tensors,
     list_weights,
@@ -267,21 +268,16 @@ class Trainer:
     def _resume(self) -> float:
         """Take up the newest checkpoint; returns the seconds that were spent until then."""
         folder = self.out / "checkpoints"
-        found = list_checkpoints(folder)
-        self.ranks.wait()
+        list_checkpoints(folder)  # every rank refuses those of an older version
         if self.ranks.is_first:
             clean_checkpoints(folder)
+        self.ranks.wait()
+        found = list_checkpoints(folder)
         if not found:
             return 0.0
         reader = CheckpointReader(found[-1])
         state = reader.state
-        if state["base"] != self._base:
-            raise TrainingError(
-                f"{reader.path} was trained on other frozen weights",
-                got=f"checksum {self._base}",
-                expected=f"checksum {state['base']}",
-                fix="continue with the base model that the run began with",
-            )
+        check_same_base(reader, self._base)
         has_random = restore_tensors(
             reader, self.objective, self.optimizer, self.ranks, self._keeps, state["optimizer"]
         )

@@ -112,6 +112,15 @@ def test_inspect_calls_proved_what_the_node_would_run(tmp_path, capsys, ok, verd
     assert line.endswith(", proved") is ok
 
 
+def test_inspect_tells_of_the_bundle_whatever_became_of_its_engines(tmp_path, capsys):
+    bundle = make_bundle(tmp_path)
+    sidecar = make_engine_set(bundle) / "engine.json"
+    sidecar.write_bytes(sidecar.read_bytes()[:-9])
+    assert run(inspect, bundle.path)["bundle_id"] == bundle.id
+    output = capsys.readouterr().out
+    assert bundle.id in output and "  sm89: REFUSED: cannot read engine.json" in output
+
+
 def test_verify_leaves_out_behaviour_beside_an_unnamed_reference(tmp_path):
     bundle = make_bundle(tmp_path)
     with Policy.open(bundle) as policy:
@@ -148,6 +157,15 @@ def test_verify_runs_the_policy_that_is_open_and_as_many_threads_in_episodes(tmp
     assert asked["policy"].bundle.path == candidate.path
     assert (asked["reference"], asked["episodes"], asked["threads"]) == (reference.path, 42, 2)
     assert result["behaviour"]["verdict"] == "not worse"
+
+
+def test_verify_refuses_fewer_episodes_than_none_and_keeps_the_proof(tmp_path):
+    bundle = make_bundle(tmp_path)
+    run(verify, bundle.path)
+    kept = bundle.report()
+    with pytest.raises(ConfigurationError, match=r"wrong number of episodes: got -3.*--episodes"):
+        run(verify, bundle.path, "--episodes", -3, "--reference", tmp_path)
+    assert bundle.report() == kept
 
 
 def test_verify_refuses_a_reference_that_nothing_is_compared_with(tmp_path):

@@ -222,6 +222,7 @@ def test_engines_in_another_targets_folder_are_refused(bundle):
         ({"library": "onnxruntime"}, "tensorrt or tensorrt_rtx"),
         ({"precision": None}, "wrong type"),
         ({"gates": []}, "wrong type"),
+        ({"gates": {"device": True}}, "wrong type"),
         ({"graphs": {}}, "wrong type"),
         ({"versions": "1"}, "wrong type"),
     ],

@@ -137,6 +137,21 @@ def test_errors_count_as_multiples_of_the_noise_of_bfloat16(tmp_path):
         assert judged["ok"] is ok and row["ratio"] == pytest.approx(error / floor)
 
 
+@pytest.mark.parametrize("told", [None, "x", [1], {}, {"noise_floor": None}])
+def test_noise_that_is_not_told_is_not_known(tmp_path, told):
+    bundle = make_bundle(tmp_path)
+    bundle.manifest["provenance"]["export"] = told
+    assert prove_bundle(bundle, open_onnx(bundle))["numbers"] is None
+
+
+@pytest.mark.parametrize("floor", ["0.1", [0.1], True, {}])
+def test_noise_that_is_no_number_is_refused(tmp_path, floor):
+    bundle = make_bundle(tmp_path)
+    bundle.manifest["provenance"]["export"] = {"noise_floor": floor}
+    with pytest.raises(BundleError, match="noise of bfloat16 is no number"):
+        prove_bundle(bundle, open_onnx(bundle))
+
+
 def test_a_gripper_beyond_what_a_robot_does_is_no_error(tmp_path):
     processor = make_bundle(tmp_path).processor
     far, near = np.zeros((1, 1, 7)), np.zeros((1, 1, 7))

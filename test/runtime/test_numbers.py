@@ -111,6 +111,12 @@ def test_a_floor_of_nothing_allows_float32s_own_rounding_alone():
     assert not judge_numbers(outputs, nothing, 1.0, 1.0)["ok"]
 
 
+def test_noise_that_is_not_finite_excuses_nothing():
+    noise = {"policy": {"actions": {"error": UNBOUNDED}}}
+    for error in (UNBOUNDED, 50.0):
+        assert not judge_numbers({"policy": {"actions": {"error": error}}}, noise, 16.0, 1.0)["ok"]
+
+
 def test_too_few_equal_tokens_fail():
     found = {"decode": {"next_token": {"agreement": 0.89}}}
     assert not judge_numbers(found, {}, 1.0, 0.9)["ok"]

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import copy
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sample_engines import make_engine_set
 from sample_policy import make_bundle
 
 from vla_align_ros.errors import BundleError
 from vla_align_ros.runtime.golden import prove_bundle
+from vla_align_ros.runtime.limits import GOLDEN_LIMITS
 from vla_align_ros.runtime.policy import Policy
 from vla_align_ros.runtime.proofs import (
+    DEVICE,
     complete_proof,
     find_proof,
     keep_proof,
@@ -68,6 +73,59 @@ def test_a_proof_from_elsewhere_is_made_again_and_not_kept(
     assert find_proof(policy) == kept
 
 
+def test_a_proof_of_engines_that_were_made_since_is_none_of_those_that_run(tmp_path: Path) -> None:
+    policy = Policy.open(make_bundle(tmp_path))
+    folder = make_engine_set(policy.bundle)
+    policy.backend.engines = policy.bundle.engine("sm89")
+    proof = prove_bundle(policy.bundle, policy.backend, policy.precision)
+    assert find_proof(policy) is None
+    keep_proof(policy, proof)
+    assert find_proof(policy) == proof and require_proof(policy) == (proof, False)
+    shutil.rmtree(folder)
+    make_engine_set(policy.bundle, engines={"policy": b"another"}, gates={DEVICE: proof})
+    with pytest.raises(BundleError, match="made again since they were opened"):
+        require_proof(policy)
+
+
+def change_limit(proof: dict[str, Any], gate: str) -> dict[str, Any]:
+    """The same proof, as if it had been judged by another limit."""
+    proof = copy.deepcopy(proof)
+    rows = {
+        "dimensions": proof["dimensions"]["dx"],
+        "numbers": proof["numbers"]["outputs"]["policy.actions"],
+        "agreement": proof["agreement"],
+    }
+    rows[gate]["limit"] = 50.0
+    return proof
+
+
+@pytest.mark.parametrize("gate", ["dimensions", "numbers", "agreement"])
+def test_a_proof_by_other_limits_is_made_again_and_judged_by_todays(
+    tmp_path: Path, gate: str
+) -> None:
+    row = {"ratio": 0.0, "limit": GOLDEN_LIMITS["fp32"].noise}
+    measured = {
+        "numbers": {"ok": True, "outputs": {"policy.actions": row}},
+        "agreement": {"ok": True, "share": 1.0, "limit": GOLDEN_LIMITS["fp32"].agreement},
+    }
+    policy = open_proved(tmp_path, **measured)
+    kept = find_proof(policy)
+    assert kept is not None and not require_proof(policy)[1]
+    keep_proof(policy, change_limit(kept, gate))
+    made, now = require_proof(policy)
+    assert now and policy.backend.count == made["samples"]
+    assert made["dimensions"] == kept["dimensions"]
+    policy.backend.push = 0.5
+    with pytest.raises(BundleError, match="a proof by other limits, which fails"):
+        require_proof(policy)
+
+
+@pytest.mark.parametrize("dimensions", [None, [], {}, {"dx": 1}, {"dx": {"limit": 0.01}}])
+def test_a_proof_without_its_limits_is_made_again(tmp_path: Path, dimensions: object) -> None:
+    policy = open_proved(tmp_path, dimensions=dimensions)
+    assert require_proof(policy)[1]
+
+
 def test_what_does_not_hold_here_is_refused_with_where_it_did(tmp_path: Path) -> None:
     policy = open_proved(tmp_path, push=0.5, runs_on="onnxruntime 1.2.3 on another processor")
     with pytest.raises(BundleError, match=r"a proof of onnxruntime 1\.2\.3 .*, which fails on"):
@@ -102,6 +160,8 @@ BEHAVIOUR = {"ok": True, "reference_id": "ab" * 32}
         ({"behaviour": BEHAVIOUR}, BEHAVIOUR),
         ({"behaviour": BEHAVIOUR, "precision": "fp16"}, None),
         ({"behaviour": {"ok": True}}, None),
+        ({"behaviour": None}, None),
+        ({"behaviour": 5}, None),
         ({}, None),
     ],
 )

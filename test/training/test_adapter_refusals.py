@@ -82,6 +82,15 @@ def test_refusals_say_what_is_wrong(tmp_path: Path) -> None:
         find_targets(plain)
 
 
+def test_an_adapter_of_another_scale_does_not_fit(tmp_path: Path) -> None:
+    save_adapter(adapted(alpha=8), tmp_path)
+    model = adapted(alpha=16)
+    kept = {name: value.clone() for name, value in adapter_state_dict(model).items()}
+    with pytest.raises(TrainingError, match=r"got alpha 8 in .*; expected alpha 16"):
+        load_adapter(model, tmp_path)
+    assert all(torch.equal(v, kept[name]) for name, v in adapter_state_dict(model).items())
+
+
 @pytest.mark.parametrize(("library", "extra"), [("peft", "lora"), ("bitsandbytes", "qlora")])
 def test_a_missing_library_is_answered_with_a_command(
     library: str, extra: str, monkeypatch: pytest.MonkeyPatch

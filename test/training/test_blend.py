@@ -193,6 +193,27 @@ def test_checkpoints_that_do_not_belong_together_are_refused(runs, tmp_path):
     refuse(tmp_path, TrainingError, "read words differently", runs[0], tmp_path / "other", out, 0.5)
 
 
+def test_an_index_cannot_lead_the_blend_to_write_elsewhere(tmp_path):
+    folders = [write_openvla(tmp_path / name, seed) for seed, name in enumerate(("old", "new"))]
+    other = tmp_path / "other.safetensors"
+    save_file({"a": torch.zeros(1)}, other)
+    before = other.read_bytes()
+    for folder in folders:
+        path = folder / "model.safetensors.index.json"
+        path.write_text(json.dumps({"weight_map": {"a": f"../{other.name}"}}))
+    refuse(tmp_path, ConfigurationError, "no files beside it", *folders, tmp_path / "out", 0.5)
+    assert other.read_bytes() == before
+
+
+def test_a_damaged_document_is_refused_by_its_name(runs, tmp_path):
+    folders = [write_openvla(tmp_path / name, seed) for seed, name in enumerate(("old", "new"))]
+    (folders[1] / "model.safetensors.index.json").write_text('{"weight_map": ')
+    refuse(tmp_path, ConfigurationError, r"new/model\..*index", *folders, tmp_path / "out", 0.5)
+    cut = shutil.copytree(runs[1], tmp_path / "cut")
+    (cut / "model.json").write_text("{")
+    refuse(tmp_path, TrainingError, r"cut/model\.json", runs[0], cut, tmp_path / "out", 0.5)
+
+
 def test_other_networks_with_the_same_tensors_are_refused(runs, tmp_path):
     other = shutil.copytree(runs[1], tmp_path / "other")
     model = json.loads((other / "model.json").read_text())

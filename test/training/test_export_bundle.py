@@ -311,6 +311,8 @@ def test_the_command_prints_and_returns_the_proof(exported):
         (("--trt", "--bundle", "b", "--episodes", "60"), "verify --episodes"),
         (("run", "--out", "o", "--trt", "--episodes", "60"), "verify --episodes"),
         (("run", "--dry-run", "--trt"), "leave --trt out"),
+        (("run", "--dry-run", "--precision", "int8"), "leave --precision and --episodes out"),
+        (("run", "--dry-run", "--episodes", "60"), "leave --precision and --episodes out"),
         (("run", "--out", "o", "--data", "d", "--target", "sm89"), "leave --data, --target out"),
         (("run", "--out", "o", "--trt-option", "a=1"), "leave --trt-option out, or add --trt"),
         (("run", "--out", "o", "--block", "64"), "leave --block out"),

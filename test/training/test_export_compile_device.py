@@ -15,7 +15,8 @@ from training.export import compile_target
 from training.export.compile import build_engine
 from training.export.compile_target import Target, resolve_target
 from training.export.compile_timings import TimingCache
-from vla_align_ros.errors import BackendError, ExportError
+from training.export.engines import check_order
+from vla_align_ros.errors import BackendError, ConfigurationError, ExportError
 from vla_align_ros.inference.tensorrt.device import Device
 from vla_align_ros.inference.tensorrt.library import RTX, TENSORRT, Library
 
@@ -197,6 +198,17 @@ def test_a_device_is_built_for_with_the_full_library_where_there_is_one(monkeypa
     chosen = resolve_target("device")
     assert (chosen.name, chosen.device) == ("sm89", "Some GPU")
     assert chosen.library.name == installed[0]
+
+
+def test_the_gpu_here_is_not_built_for_under_two_names(monkeypatch):
+    device = Device("Some GPU", "sm89", 1 << 33, "13.0")
+    monkeypatch.setattr(compile_target, "describe_device", lambda: device)
+    monkeypatch.setattr(compile_target, "installed_libraries", lambda: [TENSORRT, RTX])
+    monkeypatch.setattr(compile_target, "find_library", lambda name: Library(name, "10.3", None))
+    with pytest.raises(ConfigurationError, match=r"named twice: got device,sm89, where device is"):
+        check_order("device,sm89", "bf16")
+    chosen = check_order("device,sm86", "bf16").targets
+    assert [target.name for target in chosen] == ["sm89", "sm86"]
 
 
 def test_a_gpu_that_the_small_library_does_not_know_is_answered_with_the_full_one(monkeypatch):

@@ -81,6 +81,19 @@ def test_reduced_graphs_are_proved_anew_for_other_golden_actions_and_limits(
     assert not again.proof["ok"]
 
 
+def test_reduced_graphs_are_proved_anew_on_another_processor(runs, tmp_path, monkeypatch):
+    """An export may be killed on one machine of a cluster, and go on on another."""
+    bundle = Bundle.open(runs / "chunk/bundle")
+    said = []
+    for name in ("one", "one", "another"):
+        monkeypatch.setattr("training.export.reduce.name_runtime", lambda name=name: name)
+        stages = Stages(tmp_path / "stages", said.append)
+        reduce_graphs(stages, start(bundle), "int8", engine=False, block=128)
+    told = [line for line in said if line.startswith("graphs-int8")]
+    taken = "graphs-int8: taken from an interrupted export"
+    assert told == ["graphs-int8 ...", taken, "graphs-int8 ..."]
+
+
 def test_the_noise_is_measured_anew_on_as_many_other_samples(runs, tmp_path):
     bundle = Bundle.open(runs / "chunk/bundle")
     stages = Stages(tmp_path, quietly)

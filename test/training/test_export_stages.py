@@ -19,7 +19,7 @@ import pytest
 from training.export.makers import SOURCES, describe_makers, hash_sources
 from training.export.stages import Stages, digest, open_stages
 from training.files import hold_lock
-from vla_align_ros.errors import BackendError, BundleError, ExportError
+from vla_align_ros.errors import BackendError, BundleError, DataError, ExportError
 
 
 def quietly(_line):
@@ -274,6 +274,22 @@ def test_whoever_waited_for_a_lock_holds_the_one_that_others_find(tmp_path, caps
     leave.set()
     waiter.join()
     assert names(tmp_path) == []
+
+
+def test_a_place_that_nothing_can_lie_beside_is_refused():
+    with pytest.raises(ExportError, match="cannot lie there: got /"), open_stages(Path("/")):
+        pass
+
+
+def test_a_place_without_locks_is_named_as_what_it_is(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(DataError) as refusal, open_stages(tmp_path / "bundle", quietly):
+        pass
+    assert f"file system of {tmp_path} has no locks" in str(refusal.value)
+    assert "a folder on a local disk" in str(refusal.value)
 
 
 def test_a_raw_error_of_the_disk_in_an_export_is_one_clear_error_and_keeps_what_is_whole(tmp_path):

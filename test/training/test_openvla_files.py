@@ -324,6 +324,19 @@ def test_an_index_that_lies_is_refused(copy):
 
 
 @pytest.mark.parametrize(
+    "index",
+    [
+        *({}, {"weight_map": {}}, {"weight_map": ["model-00001-of-00003.safetensors"]}),
+        *({"weight_map": {"a": 1}}, {"weight_map": {"a": "../a.safetensors"}}),
+    ],
+)
+def test_an_index_that_names_no_files_beside_it_is_refused(copy, index):
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ConfigurationError, match="names no files beside it"):
+        load_openvla(copy)
+
+
+@pytest.mark.parametrize(
     ("changes", "named"),
     [
         ({"timm_model_ids": ["vit_huge", "vit_so400m_patch14_siglip_224"]}, "vit_huge"),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -117,6 +119,40 @@ def test_a_writer_killed_at_random_moments_leaves_the_last_checkpoint_whole(tmp_
     )  # it was caught in the middle, and went on all the same
     clean_checkpoints(folder)
     assert {path.name for path in folder.iterdir()} == {p.name for p in list_checkpoints(folder)}
+
+
+class Killed(BaseException):
+    """What stands for a kill: nothing after it runs."""
+
+
+@pytest.mark.parametrize("survived", range(6))
+def test_a_step_that_is_saved_again_is_there_whatever_moment_the_writer_dies_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, survived: int
+) -> None:
+    for step in (1, 2):
+        save_checkpoint(tmp_path, step, TENSORS, {"step": step})
+    calls = 0
+
+    def dies(real: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls > survived:
+                raise Killed
+            return real(*args, **kwargs)
+
+        return call
+
+    with monkeypatch.context() as patch, contextlib.suppress(Killed):
+        patch.setattr(Path, "rename", dies(Path.rename))
+        patch.setattr(shutil, "rmtree", dies(shutil.rmtree))
+        save_checkpoint(tmp_path, 2, TENSORS, {"step": 2})
+    clean_checkpoints(tmp_path)
+    names = [path.name for path in list_checkpoints(tmp_path)]
+    assert names == ["step_00000001", "step_00000002"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    reader = CheckpointReader(tmp_path / names[-1])
+    assert reader.state == {"step": 2} and torch.equal(reader.read("")["bytes"], TENSORS["bytes"])
 
 
 @pytest.mark.parametrize("victim", ["state.json", ".metadata", "__0_0.distcp"])

@@ -193,24 +193,39 @@ def test_a_head_that_openvla_does_not_have_is_refused(base: Path, tmp_path: Path
     assert error.value.got == "model.head.hidden"
 
 
+def put_on_another_base(run: Path, base: Path, folder: Path) -> Path:
+    """Change one weight of a copy of the base, and let a run's configuration name that."""
+    other = shutil.copytree(base, folder)
+    shard = sorted(other.glob("*.safetensors"))[0]
+    tensors = load_file(shard)
+    first = min(name for name in tensors if name.endswith("weight"))
+    save_file({**tensors, first: tensors[first] + 1.0}, shard, metadata={"format": "pt"})
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps({**config, "base": str(other)}))
+    return other
+
+
 def test_checkpoints_of_an_adapter_hold_what_trains_and_check_the_rest(
     tuned: Path, base: Path, tabletop_data: Path, tmp_path: Path
 ) -> None:
     names = [name for name in read_state(tuned)["tensors"] if name.startswith("objective/")]
     assert all(".lora_" in name or "aligner.projectors" in name for name in names)
-    other, broken = (
-        shutil.copytree(base, tmp_path / "other"),
-        shutil.copytree(tuned, tmp_path / "r"),
-    )
-    shard = sorted(other.glob("*.safetensors"))[0]
-    tensors = load_file(shard)
-    first = min(name for name in tensors if name.endswith("weight"))
-    save_file({**tensors, first: tensors[first] + 1.0}, shard, metadata={"format": "pt"})
+    broken = shutil.copytree(tuned, tmp_path / "r")
     shutil.rmtree(list_checkpoints(broken / "checkpoints")[-1])
-    config = json.loads((broken / "config.json").read_text())
-    (broken / "config.json").write_text(json.dumps({**config, "base": str(other)}))
+    other = put_on_another_base(broken, base, tmp_path / "other")
     with pytest.raises(TrainingError, match=r"trained on other frozen weights.*base model"):
         train_openvla(tabletop_data, broken, other, recipe="openvla_7b_align")
+
+
+def test_an_adapter_is_not_merged_into_another_base_than_its_own(
+    tuned: Path, base: Path, tmp_path: Path
+) -> None:
+    run = shutil.copytree(tuned, tmp_path / "run")
+    put_on_another_base(run, base, tmp_path / "other")
+    with pytest.raises(TrainingError, match=r"trained on other frozen weights.*base model"):
+        consolidate(run)
+    for path in (tuned / "openvla").glob("*.safetensors"):
+        assert path.read_bytes() == (run / "openvla" / path.name).read_bytes(), "as it was"
 
 
 def test_a_run_with_an_adapter_goes_on_bit_for_bit(

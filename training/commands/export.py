@@ -155,6 +155,8 @@ def _find_useless(args: argparse.Namespace) -> str | None:
     """Say which option would have no effect beside the others; None if each has one."""
     if args.trt and args.dry_run:
         return "leave --trt out: --dry-run traces the run's graphs alone"
+    if args.dry_run and (args.precision not in (None, "fp32") or args.episodes):
+        return "leave --precision and --episodes out: --dry-run traces the graphs in float32 alone"
     if args.bundle is not None and args.split_vision:
         return "leave --split-vision out: the bundle has its graphs already"
     if args.block is not None and args.precision != "int4":

@@ -51,6 +51,25 @@ def parse_targets(text: str) -> list[str]:
     return names
 
 
+def resolve_targets(text: str) -> tuple[Target, ...]:
+    """Find what each target of a comma-separated list needs (see `resolve_target`).
+
+    Raises:
+        ConfigurationError: also if two would be one folder of engines, the GPU here being named.
+    """
+    targets = tuple(resolve_target(name) for name in parse_targets(text))
+    names = [target.name for target in targets]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ConfigurationError(
+            "TensorRT target is named twice",
+            got=f"{text}, where {DEVICE} is {', '.join(twice)}",
+            expected="each architecture once: its engines lie in one folder",
+            fix=f"--target {DEVICE}, or the name alone",
+        )
+    return targets
+
+
 def resolve_target(name: str) -> Target:
     """Find the library, and for "device" the GPU, that a target needs.
 

@@ -12,7 +12,7 @@ from training.export.compile import build_engine
 from training.export.compile_bundle import add_engine_set
 from training.export.compile_cache import open_user_cache
 from training.export.compile_options import parse_options
-from training.export.compile_target import Target, parse_targets, resolve_target
+from training.export.compile_target import Target, resolve_targets
 from training.export.precision import Plan, find_plan
 from training.export.proof import require_proof
 from training.export.reduce import Exact, reduce_graphs
@@ -49,8 +49,7 @@ def check_order(
             option. BackendError: without the library, or the GPU, that a target needs.
     """
     plan = find_plan(precision, engine=True, block=block)
-    resolved = tuple(resolve_target(name) for name in parse_targets(targets))
-    return Order(plan, resolved, parse_options(options))
+    return Order(plan, resolve_targets(targets), parse_options(options))
 
 
 def export_engines(

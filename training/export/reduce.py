@@ -27,6 +27,7 @@ from vla_align_ros.contract.graphs import GraphSpec
 from vla_align_ros.contract.processor import Processor
 from vla_align_ros.contract.spec import ACTION_DIM
 from vla_align_ros.inference.base import Backend
+from vla_align_ros.inference.onnx import name_runtime
 from vla_align_ros.inference.pipeline import GraphPipeline
 from vla_align_ros.runtime.golden import action_error
 from vla_align_ros.runtime.limits import find_golden_limits
@@ -125,7 +126,11 @@ def reduce_graphs(
         ranges = _find_ranges(stages, exact, plan, golden if calibration is None else calibration)
     facts = {
         "graphs": exact.key,
-        "judge": {"bundle": bundle.id, "limits": dataclasses.asdict(find_golden_limits(precision))},
+        "judge": {
+            "bundle": bundle.id,
+            "limits": dataclasses.asdict(find_golden_limits(precision)),
+            "place": name_runtime(),  # whose kernels the numbers are of
+        },
         "floors": floors.graphs,
         "ranges": ranges,
         "plan": plan.to_dict(),

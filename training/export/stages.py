@@ -112,6 +112,13 @@ def open_stages(out: Path, say: Callable[[str], None] = print) -> Iterator[Stage
     Raises:
         ExportError: also for an OSError of the block, as that of a full disk.
     """
+    if not out.name:
+        raise ExportError(
+            "a bundle cannot lie there",
+            got=str(out),
+            expected="a folder with a name, which others can lie beside",
+            fix="correct --out",
+        )
     root = out.with_name(f".{out.name}.stages")
     try:
         # The lock lies beside the folder, which goes while it is held.

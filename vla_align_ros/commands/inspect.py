@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vla_align_ros.contract.bundle import Bundle
+from vla_align_ros.errors import BundleError
 from vla_align_ros.runtime.proofs import DEVICE, read_proofs
 from vla_align_ros.runtime.table import is_proved
 
@@ -78,10 +79,14 @@ def _find_proofs(report: dict[str, Any]) -> list[dict[str, Any] | None]:
 
 
 def _describe_engines(bundle: Bundle) -> list[str]:
-    """One line a target: what it is, and whether it was proved on such a GPU."""
+    """One line a target: what it is, and whether it was proved on such a GPU; or why it is none."""
     lines = []
     for target in bundle.engine_targets():
-        engines = bundle.engine(target)
+        try:
+            engines = bundle.engine(target)
+        except BundleError as refusal:  # of the engines, which the bundle does without
+            lines.append(f"{target}: REFUSED: {refusal}")
+            continue
         made = f"{engines.facts['library']} {engines.facts['library_version']}"
         verdict = "proved" if is_proved(engines.gates.get(DEVICE, {})) else "not proved on a GPU"
         lines.append(f"{target}: {engines.facts['scheme']}, {made}, {verdict}")

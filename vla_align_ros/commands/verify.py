@@ -42,6 +42,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         VlaAlignError: if the bundle or the backend cannot be used at all, or, after the table, if
             the result cannot be kept.
     """
+    if args.episodes < 0:
+        raise ConfigurationError(
+            "wrong number of episodes",
+            got=args.episodes,
+            expected="pairs of episodes, such as 60, or 0 to leave the gate of behaviour out",
+            fix="correct --episodes",
+        )
     if args.reference is not None and not args.episodes:
         raise ConfigurationError(
             "--reference has no effect",

@@ -156,22 +156,22 @@ class EngineSet:
         """
         name = f"{ENGINES}/{self.path.name}/{SIDECAR}"
         with lock_folder(self.path):
-            facts = seal({**self.facts, "gates": {**self._read_gates(), **gates}})
+            facts = seal({**self.facts, "gates": {**self.read_gates(), **gates}})
             replace_in_bundle(self.path.parent.parent, name, readable_json(facts))
         return EngineSet(self.path, facts)
 
-    def _read_gates(self) -> dict[str, Any]:
+    def read_gates(self) -> dict[str, Any]:
         """Read what the sidecar's gates are by now; BundleError if it is of other engines."""
         found = read_json_object(self.path / SIDECAR, BundleError)
-        gates = found.get("gates")
-        if not isinstance(gates, dict) or found != seal({**self.facts, "gates": gates}):
+        gates: Any = found.get("gates")
+        if not _are_gates(gates) or found != seal({**self.facts, "gates": gates}):
             raise BundleError(
                 "engines were made again since they were opened",
                 got=f"another {SIDECAR} in {self.path}",
                 expected="the one that was opened",
                 fix="verify those that lie there now",
             )
-        return gates
+        return dict(gates)
 
 
 def seal(facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -235,7 +235,8 @@ def _check_sidecar(facts: Mapping[str, Any], folder: str, bundle_id: str, fix: s
     if facts["sha256"] != _hash_facts(facts):
         refuse("engine sidecar was altered", _hash_facts(facts), facts["sha256"])
     wrong = [key for key in _TEXTS if not isinstance(facts[key], str)]
-    wrong += [key for key in ("versions", "graphs", "gates") if not isinstance(facts[key], dict)]
+    wrong += [key for key in ("versions", "graphs") if not isinstance(facts[key], dict)]
+    wrong += [] if _are_gates(facts["gates"]) else ["gates"]
     if wrong or not facts["graphs"]:
         refuse("engine sidecar has values of the wrong type", wrong, "texts and filled objects")
     if facts["bundle_id"] != bundle_id:
@@ -247,6 +248,11 @@ def _check_sidecar(facts: Mapping[str, Any], folder: str, bundle_id: str, fix: s
     for name, graph in facts["graphs"].items():
         if not _is_graph(name, graph):
             refuse(f"engine sidecar's graph {name!r} is malformed", graph, sorted(_GRAPH_KEYS))
+
+
+def _are_gates(gates: object) -> bool:
+    """Say whether a sidecar's gates are objects by name, as `is_proved` reads them."""
+    return isinstance(gates, dict) and all(isinstance(gate, dict) for gate in gates.values())
 
 
 def _is_graph(name: str, graph: object) -> bool:

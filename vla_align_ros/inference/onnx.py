@@ -105,8 +105,7 @@ class OnnxBackend:
         _check_providers(providers, session.get_providers(), "in use")
         _check_options(settings, session.get_provider_options())
         session.disable_fallback()
-        used = "" if tuple(providers) == (CPU,) else f" ({', '.join(providers)})"
-        self.runs_on = f"onnxruntime {onnxruntime.__version__}{used} on {find_processor()}"
+        self.runs_on = name_runtime(providers)
         self._session: Any = session
         self._inputs = tuple(_describe(node) for node in session.get_inputs())
         self._outputs = tuple(_describe(node) for node in session.get_outputs())
@@ -147,6 +146,12 @@ class OnnxBackend:
         if self._session is None:
             raise BackendError("backend is closed", fix="open it again")
         return self._session
+
+
+def name_runtime(providers: Sequence[str] = (CPU,)) -> str:
+    """What a graph's numbers depend on here: the library's version, providers and processor."""
+    used = "" if tuple(providers) == (CPU,) else f" ({', '.join(providers)})"
+    return f"onnxruntime {onnxruntime.__version__}{used} on {find_processor()}"
 
 
 def _merge_options(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from vla_align_ros.contract.bundle import Bundle
 from vla_align_ros.contract.golden import iterate_observations
 from vla_align_ros.contract.processor import Processor
 from vla_align_ros.contract.spec import ACTION_NAMES
+from vla_align_ros.errors import BundleError
 from vla_align_ros.inference.base import Backend, name_place
 from vla_align_ros.runtime.limits import GoldenLimits, find_golden_limits
 from vla_align_ros.runtime.numbers import judge_numbers, relative_rms
@@ -73,6 +75,21 @@ def judge_errors(errors: dict[str, dict[str, Any]], limits: GoldenLimits) -> dic
     return {"ok": all(entry["ok"] for entry in dimensions.values()), "dimensions": dimensions}
 
 
+def is_judged_by(proof: Mapping[str, Any], limits: GoldenLimits) -> bool:
+    """Say whether a kept proof held everything that it measured against these limits."""
+    try:
+        dimensions, agreement = proof["dimensions"], proof["agreement"]
+        outputs = {} if proof["numbers"] is None else proof["numbers"]["outputs"]
+        held = [row["limit"] == limits.for_unit(row["unit"]) for row in dimensions.values()]
+        held += [
+            row["limit"] == (limits.noise if "ratio" in row else limits.agreement)
+            for row in (*outputs.values(), *([] if agreement is None else [agreement]))
+        ]
+    except (KeyError, TypeError, AttributeError):  # a report may hold anything
+        return False
+    return set(dimensions) == set(ACTION_NAMES) and all(held)
+
+
 def prove_bundle(bundle: Bundle, backend: Backend, precision: str | None = None) -> dict[str, Any]:
     """Replay the golden samples and judge them by the limits of a precision.
 
@@ -119,10 +136,19 @@ def judge_actions(
     """Hold the error of all actions against the noise of bfloat16; None if it is not known.
 
     The error is the root mean square of the normalised difference, as a share of the reference's.
+    BundleError if what the bundle tells of that noise is no number.
     """
-    floor = bundle.manifest["provenance"].get("export", {}).get("noise_floor")
+    told = bundle.manifest["provenance"].get("export")
+    floor = told.get("noise_floor") if isinstance(told, Mapping) else None
     if floor is None:
         return None
+    if isinstance(floor, bool) or not isinstance(floor, int | float):
+        raise BundleError(
+            "bundle's noise of bfloat16 is no number",
+            got=repr(floor),
+            expected="a number under export.noise_floor of its provenance",
+            fix="export the policy again",
+        )
     error = {"policy": {"actions": {"error": action_error(bundle.processor, actions, reference)}}}
     floors = {"policy": {"actions": {"error": float(floor)}}}
     return judge_numbers(error, floors, limits.noise, limits.agreement)

@@ -102,8 +102,8 @@ def judge_numbers(
     """Hold each output's error against a multiple of its floor, and whole numbers to agreement.
 
     Args:
-        errors, floors: by graph and output, as `measure_outputs` gives them. limit: largest
-            multiple. agreement: least share of equal whole numbers.
+        errors, floors: by graph and output, as `measure_outputs` gives them; a floor that is not
+            finite is none. limit: largest multiple. agreement: least share of equal whole numbers.
 
     Returns:
         {"ok": bool, "outputs": {"graph.output": {"error", "floor", "ratio", "limit", "ok"} or
@@ -116,7 +116,8 @@ def judge_numbers(
                 share = entry["agreement"]
                 row = {"agreement": share, "limit": agreement, "ok": share >= agreement}
             else:
-                floor = max(floors[graph][name]["error"], LEAST_FLOOR)
+                noise = floors[graph][name]["error"]
+                floor = max(noise if noise < UNBOUNDED else 0.0, LEAST_FLOOR)
                 ratio = entry["error"] / floor
                 row = {"error": entry["error"], "floor": floor, "ratio": ratio}
                 row |= {"limit": limit, "ok": bool(ratio <= limit)}

@@ -7,7 +7,8 @@ from typing import Any
 
 from vla_align_ros.errors import BundleError
 from vla_align_ros.inference.base import name_place
-from vla_align_ros.runtime.golden import prove_bundle
+from vla_align_ros.runtime.golden import is_judged_by, prove_bundle
+from vla_align_ros.runtime.limits import find_golden_limits
 from vla_align_ros.runtime.policy import Policy
 from vla_align_ros.runtime.table import is_proved
 
@@ -24,8 +25,9 @@ def complete_proof(policy: Policy, proof: Mapping[str, Any]) -> dict[str, Any]:
         BundleError: if the bundle's report cannot be read.
     """
     before = find_proof(policy) or {}
-    behaviour = before.get("behaviour", {})
-    if before.get("precision") != proof["precision"] or "reference_id" not in behaviour:
+    behaviour = before.get("behaviour")
+    named = isinstance(behaviour, Mapping) and "reference_id" in behaviour
+    if before.get("precision") != proof["precision"] or not named:
         return dict(proof)
     return {"behaviour": behaviour, **proof}
 
@@ -49,13 +51,16 @@ def keep_proof(policy: Policy, proof: Mapping[str, Any]) -> None:
 
 
 def find_proof(policy: Policy) -> dict[str, Any] | None:
-    """Return the proof of a policy on its backend, None if there is none."""
+    """Return the proof of a policy on its backend, None if there is none.
+
+    Raises:
+        BundleError: if it cannot be read, or is of engines that were made after those that run.
+    """
     engines = getattr(policy.backend, "engines", None)
-    if engines is not None:
-        engines = policy.bundle.engine(engines.target)  # what was added since it was opened
     if engines is None:
         return read_proofs(policy.bundle.report()).get(policy.backend.name)
-    return engines.gates.get(DEVICE)
+    proof: dict[str, Any] | None = engines.read_gates().get(DEVICE)  # since it was opened, too
+    return proof
 
 
 def read_proofs(report: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -70,16 +75,22 @@ def require_proof(policy: Policy) -> tuple[dict[str, Any], bool]:
     """Return the proof of a policy on its backend, and whether it was made only now.
 
     Each backend is proved by itself: another engine rounds otherwise. So does another version of
-    its library, or another processor: a proof from elsewhere is made again, now, and not kept.
+    its library, or another processor: a proof from elsewhere is made again, now, and not kept. So
+    is one that was judged by other limits than today's.
 
     Raises:
         BundleError: with the command that mends it, unless the policy is proved.
     """
     proof, backend, place = find_proof(policy), policy.backend.name, name_place(policy.backend)
     got = "no proof" if proof is None else "a proof that failed"
-    made = proof is not None and is_proved(proof) and proof.get("runs_on") != place
+    made = False
+    if proof is not None and is_proved(proof):
+        known, limits = proof.get("runs_on"), find_golden_limits(policy.precision)
+        made = known != place or not is_judged_by(proof, limits)
+        got = f"a proof of {known or 'an older version'}, which fails on {place}"
+        if known == place:
+            got = "a proof by other limits, which fails by those of this version"
     if proof is not None and made:
-        got = f"a proof of {proof.get('runs_on', 'an older version')}, which fails on {place}"
         proof = {**proof, **prove_bundle(policy.bundle, policy.backend, policy.precision)}
     if proof is not None and is_proved(proof):
         return proof, made

@@ -82,6 +82,27 @@ def write_document(path: Path, values: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
+def read_index(folder: Path) -> dict[str, str] | None:
+    """Return {tensor: file} of a folder's index of shards; None if it has none.
+
+    ConfigurationError if it is broken, or names a file that does not lie beside it: whoever writes
+    the checkpoint again would write there.
+    """
+    if not (folder / INDEX).is_file():
+        return None
+    found = read_document(folder, INDEX).get("weight_map")
+    index = found if isinstance(found, dict) else {}
+    strange = [p for p in index.values() if not isinstance(p, str) or p != Path(p).name]
+    if strange or not index:
+        raise ConfigurationError(
+            "index of the checkpoint names no files beside it",
+            got=strange[:4] or "none",
+            expected=f"weight_map in {INDEX}: the name of a file for every tensor",
+            fix="fetch the checkpoint again",
+        )
+    return index
+
+
 @dataclass(frozen=True, slots=True)
 class Shards:
     """The tensors of a checkpoint by published name: where they lie, shape and dtype."""
@@ -110,9 +131,8 @@ def open_shards(folder: Path) -> Shards:
         ConfigurationError: if there are none, a shard is missing or broken, or the index differs
             from what the shards hold.
     """
-    index = None
-    if (folder / INDEX).is_file():
-        index = {str(k): str(v) for k, v in read_document(folder, INDEX)["weight_map"].items()}
+    index = read_index(folder)
+    if index is not None:
         names = sorted(set(index.values()))
     elif (folder / SINGLE).is_file():
         names = [SINGLE]
