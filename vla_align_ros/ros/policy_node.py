@@ -213,8 +213,8 @@ class PolicyNode(LifecycleNode):
         proof, made = require_proof(policy)
         if made:
             self.get_logger().info(
-                f"the bundle's proof is from elsewhere: replayed {proof['samples']} golden samples "
-                f"on {proof['runs_on']} in {time.monotonic() - begun_s:.1f} s, within their "
+                "the bundle's proof is from elsewhere, or by other limits: replayed "
+                f"{proof['samples']} golden samples on {proof['runs_on']} in {time.monotonic() - begun_s:.1f} s, within their "
                 "limits; `vla-align verify` keeps such a proof"
             )
 
