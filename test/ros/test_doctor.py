@@ -104,6 +104,14 @@ def test_what_was_asked_for_and_is_not_there_fails_with_its_fix(probe: Probe) ->
     assert "controller" in found["/servo/twist"]["fix"]
 
 
+def test_a_name_that_nothing_can_have_fails_alone(ros: None) -> None:
+    words = ["--policy", "left-arm/policy_node", "--camera", "a b", "front/image", "--seconds", "1"]
+    found = {finding.name: finding for finding in check_graph(words)}
+    for name in ("/left-arm/policy_node", "/a b"):
+        assert "must not contain" in found[name].found and not found[name].ok, found
+    assert found["/front/image"].found == "nobody publishes pictures"
+
+
 def test_two_policies_on_one_controller_are_told_by_their_full_names(ros: None) -> None:
     topic = "/servo_node/delta_twist_cmds"
     arms = [rclpy.create_node("policy_node", namespace=side) for side in ("left", "right")]

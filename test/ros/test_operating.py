@@ -427,6 +427,14 @@ def test_a_hold_for_want_of_an_input_says_where_to_look(ros: None, reason: str, 
     assert look in client.describe()
 
 
+@pytest.mark.parametrize("name", ["left-arm/policy_node", "two words", "left//policy_node"])
+def test_a_name_that_no_policy_can_have_is_told(ros: None, name: str) -> None:
+    node = rclpy.create_node("operator")
+    with pytest.raises(OperatorError, match=name):
+        PolicyClient(node, name)
+    node.destroy_node()
+
+
 def test_the_end_of_a_search_for_policies_leaves_a_slow_graph_its_time(ros: None) -> None:
     node = rclpy.create_node("stopper")
     policies = Policies(node, ())

@@ -9,6 +9,7 @@ from collections import Counter
 from typing import Any
 
 import rclpy
+from rclpy.exceptions import NameValidationException
 from rclpy.node import Node
 from rclpy.qos import (
     QoSCompatibility,
@@ -16,6 +17,7 @@ from rclpy.qos import (
     ReliabilityPolicy,
     qos_check_compatible,
 )
+from rclpy.validate_full_topic_name import validate_full_topic_name
 from sensor_msgs.msg import CompressedImage, Image
 
 from vla_align_ros.ros.messages import stamp_to_s
@@ -54,12 +56,13 @@ class GraphCheck:
         node = self._node
         self._patience.wait(lambda: False, DISCOVERY_S)
         asked = bool(args.policy or args.camera or args.commands)
-        policies = [name if name.startswith("/") else f"/{name}" for name in args.policy]
+        rows: list[Row] = []
+        policies, cameras, commands = (
+            _take_valid(names, rows) for names in (args.policy, args.camera, args.commands)
+        )
         if not asked:  # a graph is not seen all at once
             self._patience.wait(lambda: bool(find_policies(node)), LONGEST_DISCOVERY_S)
             policies = find_policies(node)
-        cameras, commands = list(args.camera), list(args.commands)
-        rows: list[Row] = []
         for name in policies:
             state = self._check_policy(name, rows)
             heard, sent = self._topics_of(name, joined=state in JOINED)
@@ -219,6 +222,21 @@ class GraphCheck:
         if not found or any(fit != QoSCompatibility.ERROR for fit, _ in found):
             return ""
         return str(found[0][1]).removeprefix("ERROR: ").strip(" ;")
+
+
+def _take_valid(names: list[str], rows: list[Row]) -> list[str]:
+    """The full names among what was asked for; of what is none a finding is added to `rows`."""
+    valid = []
+    for given in names:
+        name = given if given.startswith("/") else f"/{given}"
+        try:
+            validate_full_topic_name(name)
+        except NameValidationException as error:
+            why = str(error).splitlines()[0].rstrip(":")
+            rows.append(row(name, False, why, "correct the name"))
+        else:
+            valid.append(name)
+    return valid
 
 
 def _name_ends(infos: list[Any]) -> set[str]:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from rclpy.exceptions import NameValidationException
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
@@ -48,13 +49,23 @@ class PolicyClient:
 
     `status` is the newest `~/status`, {} before the first; what is no policy's is not taken. Every
     topic and service can be remapped as `<policy>/instruction` and so on.
+
+    Raises OperatorError on a name that no node can have.
     """
 
     def __init__(self, node: Node, policy: str = "policy_node") -> None:
         self.node = node
         self.policy = policy.rstrip("/")
         self.status: dict[str, Any] = {}
-        self._instruction = node.create_publisher(String, self._name("instruction"), RELIABLE)
+        try:
+            self._instruction = node.create_publisher(String, self._name("instruction"), RELIABLE)
+        except (NameValidationException, ValueError) as error:
+            raise OperatorError(
+                "no policy has such a name",
+                got=repr(policy),
+                expected="a node's name, such as left/policy_node: letters, digits, _ and /",
+                fix="correct --policy",
+            ) from error
         self._stop = node.create_publisher(Empty, self._name("emergency_stop"), RELIABLE)
         self._takeover = node.create_publisher(Bool, self._name("takeover"), RELIABLE)
         node.create_subscription(String, self._name("status"), self._on_status, LATCHED)
