@@ -16,6 +16,7 @@ import rclpy
 from geometry_msgs.msg import TwistStamped
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from ros_graph import ROOT, WIDOWX, Probe
+from std_msgs.msg import Empty
 
 from vla_align_ros.commands.robot_checks import (
     check_bundle,
@@ -147,6 +148,33 @@ def test_two_policies_of_one_name_on_one_controller_are_told(ros: None) -> None:
     found = check._check_controller(topic)
     assert not found["ok"] and "/policy_node publishes more than once" in found["found"]
     for node in (*arms, *others):
+        node.destroy_node()
+
+
+def test_a_watchdog_of_another_name_is_no_controller_and_no_second_publisher(ros: None) -> None:
+    topic = "/servo_node/delta_twist_cmds"
+    arm, watchdog, servo, doctor = (
+        rclpy.create_node(name) for name in ("policy_node", "left_watchdog", "servo", "doctor")
+    )
+    arm.create_publisher(TwistStamped, topic, 1)
+    watchdog.create_publisher(TwistStamped, topic, 1)
+    watchdog.create_publisher(Empty, "/policy_node/watched", 1)
+    watchdog.create_subscription(TwistStamped, topic, lambda _: None, 1)
+    check = GraphCheck(doctor, 1.0)
+
+    def find(subscribers: int) -> dict[str, Any]:
+        publishers = {topic: 2, "/policy_node/watched": 1}
+        assert check._patience.wait(
+            lambda: all(doctor.count_publishers(name) == n for name, n in publishers.items()), 10.0
+        )
+        assert check._patience.wait(lambda: doctor.count_subscribers(topic) == subscribers, 10.0)
+        return check._check_controller(topic)
+
+    assert find(1)["found"] == "no controller listens"
+    servo.create_subscription(TwistStamped, topic, lambda _: None, 1)
+    there = find(2)
+    assert there["ok"] and there["found"] == "/servo listens", there
+    for node in (arm, watchdog, servo, doctor):
         node.destroy_node()
 
 

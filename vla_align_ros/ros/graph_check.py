@@ -32,6 +32,7 @@ LATEST = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
 PICTURES = {"sensor_msgs/msg/Image": Image, "sensor_msgs/msg/CompressedImage": CompressedImage}
 COMMANDS = ("geometry_msgs/msg/TwistStamped", "geometry_msgs/msg/PoseStamped")
 WATCHDOG, POLICY = "watchdog_node", "policy_node"
+WATCHED = ("/watched", "std_msgs/msg/Empty")  # what a watchdog answers on, whatever it is called
 JOINED = ("inactive", "active")  # states in which a policy is on its topics
 
 Row = dict[str, Any]
@@ -83,7 +84,22 @@ class GraphCheck:
         )
 
     def _takers(self, topic: str) -> set[str]:
-        return _name_ends(self._node.get_subscriptions_info_by_topic(topic))
+        return self._name_ends(self._node.get_subscriptions_info_by_topic(topic))
+
+    def _name_ends(self, infos: list[Any]) -> set[str]:
+        """Full names of the nodes at these ends of a topic, without watchdogs."""
+        return {_full_name(info) for info in self._leave_watchdogs(infos)}
+
+    def _leave_watchdogs(self, infos: list[Any]) -> list[Any]:
+        """The ends that are no watchdog's, by its name or by what it answers on."""
+        node = self._node
+        watchdogs = {
+            _full_name(end)
+            for topic, types in node.get_topic_names_and_types()
+            if topic.endswith(WATCHED[0]) and WATCHED[1] in types
+            for end in node.get_publishers_info_by_topic(topic)
+        }
+        return [i for i in infos if i.node_name != WATCHDOG and _full_name(i) not in watchdogs]
 
     def _check_policy(self, name: str, rows: list[Row]) -> str:
         """Add what it says of itself to `rows`; returns its lifecycle state, "" if unheard."""
@@ -186,7 +202,7 @@ class GraphCheck:
     def _check_controller(self, topic: str) -> Row:
         takers = self._takers(topic)
         infos = self._node.get_publishers_info_by_topic(topic)
-        givers = _name_ends(infos)
+        givers = self._name_ends(infos)
         policies = sorted(givers & {*find_policies(self._node)} or _named_as_policies(givers))
         rivals = sorted(givers - {*policies[:1]})
         if not takers:
@@ -212,12 +228,11 @@ class GraphCheck:
 
     def _explain_misfit(self, topic: str, givers: list[Any]) -> str:
         """Why no subscription of another than a watchdog fits a publisher; "" if one does."""
-        takers = self._node.get_subscriptions_info_by_topic(topic)
+        takers = self._leave_watchdogs(self._node.get_subscriptions_info_by_topic(topic))
         found = [
             qos_check_compatible(giver.qos_profile, taker.qos_profile)
-            for giver in givers
+            for giver in self._leave_watchdogs(givers)
             for taker in takers
-            if WATCHDOG not in (giver.node_name, taker.node_name)
         ]
         if not found or any(fit != QoSCompatibility.ERROR for fit, _ in found):
             return ""
@@ -237,11 +252,6 @@ def _take_valid(names: list[str], rows: list[Row]) -> list[str]:
         else:
             valid.append(name)
     return valid
-
-
-def _name_ends(infos: list[Any]) -> set[str]:
-    """Full names of the nodes at these ends of a topic, without watchdogs."""
-    return {_full_name(info) for info in infos if info.node_name != WATCHDOG}
 
 
 def _full_name(info: Any) -> str:
