@@ -26,6 +26,7 @@ from vla_align_ros.ros.overrides import make_overridable
 from vla_align_ros.ros.params import PolicyParameters
 from vla_align_ros.ros.watching import WatchedSource
 from vla_align_ros.runtime.arrivals import Arrivals
+from vla_align_ros.runtime.observing import tell_camera
 from vla_align_ros.runtime.runner import PolicyRunner
 
 LATEST = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
@@ -88,7 +89,7 @@ class Inputs:
         topic = "~/image" if alone else f"~/{camera}/image"
         raw = parameters.image_transport == "raw"
         source = self._watch(
-            camera,
+            tell_camera(camera),
             Image if raw else CompressedImage,
             topic if raw else f"{topic}/compressed",
             functools.partial(self._on_image if raw else self._on_compressed, camera),
