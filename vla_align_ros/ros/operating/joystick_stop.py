@@ -12,7 +12,7 @@ from sensor_msgs.msg import Joy
 from std_msgs.msg import Bool, Empty
 
 from vla_align_ros.ros.declarations import Declaration
-from vla_align_ros.ros.params import declare_parameters
+from vla_align_ros.ros.params import declare_parameters, find_misspelt
 from vla_align_ros.ros.running import run_node
 from vla_align_ros.runtime.joystick import Hand, Joystick
 
@@ -55,6 +55,8 @@ class JoystickStop(Node):
     def __init__(self) -> None:
         super().__init__("joystick_stop")
         declare_parameters(self, JOYSTICK_DECLARATIONS)
+        for told in find_misspelt(self, JOYSTICK_DECLARATIONS):
+            self.get_logger().warning(told)
         dead_man = int(self.get_parameter("dead_man_button").value)
         self._joystick = Joystick(
             stop_button=int(self.get_parameter("stop_button").value),
