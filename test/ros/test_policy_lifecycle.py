@@ -127,6 +127,15 @@ def test_a_gripper_in_another_unit_is_no_state_and_says_so(
     assert node._runner.state.gripper.value == pytest.approx(0.02 / 0.044)
 
 
+def test_a_bundle_in_the_home_of_a_user_who_is_none_is_refused_in_one_line(
+    make_node: MakeNode,
+) -> None:
+    node = make_node(bundle=Path("~nobody_here/bundle"))
+    assert node.trigger_configure() == FAILURE
+    assert "no folder" in str(node.reporter.error)
+    assert "~nobody_here/bundle" in str(node.reporter.error)
+
+
 def test_a_bundle_by_relative_path_is_refused_by_the_whole_one(make_node: MakeNode) -> None:
     node = make_node(bundle=Path("bundles/nowhere"))
     assert node.trigger_configure() == FAILURE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -154,7 +155,7 @@ class PolicyNode(LifecycleNode):
 
     def _configure(self, parameters: PolicyParameters) -> None:
         policy = Policy.open(
-            Path(parameters.bundle).expanduser().absolute(),
+            Path(os.path.expanduser(parameters.bundle)).absolute(),
             parameters.backend,
             threads=parameters.threads,
         )
