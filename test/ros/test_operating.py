@@ -110,6 +110,23 @@ def test_stop_arm_stops_every_policy_that_it_finds(probe: Probe) -> None:
     assert probe.latest("hold_reason") == "stopped"
 
 
+def test_stop_arm_stops_a_policy_whose_emergency_stop_is_another_topic(
+    ros: None, start_node: Start
+) -> None:
+    arms = [("-r", "__ns:=/left", "-r", "~/emergency_stop:=/button"), ("-r", "__ns:=/right")]
+    for words in arms:
+        start_node("policy_node", "--params-file", str(WIDOWX), *words)
+    probe = Probe()
+    assert probe.wait_for(lambda: len(find_policies(probe.node)) == 2, TOOL_S)
+    status, text = run(probe, "stop_arm")
+    assert status == 0, text
+    assert sorted(text.splitlines()) == [
+        "/left/policy_node: stopped (unconfigured)",
+        "/right/policy_node: stopped (unconfigured)",
+    ]
+    probe.close()
+
+
 def test_stop_arm_stops_a_policy_that_appears_while_it_stops_another(
     probe: Probe,
 ) -> None:
@@ -343,7 +360,7 @@ def test_the_console_takes_back_an_arming_that_nobody_answers(client: FakeClient
 
 
 def test_say_takes_back_an_arming_that_nobody_answers(client: FakeClient) -> None:
-    client.node.get_topic_names_and_types = list
+    client.node.get_topic_names_and_types = client.node.get_service_names_and_types = list
     client.answer = False
 
     def ask(call: Callable[[], Future], ready: object, timeout_s: float) -> None:

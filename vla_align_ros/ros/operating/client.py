@@ -23,6 +23,7 @@ LATCHED = QoSProfile(
     durability=DurabilityPolicy.TRANSIENT_LOCAL,
 )
 STOP_TYPE, STATUS_TYPE = "std_msgs/msg/Empty", "std_msgs/msg/String"
+RESET_TYPE = "std_srvs/srv/Trigger"
 SPIN_S = 0.02
 ANSWER_S = 2.0
 UNTOLD = {"moving": False, "hold_reason": None, "instruction": None, "error": None}
@@ -69,6 +70,7 @@ class PolicyClient:
         self._stop = node.create_publisher(Empty, self._name("emergency_stop"), RELIABLE)
         self._takeover = node.create_publisher(Bool, self._name("takeover"), RELIABLE)
         node.create_subscription(String, self._name("status"), self._on_status, LATCHED)
+        self._halt = node.create_client(Trigger, self._name("stop"))
         self._arm = node.create_client(SetBool, self._name("arm"))
         self._reset = node.create_client(Trigger, self._name("reset_stop"))
 
@@ -82,8 +84,14 @@ class PolicyClient:
         self._instruction.publish(String(data=text))
 
     def stop(self) -> None:
-        """Latch a stop by topic: no answer is waited for."""
+        """Latch a stop: no answer is waited for.
+
+        By topic; by the service where nobody listens to that, as where the policy's is remapped to
+        one button for several arms.
+        """
         self._stop.publish(Empty())
+        if not self._stop.get_subscription_count() and self._halt.service_is_ready():
+            self._halt.call_async(Trigger.Request())
 
     def take_over(self, taken: bool) -> None:
         """Suspend the policy while a person drives, or give the arm back."""
@@ -103,7 +111,7 @@ class PolicyClient:
 
     def hears_stop(self) -> bool:
         """Whether the policy listens to the stop."""
-        return bool(self._stop.get_subscription_count() > 0)
+        return bool(self._stop.get_subscription_count() > 0 or self._halt.service_is_ready())
 
     def answers(self) -> bool:
         """Whether the policy's services are there."""
@@ -171,16 +179,27 @@ class Patience:
 
 
 def find_policies(node: Node) -> list[str]:
-    """Full names of all policy nodes on the graph: who has a status and listens to a stop."""
-    found = []
-    kinds = dict(node.get_topic_names_and_types())
-    for topic, types in kinds.items():
-        name = topic.removesuffix("/emergency_stop")
-        status = f"{name}/status"
-        told = STATUS_TYPE in kinds.get(status, ()) and node.count_publishers(status)
-        if name != topic and STOP_TYPE in types and told:
-            found.append(name)
-    return sorted(found)
+    """Full names of all policy nodes on the graph: who has a status and a stop.
+
+    The stop is the topic, or the service that releases it, where the topic has another name.
+    """
+    topics, services = node.get_topic_names_and_types(), node.get_service_names_and_types()
+    kinds = dict(topics)
+    names = {
+        name.removesuffix(end)
+        for known, end, kind in (
+            (topics, "/emergency_stop", STOP_TYPE),
+            (services, "/reset_stop", RESET_TYPE),
+        )
+        for name, types in known
+        if name.endswith(end) and kind in types
+    }
+    return sorted(
+        name
+        for name in names
+        if STATUS_TYPE in kinds.get(f"{name}/status", ())
+        and node.count_publishers(f"{name}/status")
+    )
 
 
 def refuse(client: PolicyClient, what: str, expected: str) -> OperatorError:
