@@ -476,6 +476,25 @@ def test_the_console_asks_for_a_terminal(probe: Probe) -> None:
     assert status == 1 and "needs a terminal" in text
 
 
+def test_words_to_a_policy_that_listens_elsewhere_say_where_to_send_them(
+    probe: Probe, start_node: Start, tiny_bundle: Path
+) -> None:
+    start_node(
+        *("policy_node", "--params-file", str(WIDOWX), "-p", f"bundle:={tiny_bundle}"),
+        *("-p", "autostart:=true", "-r", "__ns:=/left", "-r", "~/instruction:=/words"),
+    )
+    name, told = "left/policy_node", "nobody listens to /left/policy_node/instruction"
+    client = PolicyClient(probe.node, name)
+    assert probe.wait_for(lambda: client.status.get("state") == "active", TOOL_S)
+    status, text = run(probe, "say", "--policy", name, "--wait", "3", CARROT)
+    assert status == 1 and told in text and f"-r {name}/instruction:=" in text, text
+    lines: list[str] = []
+    Console(client, lines.append).take(CARROT)
+    assert told in lines[-1]
+    there = ("--ros-args", "-r", f"{name}/instruction:=/words")
+    assert run(probe, "say", "--policy", name, CARROT, *there)[0] == 0
+
+
 def test_another_robots_stop_and_status_make_no_policy(ros: None) -> None:
     """Its status is of another type, so that nobody would ever hear that it stopped."""
     node = rclpy.create_node("base")

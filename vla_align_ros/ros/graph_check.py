@@ -21,7 +21,7 @@ from rclpy.validate_full_topic_name import validate_full_topic_name
 from sensor_msgs.msg import CompressedImage, Image
 
 from vla_align_ros.ros.messages import stamp_to_s
-from vla_align_ros.ros.operating.client import Patience, PolicyClient, find_policies
+from vla_align_ros.ros.operating.client import JOINED, Patience, PolicyClient, find_policies
 from vla_align_ros.ros.watching import CHECK_PERIOD_S, SourceWatch, WatchedSource
 
 SECTION = "graph"
@@ -33,7 +33,6 @@ PICTURES = {"sensor_msgs/msg/Image": Image, "sensor_msgs/msg/CompressedImage": C
 COMMANDS = ("geometry_msgs/msg/TwistStamped", "geometry_msgs/msg/PoseStamped")
 WATCHDOG, POLICY = "watchdog_node", "policy_node"
 WATCHED = ("/watched", "std_msgs/msg/Empty")  # what a watchdog answers on, whatever it is called
-JOINED = ("inactive", "active")  # states in which a policy is on its topics
 
 Row = dict[str, Any]
 Topics = list[tuple[str, str]]

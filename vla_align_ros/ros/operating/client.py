@@ -24,6 +24,7 @@ LATCHED = QoSProfile(
 )
 STOP_TYPE, STATUS_TYPE = "std_msgs/msg/Empty", "std_msgs/msg/String"
 RESET_TYPE = "std_srvs/srv/Trigger"
+JOINED = ("inactive", "active")  # states in which a policy is on its topics
 SPIN_S = 0.02
 ANSWER_S = 2.0
 UNTOLD = {"moving": False, "hold_reason": None, "instruction": None, "error": None}
@@ -108,6 +109,16 @@ class PolicyClient:
     def hears_words(self) -> bool:
         """Whether the policy listens to instructions: it does once it is configured."""
         return bool(self._instruction.get_subscription_count() > 0)
+
+    def explain_deaf(self) -> str:
+        """What mends that the policy does not hear words."""
+        if self.status.get("state") not in JOINED:
+            return "configure and activate it"
+        words = self._name("instruction")
+        return (
+            f"nobody listens to {self._instruction.topic_name}: if the policy's instruction topic "
+            f"is remapped, add --ros-args -r {words}:=/its/topic"
+        )
 
     def hears_stop(self) -> bool:
         """Whether the policy listens to the stop."""
