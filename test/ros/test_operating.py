@@ -22,8 +22,9 @@ from typing import Any
 import pytest
 import rclpy
 from rclpy.executors import SingleThreadedExecutor
+from rclpy.qos import QoSProfile
 from rclpy.task import Future
-from ros_graph import LATCHED, RELIABLE, ROOT, WIDOWX, Probe
+from ros_graph import BEST_EFFORT, LATCHED, RELIABLE, ROOT, WIDOWX, Probe
 from sensor_msgs.msg import Joy
 from std_msgs.msg import Bool, Empty, String
 from tiny_policy import CARROT, PLATE
@@ -560,6 +561,26 @@ def test_a_joystick_stops_by_its_button_and_by_falling_silent(
     silent_s = time.monotonic()
     probe.wait_for_hold("stopped", 5.0)
     assert time.monotonic() - silent_s < 2.0
+
+
+@pytest.mark.parametrize("qos", [RELIABLE, BEST_EFFORT], ids=["reliable", "best_effort"])
+def test_a_joystick_stops_however_its_driver_publishes(
+    ros: None, start_node: Start, qos: QoSProfile
+) -> None:
+    probe = Probe()
+    stops: list[Empty] = []
+    topic = "/policy_node/emergency_stop"
+    probe.node.create_subscription(Empty, topic, stops.append, RELIABLE)
+    joy = probe.node.create_publisher(Joy, "/joy", qos)
+    start_node("operating.joystick_stop")
+    assert probe.wait_for(lambda: probe.node.count_publishers(topic) > 0, TOOL_S)
+
+    def press() -> bool:
+        joy.publish(Joy(buttons=[0, 1]))
+        return bool(stops)
+
+    assert probe.wait_for(press), "a stop that nobody hears is none"
+    probe.close()
 
 
 def test_a_joystick_says_that_nothing_is_heard_and_that_nobody_hears_it(
