@@ -106,8 +106,8 @@ def test_what_was_asked_for_and_is_not_there_fails_with_its_fix(probe: Probe) ->
 
 
 def test_a_name_that_nothing_can_have_fails_alone(ros: None) -> None:
-    words = ["--policy", "left-arm/policy_node", "--camera", "a b", "front/image", "--seconds", "1"]
-    found = {finding.name: finding for finding in check_graph(words)}
+    words = ["--policy", "left-arm/policy_node", "--camera", "a b", "front/image"]
+    found = {finding.name: finding for finding in check_graph(words, 1.0)}
     for name in ("/left-arm/policy_node", "/a b"):
         assert "must not contain" in found[name].found and not found[name].ok, found
     assert found["/front/image"].found == "nobody publishes pictures"

@@ -118,19 +118,27 @@ def check_robot(name: str, bundle: Bundle | None) -> list[Finding]:
     return findings
 
 
-def check_graph(words: list[str]) -> list[Finding]:
-    """Look at the running graph, in a process of its own; `words` are that process's arguments."""
+def check_graph(words: list[str], seconds: float = 3.0) -> list[Finding]:
+    """Look at the running graph, in a process of its own; `words` are that process's arguments.
+
+    Each rate is measured for so many `seconds`.
+    """
     if importlib.util.find_spec("rclpy") is None:
         return [Finding("graph", "nodes", False, "not tried: no rclpy")]
     command = [sys.executable, "-m", "vla_align_ros.ros.graph_check", *words]
+    limit_s = PROBE_LIMIT_S + 2.0 * seconds  # for a status that does not come, and for the rates
     try:
         probe = subprocess.run(
-            command, capture_output=True, text=True, timeout=PROBE_LIMIT_S, check=False
+            [*command, "--seconds", str(seconds)],
+            capture_output=True,
+            text=True,
+            timeout=limit_s,
+            check=False,
         )
         rows: list[dict[str, Any]] = json.loads(probe.stdout.splitlines()[-1])
         return [Finding(**row) for row in rows]
     except subprocess.TimeoutExpired:
-        return [Finding("graph", "nodes", False, f"no answer in {PROBE_LIMIT_S:.0f} s")]
+        return [Finding("graph", "nodes", False, f"no answer in {limit_s:.0f} s")]
     except (ValueError, IndexError):
         reason = (probe.stderr.strip().splitlines() or ["it crashed"])[-1]
         return [Finding("graph", "nodes", False, reason, "see that ROS 2 works: ros2 doctor")]
