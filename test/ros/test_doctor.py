@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -13,9 +14,14 @@ from typing import Any
 
 import pytest
 import rclpy
+from builtin_interfaces.msg import Time
 from geometry_msgs.msg import TwistStamped
+from rclpy.duration import Duration
+from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from ros_graph import ROOT, WIDOWX, Probe
+from rosgraph_msgs.msg import Clock
+from sensor_msgs.msg import Image
 from std_msgs.msg import Empty
 
 from vla_align_ros.commands.robot_checks import (
@@ -92,6 +98,31 @@ def test_a_policy_is_seen_beside_another_node_of_its_name(
             namesake.destroy_node()
     assert found["/policy_node"]["ok"] and found["/policy_node/image"]["ok"], found
     assert found["/policy_node/delta_twist_cmds"]["ok"], found
+
+
+def test_a_camera_is_held_against_the_clock_of_its_policy(probe: Probe) -> None:
+    simulated = Parameter("use_sim_time", value=True)
+    policy = rclpy.create_node("policy_node", parameter_overrides=[simulated])
+    asked = ["--policy", "policy_node", "--camera", "/front/image"]
+    found = look(probe, *asked)
+    assert "nobody publishes the time" in found["/clock"]["found"], found
+
+    clock = probe.node.create_publisher(Clock, "/clock", 1)
+    front = probe.node.create_publisher(Image, "/front/image", 1)
+    begun_s = time.monotonic()
+
+    def publish() -> None:
+        now = Duration(nanoseconds=int(1e9 * (100.0 + time.monotonic() - begun_s))).to_msg()
+        stamp = Time(sec=now.sec, nanosec=now.nanosec)
+        clock.publish(Clock(clock=stamp))
+        image = Image(height=1, width=1, encoding="mono8", step=1, data=[0])
+        image.header.stamp = stamp
+        front.publish(image)
+
+    probe.node.create_timer(0.05, publish)
+    found = look(probe, *asked)
+    assert found["/front/image"]["ok"] and "/clock" not in found, found
+    policy.destroy_node()
 
 
 def test_what_was_asked_for_and_is_not_there_fails_with_its_fix(probe: Probe) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import rclpy
 from rclpy.exceptions import NameValidationException
 from rclpy.node import Node
+from rclpy.parameter import Parameter
 from rclpy.qos import (
     QoSCompatibility,
     QoSProfile,
@@ -28,6 +29,7 @@ SECTION = "graph"
 DISCOVERY_S = 2.0
 LONGEST_DISCOVERY_S = 6.0  # a busy machine sees a graph bit by bit
 SETTLE_S = 1.0
+CLOCK = "/clock"
 LATEST = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
 PICTURES = {"sensor_msgs/msg/Image": Image, "sensor_msgs/msg/CompressedImage": CompressedImage}
 COMMANDS = ("geometry_msgs/msg/TwistStamped", "geometry_msgs/msg/PoseStamped")
@@ -72,6 +74,8 @@ class GraphCheck:
             found = "none runs here; --camera and --commands look without one"
             rows.append(row("policies", True, found))
         self._patience.wait(lambda: self._all_connected(cameras, commands), LONGEST_DISCOVERY_S)
+        if self._takers(CLOCK) & {*policies}:
+            rows += self._follow_clock()
         rows += self._check_cameras(list(dict.fromkeys(cameras)))
         rows += [self._check_controller(topic) for topic in dict.fromkeys(commands)]
         return rows
@@ -99,6 +103,14 @@ class GraphCheck:
             for end in node.get_publishers_info_by_topic(topic)
         }
         return [i for i in infos if i.node_name != WATCHDOG and _full_name(i) not in watchdogs]
+
+    def _follow_clock(self) -> list[Row]:
+        """Take the time from where the policies take it, by which their cameras stamp."""
+        self._node.set_parameters([Parameter("use_sim_time", value=True)])
+        if self._node.count_publishers(CLOCK):
+            return []
+        fix = "start what publishes it, or take use_sim_time from the policy"
+        return [row(CLOCK, False, "nobody publishes the time that the policy takes", fix)]
 
     def _check_policy(self, name: str, rows: list[Row]) -> str:
         """Add what it says of itself to `rows`; returns its lifecycle state, "" if unheard."""
