@@ -22,7 +22,7 @@ from rclpy.qos import DurabilityPolicy, QoSProfile
 from ros_graph import ROOT, WIDOWX, Probe
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import Image
-from std_msgs.msg import Empty
+from std_msgs.msg import Bool, Empty
 
 from vla_align_ros.commands.robot_checks import (
     check_bundle,
@@ -64,6 +64,7 @@ def test_a_running_policy_is_found_with_its_camera_and_its_controller(
     )
     probe.wait_for_state("active")
     probe.grey = 128
+    probe.node.create_subscription(Bool, "/policy_node/heartbeat", print, 1)  # a recorder
     found = look(probe)
     assert found["/policy_node"]["ok"] and "disarmed" in found["/policy_node"]["found"]
     assert not found["watchdog"]["ok"] and "watchdog:=true" in found["watchdog"]["fix"]

@@ -120,7 +120,7 @@ class GraphCheck:
         ok = heard and client.status.get("error") is None and state != "finalized"
         fix = "start it, or mend what its error says"
         rows.append(row(name, ok, client.describe().removeprefix(f"{name}: "), fix))
-        if heard and not self._node.count_subscribers(f"{name}/heartbeat"):
+        if heard and not self._node.count_publishers(name + WATCHED[0]):
             rows.append(
                 row("watchdog", False, f"none watches {name}", "launch with watchdog:=true")
             )
