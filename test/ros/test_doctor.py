@@ -290,3 +290,24 @@ def test_bundle_engine_and_robot_are_held_against_each_other(
     assert not check_robot(str(other), bundle)[0].ok
     findings, bundle = check_bundle(tmp_path)
     assert bundle is None and not findings[0].ok
+
+
+@pytest.mark.parametrize(
+    ("written", "instead", "told"),
+    [
+        ("max_linear_m_s: 0.4", "max_linear_m_s: 1", "expecting type 'DOUBLE'"),
+        ("hold_factor: 3.0", "hold_factr: 3.0", "expected arm.hold_factor"),
+        ("hold_factor: 3.0", "hold_factor: 0.5", "out of range"),
+        ("workspace_max_m:", "name: other #", "one corner only"),
+        ("workspace_min_m: [0.10, -0.32, 0.0]", "workspace_min_m: [0.1, 0, 0.0]", "same type"),
+    ],
+)
+def test_a_robots_file_that_the_node_would_refuse_is_a_finding(
+    tmp_path: Path, written: str, instead: str, told: str
+) -> None:
+    file = tmp_path / "arm.yaml"
+    text = WIDOWX.read_text()
+    assert written in text
+    file.write_text(text.replace("name: widowx_sim\n", "").replace(written, instead))
+    (finding,) = check_robot(str(file), None)
+    assert not finding.ok and told in finding.found, finding

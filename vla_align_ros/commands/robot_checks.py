@@ -105,7 +105,10 @@ def check_robot(name: str, bundle: Bundle | None) -> list[Finding]:
     except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
         fix = "copy the nearest of config/robots; command_frame and both speeds are mandatory"
         return [Finding("robot", "file", False, f"{path}: {type(error).__name__} {error}", fix)]
-    findings = [Finding("robot", "file", True, f"{path}: {frame}, {speeds}")]
+    refusal = _ask_node(path)
+    found = refusal or f"{path}: {frame}, {speeds}"
+    fix = "policy_node refuses the file; correct it there"
+    findings = [judge("robot", "file", not refusal, found, fix)]
     if bundle is not None and bundle.spec.action.frame != frame:
         fix = "use the robot that the policy was trained for"
         found = f"the policy acts in {bundle.spec.action.frame}"
@@ -116,6 +119,22 @@ def check_robot(name: str, bundle: Bundle | None) -> list[Finding]:
         found = "there" if there else "missing: the gripper is behind an action"
         findings.append(judge("robot", "control_msgs", there, found, fix))
     return findings
+
+
+def _ask_node(path: Path) -> str:
+    """Why policy_node refuses a robot's file, in a process of its own; "" if it takes it."""
+    if importlib.util.find_spec("rclpy") is None:
+        return ""
+    command = [sys.executable, "-m", "vla_align_ros.ros.robot_file", str(path)]
+    try:
+        probe = subprocess.run(
+            command, capture_output=True, text=True, timeout=PROBE_LIMIT_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return f"no answer in {PROBE_LIMIT_S:.0f} s"
+    if probe.returncode != 0:
+        return (probe.stderr.strip().splitlines() or ["it crashed"])[-1]
+    return probe.stdout
 
 
 def check_graph(words: list[str], seconds: float = 3.0) -> list[Finding]:
