@@ -137,6 +137,21 @@ def test_what_was_asked_for_and_is_not_there_fails_with_its_fix(probe: Probe) ->
     assert "controller" in found["/servo/twist"]["fix"]
 
 
+def test_a_policys_own_picture_is_no_camera_to_take_instead(ros: None) -> None:
+    node, doctor = rclpy.create_node("policy_node"), rclpy.create_node("doctor")
+    for topic in ("/policy_node/sight/attention", "/wrist/image"):
+        node.create_publisher(Image, topic, 1)
+    check = GraphCheck(doctor, 1.0)
+    assert check._patience.wait(lambda: doctor.count_publishers("/wrist/image") == 1, 10.0)
+    assert check._patience.wait(
+        lambda: doctor.count_publishers("/policy_node/sight/attention") == 1, 10.0
+    )
+    (found,) = check._check_cameras(["/front/image"])
+    assert found["fix"] == "start the driver; with pictures here: /wrist/image"
+    for each in (node, doctor):
+        each.destroy_node()
+
+
 def test_a_name_that_nothing_can_have_fails_alone(ros: None) -> None:
     words = ["--policy", "left-arm/policy_node", "--camera", "a b", "front/image"]
     found = {finding.name: finding for finding in check_graph(words, 1.0)}

@@ -30,6 +30,7 @@ DISCOVERY_S = 2.0
 LONGEST_DISCOVERY_S = 6.0  # a busy machine sees a graph bit by bit
 SETTLE_S = 1.0
 CLOCK = "/clock"
+ATTENTION = "/sight/attention"  # a policy's own picture, which is no camera's
 LATEST = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
 PICTURES = {"sensor_msgs/msg/Image": Image, "sensor_msgs/msg/CompressedImage": CompressedImage}
 COMMANDS = ("geometry_msgs/msg/TwistStamped", "geometry_msgs/msg/PoseStamped")
@@ -168,7 +169,11 @@ class GraphCheck:
         for topic in topics:
             kind = next((k for k in kinds.get(topic, []) if k in PICTURES), None)
             if kind is None or not self._node.count_publishers(topic):
-                others = [name for name, types in kinds.items() if set(types) & set(PICTURES)]
+                others = [
+                    name
+                    for name, types in kinds.items()
+                    if set(types) & set(PICTURES) and not name.endswith(ATTENTION)
+                ]
                 there = [name for name in others if self._node.count_publishers(name)]
                 fix = f"start the driver; with pictures here: {', '.join(there) or 'no topic'}"
                 rows.append(row(topic, False, "nobody publishes pictures", fix))
