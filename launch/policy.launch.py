@@ -143,8 +143,10 @@ def camera_remappings(camera):
     remappings = []
     for name, _, topic in pairs:
         inner = f"~/{name}/image" if name else "~/image"
-        remappings.append((inner, topic))
-        remappings.append((f"{inner}/compressed", topic.rstrip("/") + "/compressed"))
+        # The only camera of a policy is on ~/image, whatever its name.
+        for inside in (inner, "~/image") if len(pairs) == 1 and name else (inner,):
+            remappings.append((inside, topic))
+            remappings.append((f"{inside}/compressed", topic.rstrip("/") + "/compressed"))
     return remappings
 
 

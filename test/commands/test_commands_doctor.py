@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import subprocess
 
 import pytest
 
 from vla_align_ros.commands import doctor
 from vla_align_ros.commands.findings import Finding
-from vla_align_ros.commands.robot_checks import check_bundle, check_robot
+from vla_align_ros.commands.robot_checks import check_bundle, check_graph, check_robot
 
 
 def run(*words):
@@ -23,8 +24,9 @@ def graph(monkeypatch):
     """What the graph answers, by name; and what it was asked."""
     answers, asked = {}, []
 
-    def look(words):
+    def look(words, seconds):
         asked.extend(words)
+        assert seconds == 3.0
         return [Finding("graph", name, ok, "") for name, ok in answers.items()]
 
     monkeypatch.setattr(doctor, "check_graph", look)
@@ -39,6 +41,21 @@ def test_a_graph_that_cannot_be_looked_at_fails_what_was_asked_of_it(graph, word
     graph[0]["nodes"] = False  # no rclpy, no answer
     assert run()["ok"] is True
     assert run(*words)["ok"] is False
+
+
+@pytest.mark.parametrize("seconds", [3.0, 90.0])
+def test_the_graph_has_the_time_that_its_rates_are_measured_for(monkeypatch, seconds):
+    given = {}
+
+    def look(command, timeout, **_):
+        given.update(words=command, limit_s=timeout)
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    monkeypatch.setattr(subprocess, "run", look)
+    (finding,) = check_graph(["--camera", "/a"], seconds)
+    assert given["words"][-4:] == ["--camera", "/a", "--seconds", str(seconds)]
+    assert given["limit_s"] > seconds + 45.0
+    assert finding.found == f"no answer in {given['limit_s']:.0f} s"
 
 
 def test_topics_are_asked_for_by_the_names_that_the_graph_has(graph):

@@ -21,7 +21,7 @@ import yaml
 from action_msgs.msg import GoalInfo, GoalStatus
 from action_msgs.srv import CancelGoal
 from builtin_interfaces.msg import Duration, Time
-from geometry_msgs.msg import PoseStamped
+from geometry_msgs.msg import PoseStamped, TwistStamped
 from numpy.typing import NDArray
 from rclpy.lifecycle import LifecycleNode
 from rclpy.parameter import Parameter
@@ -181,6 +181,33 @@ def test_the_watchdog_is_no_rival_and_a_controller_that_hangs_has_not_acknowledg
         listener.send_signal(signal.SIGCONT)
         arm.destroy()
         node.destroy_node()
+
+
+def test_a_watchdog_of_another_name_is_no_rival_either(
+    ros: None, start_node: Callable[..., subprocess.Popen[str]]
+) -> None:
+    node, rival = LifecycleNode("policy_node"), rclpy.create_node("rival")
+    arm = make_arm(node, ARM, LIMITS, lambda: None)
+    name = "/policy_node/delta_twist_cmds"
+    start_node(
+        *("watchdog_node", "--params-file", str(WIDOWX), "-r", "__node:=left_watchdog"),
+        *("-r", f"~/delta_twist_cmds:={name}", "-r", "~/watched:=/policy_node/watched"),
+    )
+    try:
+        end_s = time.monotonic() + 60.0
+        while node.count_publishers(name) < 2 or not node.count_publishers("/policy_node/watched"):
+            assert time.monotonic() < end_s
+            time.sleep(0.05)
+        assert arm.rivals() == []
+        rival.create_publisher(TwistStamped, name, 1)
+        while node.count_publishers(name) < 3:
+            assert time.monotonic() < end_s
+            time.sleep(0.05)
+        assert arm.rivals() == [name]
+    finally:
+        arm.destroy()
+        node.destroy_node()
+        rival.destroy_node()
 
 
 # -- target poses ------------------------------------------------------------------------------

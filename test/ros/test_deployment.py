@@ -5,6 +5,7 @@ from __future__ import annotations
 import configparser
 import json
 import os
+import posixpath
 import re
 import shutil
 import subprocess
@@ -46,8 +47,11 @@ def probe(ros: None, start_node: Start, tiny_state_bundle: Path) -> Iterator[Pro
     probe.close()
 
 
-def read_allowed(node: str) -> Names:
-    """What config/sros2 allows a node: full names by (kind, direction)."""
+def read_allowed(node: str, namespace: str = "/") -> Names:
+    """What config/sros2 allows a node: full names by (kind, direction).
+
+    With a namespace in place of ns="/"; names are completed as sros2 does (permissions.xsl).
+    """
     root = ElementTree.parse(CONFIG / "sros2" / "policy.xml").getroot()
     profiles = [p for p in root.iter("profile") if p.attrib["node"] == node]
     assert len(profiles) == 1, node
@@ -55,26 +59,22 @@ def read_allowed(node: str) -> Names:
     for rule in profiles[0]:
         for way, verdict in rule.attrib.items():
             assert verdict == "ALLOW"
-            names = {
-                re.sub(r"^~/", f"/{node}/", str(item.text))
-                if str(item.text).startswith("~/")
-                else f"/{item.text}"
-                for item in rule
-            }
+            written = [re.sub(r"^~/", f"{node}/", str(item.text)) for item in rule]
+            names = {posixpath.join(namespace, name) for name in written}
             allowed.setdefault((rule.tag, way), set()).update(names)
     return allowed
 
 
-def find_real(probe: Probe, node: str) -> Names:
+def find_real(probe: Probe, node: str, namespace: str = "/") -> Names:
     """What a running node has, by the graph's own account so far."""
     asks: dict[tuple[str, str], Any] = {
         ("topics", "publish"): probe.node.get_publisher_names_and_types_by_node,
         ("topics", "subscribe"): probe.node.get_subscriber_names_and_types_by_node,
         ("services", "reply"): probe.node.get_service_names_and_types_by_node,
     }
-    if (node, "/") not in probe.node.get_node_names_and_namespaces():
+    if (node, namespace) not in probe.node.get_node_names_and_namespaces():
         return {key: set() for key in asks}
-    return {key: {name for name, _ in ask(node, "/")} for key, ask in asks.items()}
+    return {key: {name for name, _ in ask(node, namespace)} for key, ask in asks.items()}
 
 
 def find_spare(allowed: Names, real: Names) -> Names:
@@ -101,6 +101,28 @@ def test_the_security_policy_allows_each_node_what_it_does_and_no_more(probe: Pr
         for key, names in real.items():
             denied = names - allowed.get(key, set())
             assert not denied, f"{node} {key}: {sorted(denied)} would be denied"
+
+
+def test_the_security_policy_serves_an_arm_in_a_namespace(ros: None, start_node: Start) -> None:
+    start_node(
+        *("watchdog_node", "--params-file", str(WIDOWX), "-r", "__ns:=/left"),
+        *("-r", "~/delta_twist_cmds:=policy_node/delta_twist_cmds"),
+        *("-r", "~/heartbeat:=policy_node/heartbeat", "-r", "~/watched:=policy_node/watched"),
+    )
+    start_node("operating.joystick_stop", "-r", "__ns:=/left", "-p", "use_sim_time:=true")
+    probe = Probe()
+    for node, last in (("watchdog_node", "/diagnostics"), ("joystick_stop", "/clock")):
+        allowed = read_allowed(node, "/left")
+        assert probe.wait_for(
+            lambda node=node, last=last: any(
+                last in names for names in find_real(probe, node, "/left").values()
+            )
+        )
+        probe.spin(1.0)
+        for key, names in find_real(probe, node, "/left").items():
+            denied = names - allowed.get(key, set())
+            assert not denied, f"{node} {key}: {sorted(denied)} would be denied"
+    probe.close()
 
 
 def topic_names(probe: Probe) -> set[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -13,9 +14,15 @@ from typing import Any
 
 import pytest
 import rclpy
+from builtin_interfaces.msg import Time
 from geometry_msgs.msg import TwistStamped
+from rclpy.duration import Duration
+from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from ros_graph import ROOT, WIDOWX, Probe
+from rosgraph_msgs.msg import Clock
+from sensor_msgs.msg import Image
+from std_msgs.msg import Bool, Empty
 
 from vla_align_ros.commands.robot_checks import (
     check_bundle,
@@ -57,6 +64,7 @@ def test_a_running_policy_is_found_with_its_camera_and_its_controller(
     )
     probe.wait_for_state("active")
     probe.grey = 128
+    probe.node.create_subscription(Bool, "/policy_node/heartbeat", print, 1)  # a recorder
     found = look(probe)
     assert found["/policy_node"]["ok"] and "disarmed" in found["/policy_node"]["found"]
     assert not found["watchdog"]["ok"] and "watchdog:=true" in found["watchdog"]["fix"]
@@ -93,6 +101,31 @@ def test_a_policy_is_seen_beside_another_node_of_its_name(
     assert found["/policy_node/delta_twist_cmds"]["ok"], found
 
 
+def test_a_camera_is_held_against_the_clock_of_its_policy(probe: Probe) -> None:
+    simulated = Parameter("use_sim_time", value=True)
+    policy = rclpy.create_node("policy_node", parameter_overrides=[simulated])
+    asked = ["--policy", "policy_node", "--camera", "/front/image"]
+    found = look(probe, *asked)
+    assert "nobody publishes the time" in found["/clock"]["found"], found
+
+    clock = probe.node.create_publisher(Clock, "/clock", 1)
+    front = probe.node.create_publisher(Image, "/front/image", 1)
+    begun_s = time.monotonic()
+
+    def publish() -> None:
+        now = Duration(nanoseconds=int(1e9 * (100.0 + time.monotonic() - begun_s))).to_msg()
+        stamp = Time(sec=now.sec, nanosec=now.nanosec)
+        clock.publish(Clock(clock=stamp))
+        image = Image(height=1, width=1, encoding="mono8", step=1, data=[0])
+        image.header.stamp = stamp
+        front.publish(image)
+
+    probe.node.create_timer(0.05, publish)
+    found = look(probe, *asked)
+    assert found["/front/image"]["ok"] and "/clock" not in found, found
+    policy.destroy_node()
+
+
 def test_what_was_asked_for_and_is_not_there_fails_with_its_fix(probe: Probe) -> None:
     probe.grey = 128
     status, found = examine(
@@ -102,6 +135,29 @@ def test_what_was_asked_for_and_is_not_there_fails_with_its_fix(probe: Probe) ->
     assert not found["/nobody"]["ok"] and "nothing heard" in found["/nobody"]["found"]
     assert "/policy_node/image" in found["/front/image"]["fix"], "what there is instead"
     assert "controller" in found["/servo/twist"]["fix"]
+
+
+def test_a_policys_own_picture_is_no_camera_to_take_instead(ros: None) -> None:
+    node, doctor = rclpy.create_node("policy_node"), rclpy.create_node("doctor")
+    for topic in ("/policy_node/sight/attention", "/wrist/image"):
+        node.create_publisher(Image, topic, 1)
+    check = GraphCheck(doctor, 1.0)
+    assert check._patience.wait(lambda: doctor.count_publishers("/wrist/image") == 1, 10.0)
+    assert check._patience.wait(
+        lambda: doctor.count_publishers("/policy_node/sight/attention") == 1, 10.0
+    )
+    (found,) = check._check_cameras(["/front/image"])
+    assert found["fix"] == "start the driver; with pictures here: /wrist/image"
+    for each in (node, doctor):
+        each.destroy_node()
+
+
+def test_a_name_that_nothing_can_have_fails_alone(ros: None) -> None:
+    words = ["--policy", "left-arm/policy_node", "--camera", "a b", "front/image"]
+    found = {finding.name: finding for finding in check_graph(words, 1.0)}
+    for name in ("/left-arm/policy_node", "/a b"):
+        assert "must not contain" in found[name].found and not found[name].ok, found
+    assert found["/front/image"].found == "nobody publishes pictures"
 
 
 def test_two_policies_on_one_controller_are_told_by_their_full_names(ros: None) -> None:
@@ -139,6 +195,33 @@ def test_two_policies_of_one_name_on_one_controller_are_told(ros: None) -> None:
     found = check._check_controller(topic)
     assert not found["ok"] and "/policy_node publishes more than once" in found["found"]
     for node in (*arms, *others):
+        node.destroy_node()
+
+
+def test_a_watchdog_of_another_name_is_no_controller_and_no_second_publisher(ros: None) -> None:
+    topic = "/servo_node/delta_twist_cmds"
+    arm, watchdog, servo, doctor = (
+        rclpy.create_node(name) for name in ("policy_node", "left_watchdog", "servo", "doctor")
+    )
+    arm.create_publisher(TwistStamped, topic, 1)
+    watchdog.create_publisher(TwistStamped, topic, 1)
+    watchdog.create_publisher(Empty, "/policy_node/watched", 1)
+    watchdog.create_subscription(TwistStamped, topic, lambda _: None, 1)
+    check = GraphCheck(doctor, 1.0)
+
+    def find(subscribers: int) -> dict[str, Any]:
+        publishers = {topic: 2, "/policy_node/watched": 1}
+        assert check._patience.wait(
+            lambda: all(doctor.count_publishers(name) == n for name, n in publishers.items()), 10.0
+        )
+        assert check._patience.wait(lambda: doctor.count_subscribers(topic) == subscribers, 10.0)
+        return check._check_controller(topic)
+
+    assert find(1)["found"] == "no controller listens"
+    servo.create_subscription(TwistStamped, topic, lambda _: None, 1)
+    there = find(2)
+    assert there["ok"] and there["found"] == "/servo listens", there
+    for node in (arm, watchdog, servo, doctor):
         node.destroy_node()
 
 
@@ -222,3 +305,24 @@ def test_bundle_engine_and_robot_are_held_against_each_other(
     assert not check_robot(str(other), bundle)[0].ok
     findings, bundle = check_bundle(tmp_path)
     assert bundle is None and not findings[0].ok
+
+
+@pytest.mark.parametrize(
+    ("written", "instead", "told"),
+    [
+        ("max_linear_m_s: 0.4", "max_linear_m_s: 1", "expecting type 'DOUBLE'"),
+        ("hold_factor: 3.0", "hold_factr: 3.0", "expected arm.hold_factor"),
+        ("hold_factor: 3.0", "hold_factor: 0.5", "out of range"),
+        ("workspace_max_m:", "name: other #", "one corner only"),
+        ("workspace_min_m: [0.10, -0.32, 0.0]", "workspace_min_m: [0.1, 0, 0.0]", "same type"),
+    ],
+)
+def test_a_robots_file_that_the_node_would_refuse_is_a_finding(
+    tmp_path: Path, written: str, instead: str, told: str
+) -> None:
+    file = tmp_path / "arm.yaml"
+    text = WIDOWX.read_text()
+    assert written in text
+    file.write_text(text.replace("name: widowx_sim\n", "").replace(written, instead))
+    (finding,) = check_robot(str(file), None)
+    assert not finding.ok and told in finding.found, finding

@@ -104,6 +104,19 @@ def test_an_argument_of_what_is_not_started_is_refused(
         policy.start(**given)
 
 
+def test_the_only_camera_of_a_policy_may_be_given_with_its_name(policy: Launcher) -> None:
+    for camera, inner in (("/eye", "image"), ("front=/eye", "front/image")):
+        remaps = policy.start(camera=camera)["policy_node"].settings["remappings"]
+        for suffix in ("", "/compressed"):
+            for inside in {"~/image", f"~/{inner}"}:
+                assert (inside + suffix, "/eye" + suffix) in remaps
+    several = policy.start(camera="front=/eye,wrist=/hand")["policy_node"].settings["remappings"]
+    assert [inside for inside, _ in several if not inside.endswith("/compressed")] == [
+        "~/front/image",
+        "~/wrist/image",
+    ]
+
+
 def test_the_files_image_transport_counts_where_none_is_given(policy: Launcher) -> None:
     assert "image_transport" not in policy.start()["policy_node"].parameters
     given = policy.start(image_transport="compressed")["policy_node"]

@@ -126,6 +126,24 @@ def test_two_cameras_are_seen_together_and_either_one_can_hold(
         assert source["received"] > 5 and source["publishers"] == 1
 
 
+def test_a_camera_is_told_apart_from_the_part_of_the_robot_whose_name_it_has(
+    probe: Probe, start_policy: Start, tmp_path: Path
+) -> None:
+    bundle = tiny_policy.write_tiny_bundle(tmp_path, cameras=("gripper", "pose"))
+    start_policy("-r", "~/pose/image:=/wrist/image", bundle=bundle)
+    Wrist(probe, grey=64)
+    probe.wait_for_state("active")
+    probe.pose, probe.grey = None, 128
+    assert probe.wait_for(lambda: bool(sources_of(probe).get("camera pose", {}).get("received")))
+    sources = sources_of(probe)
+    assert {name: source["topic"] for name, source in sources.items()} == {
+        "camera gripper": "/policy_node/gripper/image",
+        "camera pose": "/wrist/image",
+        "pose": "/policy_node/ee_pose",
+    }
+    assert 0.0 <= sources["camera pose"]["age_ms"] < 500.0 and "age_ms" not in sources["pose"]
+
+
 def test_pictures_of_two_instants_are_not_used_together(
     probe: Probe, start_policy: Start, two_camera_bundle: Path
 ) -> None:

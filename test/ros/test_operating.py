@@ -22,8 +22,9 @@ from typing import Any
 import pytest
 import rclpy
 from rclpy.executors import SingleThreadedExecutor
+from rclpy.qos import QoSProfile
 from rclpy.task import Future
-from ros_graph import LATCHED, RELIABLE, ROOT, WIDOWX, Probe
+from ros_graph import BEST_EFFORT, LATCHED, RELIABLE, ROOT, WIDOWX, Probe
 from sensor_msgs.msg import Joy
 from std_msgs.msg import Bool, Empty, String
 from tiny_policy import CARROT, PLATE
@@ -108,6 +109,23 @@ def test_stop_arm_stops_every_policy_that_it_finds(probe: Probe) -> None:
     status, text = run(probe, "stop_arm")
     assert (status, text.strip()) == (0, "/policy_node: stopped")
     assert probe.latest("hold_reason") == "stopped"
+
+
+def test_stop_arm_stops_a_policy_whose_emergency_stop_is_another_topic(
+    ros: None, start_node: Start
+) -> None:
+    arms = [("-r", "__ns:=/left", "-r", "~/emergency_stop:=/button"), ("-r", "__ns:=/right")]
+    for words in arms:
+        start_node("policy_node", "--params-file", str(WIDOWX), *words)
+    probe = Probe()
+    assert probe.wait_for(lambda: len(find_policies(probe.node)) == 2, TOOL_S)
+    status, text = run(probe, "stop_arm")
+    assert status == 0, text
+    assert sorted(text.splitlines()) == [
+        "/left/policy_node: stopped (unconfigured)",
+        "/right/policy_node: stopped (unconfigured)",
+    ]
+    probe.close()
 
 
 def test_stop_arm_stops_a_policy_that_appears_while_it_stops_another(
@@ -343,7 +361,7 @@ def test_the_console_takes_back_an_arming_that_nobody_answers(client: FakeClient
 
 
 def test_say_takes_back_an_arming_that_nobody_answers(client: FakeClient) -> None:
-    client.node.get_topic_names_and_types = list
+    client.node.get_topic_names_and_types = client.node.get_service_names_and_types = list
     client.answer = False
 
     def ask(call: Callable[[], Future], ready: object, timeout_s: float) -> None:
@@ -427,6 +445,14 @@ def test_a_hold_for_want_of_an_input_says_where_to_look(ros: None, reason: str, 
     assert look in client.describe()
 
 
+@pytest.mark.parametrize("name", ["left-arm/policy_node", "two words", "left//policy_node"])
+def test_a_name_that_no_policy_can_have_is_told(ros: None, name: str) -> None:
+    node = rclpy.create_node("operator")
+    with pytest.raises(OperatorError, match=name):
+        PolicyClient(node, name)
+    node.destroy_node()
+
+
 def test_the_end_of_a_search_for_policies_leaves_a_slow_graph_its_time(ros: None) -> None:
     node = rclpy.create_node("stopper")
     policies = Policies(node, ())
@@ -449,6 +475,25 @@ def test_the_console_says_when_nobody_hears_its_stop(ros: None) -> None:
 def test_the_console_asks_for_a_terminal(probe: Probe) -> None:
     status, text = run(probe, "console")
     assert status == 1 and "needs a terminal" in text
+
+
+def test_words_to_a_policy_that_listens_elsewhere_say_where_to_send_them(
+    probe: Probe, start_node: Start, tiny_bundle: Path
+) -> None:
+    start_node(
+        *("policy_node", "--params-file", str(WIDOWX), "-p", f"bundle:={tiny_bundle}"),
+        *("-p", "autostart:=true", "-r", "__ns:=/left", "-r", "~/instruction:=/words"),
+    )
+    name, told = "left/policy_node", "nobody listens to /left/policy_node/instruction"
+    client = PolicyClient(probe.node, name)
+    assert probe.wait_for(lambda: client.status.get("state") == "active", TOOL_S)
+    status, text = run(probe, "say", "--policy", name, "--wait", "3", CARROT)
+    assert status == 1 and told in text and f"-r {name}/instruction:=" in text, text
+    lines: list[str] = []
+    Console(client, lines.append).take(CARROT)
+    assert told in lines[-1]
+    there = ("--ros-args", "-r", f"{name}/instruction:=/words")
+    assert run(probe, "say", "--policy", name, CARROT, *there)[0] == 0
 
 
 def test_another_robots_stop_and_status_make_no_policy(ros: None) -> None:
@@ -516,6 +561,26 @@ def test_a_joystick_stops_by_its_button_and_by_falling_silent(
     silent_s = time.monotonic()
     probe.wait_for_hold("stopped", 5.0)
     assert time.monotonic() - silent_s < 2.0
+
+
+@pytest.mark.parametrize("qos", [RELIABLE, BEST_EFFORT], ids=["reliable", "best_effort"])
+def test_a_joystick_stops_however_its_driver_publishes(
+    ros: None, start_node: Start, qos: QoSProfile
+) -> None:
+    probe = Probe()
+    stops: list[Empty] = []
+    topic = "/policy_node/emergency_stop"
+    probe.node.create_subscription(Empty, topic, stops.append, RELIABLE)
+    joy = probe.node.create_publisher(Joy, "/joy", qos)
+    start_node("operating.joystick_stop")
+    assert probe.wait_for(lambda: probe.node.count_publishers(topic) > 0, TOOL_S)
+
+    def press() -> bool:
+        joy.publish(Joy(buttons=[0, 1]))
+        return bool(stops)
+
+    assert probe.wait_for(press), "a stop that nobody hears is none"
+    probe.close()
 
 
 def test_a_joystick_says_that_nothing_is_heard_and_that_nobody_hears_it(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import rclpy
@@ -18,6 +19,7 @@ from vla_align_ros.contract.spec import ActionSpec
 from vla_align_ros.errors import ConfigurationError, ContractError, SafetyError, VlaAlignError
 from vla_align_ros.ros.arms.config import ArmConfig
 from vla_align_ros.ros.declarations import DECLARATIONS
+from vla_align_ros.ros.operating.joystick_stop import JoystickStop
 from vla_align_ros.ros.params import (
     declare_parameters,
     find_misspelt,
@@ -26,6 +28,7 @@ from vla_align_ros.ros.params import (
     refuse_changes,
     refuse_unknown_arm,
 )
+from vla_align_ros.ros.watchdog_node import WatchdogNode
 from vla_align_ros.runtime.interlock import InterlockConfig
 from vla_align_ros.runtime.motion import MotionLimits
 from vla_align_ros.runtime.safety import Limits, Timeouts
@@ -205,6 +208,31 @@ def test_a_parameter_that_is_misspelt_is_told_with_the_one_that_is_meant(
         "comand_rate_hz is no parameter; command_rate_hz is",
         "image_timout_s is no parameter; image_timeout_s is",
     ]
+
+
+@pytest.mark.parametrize(
+    ("make", "misspelt"),
+    [
+        (WatchdogNode, {"stop_polcy": True, "tolerances_s": 0.1}),
+        (JoystickStop, {"stop_buton": 3, "dead_man_buttons": 4}),
+    ],
+)
+def test_what_stops_an_arm_tells_a_misspelt_parameter_of_its_own(
+    ros: None, capfd: pytest.CaptureFixture[str], make: Callable[[], Node], misspelt: dict[str, Any]
+) -> None:
+    files = [word for file in (POLICY, ROBOTS[0]) for word in ("--params-file", str(file))]
+    for words in (
+        [],
+        [word for pair in misspelt.items() for word in ("-p", "{}:={}".format(*pair))],
+    ):
+        rclpy.shutdown()
+        rclpy.init(args=["--ros-args", *files, *words])
+        capfd.readouterr()
+        make().destroy_node()
+        told = capfd.readouterr().err
+        assert told.count("is no parameter") == len(words) // 2, told
+    for name in misspelt:
+        assert f"{name} is no parameter" in told
 
 
 @pytest.mark.parametrize("robot", ROBOTS, ids=lambda path: path.stem)

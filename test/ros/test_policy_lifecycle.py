@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 import rclpy
 import tiny_policy
+from geometry_msgs.msg import PoseStamped
 from rclpy.exceptions import ParameterUninitializedException
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from ros_graph import WIDOWX
-from sensor_msgs.msg import JointState
+from sensor_msgs.msg import Image, JointState
 from std_msgs.msg import String
 
 from vla_align_ros.contract.bundle import Bundle
@@ -125,6 +126,33 @@ def test_a_gripper_in_another_unit_is_no_state_and_says_so(
     assert node._runner.state.gripper.value is None
     assert node._inputs._on_joints(gripper_at(1)) is None
     assert node._runner.state.gripper.value == pytest.approx(0.02 / 0.044)
+
+
+def test_an_input_that_is_refused_all_the_time_leaves_the_log_to_the_others(
+    make_node: MakeNode, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    node = make_node(tiny_policy.write_tiny_bundle(tmp_path, cameras=("front", "wrist")))
+    assert node.trigger_configure() == node.trigger_activate() == OK
+    inputs = node._inputs
+    assert inputs is not None
+    capfd.readouterr()
+    for _ in range(3):
+        inputs._on_pose(PoseStamped())
+        for camera in ("front", "wrist"):
+            inputs._on_image(camera, Image(encoding="odd"))
+    inputs._on_instruction(String(data="take\x00that"))
+    told = capfd.readouterr().err
+    for what in ("pose", "image of front", "image of wrist", "instruction"):
+        assert told.count(f"{what} refused") == 1, told
+
+
+def test_a_bundle_in_the_home_of_a_user_who_is_none_is_refused_in_one_line(
+    make_node: MakeNode,
+) -> None:
+    node = make_node(bundle=Path("~nobody_here/bundle"))
+    assert node.trigger_configure() == FAILURE
+    assert "no folder" in str(node.reporter.error)
+    assert "~nobody_here/bundle" in str(node.reporter.error)
 
 
 def test_a_bundle_by_relative_path_is_refused_by_the_whole_one(make_node: MakeNode) -> None:

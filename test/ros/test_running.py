@@ -170,3 +170,24 @@ def test_a_node_that_hangs_is_ended_by_a_later_signal_and_not_by_one_at_once() -
             assert process.wait(20.0) == -signal.SIGTERM
         finally:
             process.kill()
+
+
+@pytest.mark.parametrize("module", ["watchdog_node", "operating.say", "operating.stop_arm"])
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["-r", "no_rule"], "no_rule"),
+        (["--params-file", "no_such.yaml"], "no_such.yaml"),
+        (["-p", "use_sim_time:=1"], "use_sim_time"),
+    ],
+)
+def test_ros_arguments_that_cannot_be_read_end_a_process_in_one_line(
+    module: str, words: list[str], told: str
+) -> None:
+    own = ["words"] if module.endswith("say") else []
+    command = [sys.executable, "-m", f"vla_align_ros.ros.{module}", *own, "--ros-args", *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    line = done.stderr.splitlines()[-1]  # rcl may log one of its own before it
+    assert told in line and "fix: correct" in line, line
+    assert "Traceback" not in done.stderr

@@ -93,7 +93,7 @@ def _look_at_robot(args: argparse.Namespace) -> list[Finding]:
     if args.robot is not None:
         findings += check_robot(args.robot, bundle)
     words = [w for kind, names in _asked_of_graph(args).items() for w in (f"--{kind}", *names)]
-    graph = check_graph([*words, "--seconds", str(args.seconds)])
+    graph = check_graph(words, args.seconds)
     return [*findings, check_profile(), check_room(), check_left_overs(), *graph]
 
 

@@ -105,7 +105,10 @@ def check_robot(name: str, bundle: Bundle | None) -> list[Finding]:
     except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
         fix = "copy the nearest of config/robots; command_frame and both speeds are mandatory"
         return [Finding("robot", "file", False, f"{path}: {type(error).__name__} {error}", fix)]
-    findings = [Finding("robot", "file", True, f"{path}: {frame}, {speeds}")]
+    refusal = _ask_node(path)
+    found = refusal or f"{path}: {frame}, {speeds}"
+    fix = "policy_node refuses the file; correct it there"
+    findings = [judge("robot", "file", not refusal, found, fix)]
     if bundle is not None and bundle.spec.action.frame != frame:
         fix = "use the robot that the policy was trained for"
         found = f"the policy acts in {bundle.spec.action.frame}"
@@ -118,19 +121,43 @@ def check_robot(name: str, bundle: Bundle | None) -> list[Finding]:
     return findings
 
 
-def check_graph(words: list[str]) -> list[Finding]:
-    """Look at the running graph, in a process of its own; `words` are that process's arguments."""
+def _ask_node(path: Path) -> str:
+    """Why policy_node refuses a robot's file, in a process of its own; "" if it takes it."""
     if importlib.util.find_spec("rclpy") is None:
-        return [Finding("graph", "nodes", False, "not tried: no rclpy")]
-    command = [sys.executable, "-m", "vla_align_ros.ros.graph_check", *words]
+        return ""
+    command = [sys.executable, "-m", "vla_align_ros.ros.robot_file", str(path)]
     try:
         probe = subprocess.run(
             command, capture_output=True, text=True, timeout=PROBE_LIMIT_S, check=False
         )
+    except subprocess.TimeoutExpired:
+        return f"no answer in {PROBE_LIMIT_S:.0f} s"
+    if probe.returncode != 0:
+        return (probe.stderr.strip().splitlines() or ["it crashed"])[-1]
+    return probe.stdout
+
+
+def check_graph(words: list[str], seconds: float = 3.0) -> list[Finding]:
+    """Look at the running graph, in a process of its own; `words` are that process's arguments.
+
+    Each rate is measured for so many `seconds`.
+    """
+    if importlib.util.find_spec("rclpy") is None:
+        return [Finding("graph", "nodes", False, "not tried: no rclpy")]
+    command = [sys.executable, "-m", "vla_align_ros.ros.graph_check", *words]
+    limit_s = PROBE_LIMIT_S + 2.0 * seconds  # for a status that does not come, and for the rates
+    try:
+        probe = subprocess.run(
+            [*command, "--seconds", str(seconds)],
+            capture_output=True,
+            text=True,
+            timeout=limit_s,
+            check=False,
+        )
         rows: list[dict[str, Any]] = json.loads(probe.stdout.splitlines()[-1])
         return [Finding(**row) for row in rows]
     except subprocess.TimeoutExpired:
-        return [Finding("graph", "nodes", False, f"no answer in {PROBE_LIMIT_S:.0f} s")]
+        return [Finding("graph", "nodes", False, f"no answer in {limit_s:.0f} s")]
     except (ValueError, IndexError):
         reason = (probe.stderr.strip().splitlines() or ["it crashed"])[-1]
         return [Finding("graph", "nodes", False, reason, "see that ROS 2 works: ros2 doctor")]

@@ -9,28 +9,33 @@ from collections import Counter
 from typing import Any
 
 import rclpy
+from rclpy.exceptions import NameValidationException
 from rclpy.node import Node
+from rclpy.parameter import Parameter
 from rclpy.qos import (
     QoSCompatibility,
     QoSProfile,
     ReliabilityPolicy,
     qos_check_compatible,
 )
+from rclpy.validate_full_topic_name import validate_full_topic_name
 from sensor_msgs.msg import CompressedImage, Image
 
 from vla_align_ros.ros.messages import stamp_to_s
-from vla_align_ros.ros.operating.client import Patience, PolicyClient, find_policies
+from vla_align_ros.ros.operating.client import JOINED, Patience, PolicyClient, find_policies
 from vla_align_ros.ros.watching import CHECK_PERIOD_S, SourceWatch, WatchedSource
 
 SECTION = "graph"
 DISCOVERY_S = 2.0
 LONGEST_DISCOVERY_S = 6.0  # a busy machine sees a graph bit by bit
 SETTLE_S = 1.0
+CLOCK = "/clock"
+ATTENTION = "/sight/attention"  # a policy's own picture, which is no camera's
 LATEST = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
 PICTURES = {"sensor_msgs/msg/Image": Image, "sensor_msgs/msg/CompressedImage": CompressedImage}
 COMMANDS = ("geometry_msgs/msg/TwistStamped", "geometry_msgs/msg/PoseStamped")
 WATCHDOG, POLICY = "watchdog_node", "policy_node"
-JOINED = ("inactive", "active")  # states in which a policy is on its topics
+WATCHED = ("/watched", "std_msgs/msg/Empty")  # what a watchdog answers on, whatever it is called
 
 Row = dict[str, Any]
 Topics = list[tuple[str, str]]
@@ -54,12 +59,13 @@ class GraphCheck:
         node = self._node
         self._patience.wait(lambda: False, DISCOVERY_S)
         asked = bool(args.policy or args.camera or args.commands)
-        policies = [name if name.startswith("/") else f"/{name}" for name in args.policy]
+        rows: list[Row] = []
+        policies, cameras, commands = (
+            _take_valid(names, rows) for names in (args.policy, args.camera, args.commands)
+        )
         if not asked:  # a graph is not seen all at once
             self._patience.wait(lambda: bool(find_policies(node)), LONGEST_DISCOVERY_S)
             policies = find_policies(node)
-        cameras, commands = list(args.camera), list(args.commands)
-        rows: list[Row] = []
         for name in policies:
             state = self._check_policy(name, rows)
             heard, sent = self._topics_of(name, joined=state in JOINED)
@@ -69,6 +75,8 @@ class GraphCheck:
             found = "none runs here; --camera and --commands look without one"
             rows.append(row("policies", True, found))
         self._patience.wait(lambda: self._all_connected(cameras, commands), LONGEST_DISCOVERY_S)
+        if self._takers(CLOCK) & {*policies}:
+            rows += self._follow_clock()
         rows += self._check_cameras(list(dict.fromkeys(cameras)))
         rows += [self._check_controller(topic) for topic in dict.fromkeys(commands)]
         return rows
@@ -80,7 +88,30 @@ class GraphCheck:
         )
 
     def _takers(self, topic: str) -> set[str]:
-        return _name_ends(self._node.get_subscriptions_info_by_topic(topic))
+        return self._name_ends(self._node.get_subscriptions_info_by_topic(topic))
+
+    def _name_ends(self, infos: list[Any]) -> set[str]:
+        """Full names of the nodes at these ends of a topic, without watchdogs."""
+        return {_full_name(info) for info in self._leave_watchdogs(infos)}
+
+    def _leave_watchdogs(self, infos: list[Any]) -> list[Any]:
+        """The ends that are no watchdog's, by its name or by what it answers on."""
+        node = self._node
+        watchdogs = {
+            _full_name(end)
+            for topic, types in node.get_topic_names_and_types()
+            if topic.endswith(WATCHED[0]) and WATCHED[1] in types
+            for end in node.get_publishers_info_by_topic(topic)
+        }
+        return [i for i in infos if i.node_name != WATCHDOG and _full_name(i) not in watchdogs]
+
+    def _follow_clock(self) -> list[Row]:
+        """Take the time from where the policies take it, by which their cameras stamp."""
+        self._node.set_parameters([Parameter("use_sim_time", value=True)])
+        if self._node.count_publishers(CLOCK):
+            return []
+        fix = "start what publishes it, or take use_sim_time from the policy"
+        return [row(CLOCK, False, "nobody publishes the time that the policy takes", fix)]
 
     def _check_policy(self, name: str, rows: list[Row]) -> str:
         """Add what it says of itself to `rows`; returns its lifecycle state, "" if unheard."""
@@ -90,7 +121,7 @@ class GraphCheck:
         ok = heard and client.status.get("error") is None and state != "finalized"
         fix = "start it, or mend what its error says"
         rows.append(row(name, ok, client.describe().removeprefix(f"{name}: "), fix))
-        if heard and not self._node.count_subscribers(f"{name}/heartbeat"):
+        if heard and not self._node.count_publishers(name + WATCHED[0]):
             rows.append(
                 row("watchdog", False, f"none watches {name}", "launch with watchdog:=true")
             )
@@ -138,7 +169,11 @@ class GraphCheck:
         for topic in topics:
             kind = next((k for k in kinds.get(topic, []) if k in PICTURES), None)
             if kind is None or not self._node.count_publishers(topic):
-                others = [name for name, types in kinds.items() if set(types) & set(PICTURES)]
+                others = [
+                    name
+                    for name, types in kinds.items()
+                    if set(types) & set(PICTURES) and not name.endswith(ATTENTION)
+                ]
                 there = [name for name in others if self._node.count_publishers(name)]
                 fix = f"start the driver; with pictures here: {', '.join(there) or 'no topic'}"
                 rows.append(row(topic, False, "nobody publishes pictures", fix))
@@ -183,7 +218,7 @@ class GraphCheck:
     def _check_controller(self, topic: str) -> Row:
         takers = self._takers(topic)
         infos = self._node.get_publishers_info_by_topic(topic)
-        givers = _name_ends(infos)
+        givers = self._name_ends(infos)
         policies = sorted(givers & {*find_policies(self._node)} or _named_as_policies(givers))
         rivals = sorted(givers - {*policies[:1]})
         if not takers:
@@ -209,21 +244,30 @@ class GraphCheck:
 
     def _explain_misfit(self, topic: str, givers: list[Any]) -> str:
         """Why no subscription of another than a watchdog fits a publisher; "" if one does."""
-        takers = self._node.get_subscriptions_info_by_topic(topic)
+        takers = self._leave_watchdogs(self._node.get_subscriptions_info_by_topic(topic))
         found = [
             qos_check_compatible(giver.qos_profile, taker.qos_profile)
-            for giver in givers
+            for giver in self._leave_watchdogs(givers)
             for taker in takers
-            if WATCHDOG not in (giver.node_name, taker.node_name)
         ]
         if not found or any(fit != QoSCompatibility.ERROR for fit, _ in found):
             return ""
         return str(found[0][1]).removeprefix("ERROR: ").strip(" ;")
 
 
-def _name_ends(infos: list[Any]) -> set[str]:
-    """Full names of the nodes at these ends of a topic, without watchdogs."""
-    return {_full_name(info) for info in infos if info.node_name != WATCHDOG}
+def _take_valid(names: list[str], rows: list[Row]) -> list[str]:
+    """The full names among what was asked for; of what is none a finding is added to `rows`."""
+    valid = []
+    for given in names:
+        name = given if given.startswith("/") else f"/{given}"
+        try:
+            validate_full_topic_name(name)
+        except NameValidationException as error:
+            why = str(error).splitlines()[0].rstrip(":")
+            rows.append(row(name, False, why, "correct the name"))
+        else:
+            valid.append(name)
+    return valid
 
 
 def _full_name(info: Any) -> str:

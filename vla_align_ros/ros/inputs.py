@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -26,6 +27,7 @@ from vla_align_ros.ros.overrides import make_overridable
 from vla_align_ros.ros.params import PolicyParameters
 from vla_align_ros.ros.watching import WatchedSource
 from vla_align_ros.runtime.arrivals import Arrivals
+from vla_align_ros.runtime.observing import tell_camera
 from vla_align_ros.runtime.runner import PolicyRunner
 
 LATEST = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
@@ -60,6 +62,7 @@ class Inputs:
         self._runner = runner
         self._arm = parameters.arm
         self._subscriptions: list[Any] = []
+        self._logged_s: dict[str, float] = {}  # when what is refused was last logged
         self.sources: list[WatchedSource] = []
         """What is subscribed to and may fail to arrive: cameras by name, pose, joints."""
         try:
@@ -88,7 +91,7 @@ class Inputs:
         topic = "~/image" if alone else f"~/{camera}/image"
         raw = parameters.image_transport == "raw"
         source = self._watch(
-            camera,
+            tell_camera(camera),
             Image if raw else CompressedImage,
             topic if raw else f"{topic}/compressed",
             functools.partial(self._on_image if raw else self._on_compressed, camera),
@@ -157,7 +160,8 @@ class Inputs:
         try:
             image = image_to_rgb(message)
         except ContractError as error:
-            return self._refuse("image", error)
+            several = len(self._runner.observer.cameras) > 1
+            return self._refuse("image", error, f" of {camera}" if several else "")
         self._runner.take_image(lambda: image, self._stamp_s(message), camera)
         return None
 
@@ -203,10 +207,17 @@ class Inputs:
         names = ", ".join(message.name) or "no joint"
         return f"joint_states names {names} and not {joint}; correct arm.gripper.joint"
 
-    def _refuse(self, what: str, error: Exception) -> str:
-        """Count and log what is refused; returns why."""
+    def _refuse(self, what: str, error: Exception, of: str = "") -> str:
+        """Count what is refused, and log it once in a while; returns why.
+
+        Throttled here, for each input: rclpy's throttle is one for this line, so that a pose that
+        is refused all the time would leave no room for a word on anything else.
+        """
         self._runner.metrics.count(f"{what}s_refused")
-        self._node.get_logger().error(f"{what} refused: {error}", throttle_duration_sec=THROTTLE_S)
+        now_s = time.monotonic()
+        if now_s - self._logged_s.get(what + of, -math.inf) >= THROTTLE_S:
+            self._logged_s[what + of] = now_s
+            self._node.get_logger().error(f"{what}{of} refused: {error}")
         return str(error)
 
     def _stamp_s(self, message: Any) -> float:

@@ -122,13 +122,18 @@ def refuse_unknown_arm(node: Node) -> None:
     )
 
 
-def find_misspelt(node: Node) -> list[str]:
-    """Values that no parameter takes, each with the parameter that it nearly names.
+def find_misspelt(node: Node, declarations: Iterable[Declaration] = DECLARATIONS) -> list[str]:
+    """Values that no parameter takes, each with the one of `declarations` that it nearly names.
 
-    Others are somebody else's: a file's `/**` is for every node.
+    Others are somebody else's: a file's `/**` is for every node, and policy_node's own are known.
     """
-    names = [declaration.name for declaration in DECLARATIONS]
-    strange = sorted(name for name in node._parameter_overrides if not node.has_parameter(name))
+    names = [declaration.name for declaration in declarations]
+    known = {declaration.name for declaration in DECLARATIONS}
+    strange = sorted(
+        name
+        for name in node._parameter_overrides
+        if not (node.has_parameter(name) or name in known)
+    )
     near = ((name, get_close_matches(name, names, 1, NEARLY)) for name in strange)
     return [f"{name} is no parameter; {meant[0]} is" for name, meant in near if meant]
 

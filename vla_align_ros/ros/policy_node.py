@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -155,7 +156,7 @@ class PolicyNode(LifecycleNode):
 
     def _configure(self, parameters: PolicyParameters) -> None:
         policy = Policy.open(
-            Path(parameters.bundle).expanduser().absolute(),
+            Path(os.path.expanduser(parameters.bundle)).absolute(),
             parameters.backend,
             threads=parameters.threads,
         )
@@ -214,8 +215,9 @@ class PolicyNode(LifecycleNode):
         if made:
             self.get_logger().info(
                 "the bundle's proof is from elsewhere, or by other limits: replayed "
-                f"{proof['samples']} golden samples on {proof['runs_on']} in {time.monotonic() - begun_s:.1f} s, within their "
-                "limits; `vla-align verify` keeps such a proof"
+                f"{proof['samples']} golden samples on {proof['runs_on']} in "
+                f"{time.monotonic() - begun_s:.1f} s, within their limits; `vla-align verify` keeps "
+                "such a proof"
             )
 
     def _stand_still(self) -> None:

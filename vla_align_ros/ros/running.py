@@ -7,16 +7,18 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import rclpy
 from rclpy.event_handler import EventHandler
+from rclpy.exceptions import InvalidParameterTypeException
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 
-from vla_align_ros.errors import VlaAlignError
+from vla_align_ros.errors import ConfigurationError, VlaAlignError
 from vla_align_ros.ros.transports import leave_shared_memory
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
@@ -121,14 +123,16 @@ def run_node(
     keep_memory()
     if not shared_memory and arguments is None:
         leave_shared_memory(os.environ)
-    _start_ros(arguments)
+    with readable_arguments():
+        rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
     for number in ENDING:
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, ask_to_end)
     executor = PromptExecutor()
     node: AnyNode | None = None
     try:
-        node = make()
+        with readable_parameters():
+            node = make()
         executor.add_node(node)
         _prioritise(node)
         while not asked_to_end and not finished(node):
@@ -143,14 +147,30 @@ def run_node(
         rclpy.try_shutdown()
 
 
-def _start_ros(arguments: list[str] | None) -> None:
-    """Start rclpy; what it does not understand ends the process in one line."""
+@contextmanager
+def readable_arguments() -> Iterator[None]:
+    """Start rclpy within; what it does not understand ends the process in one line."""
     try:
-        rclpy.init(args=arguments, signal_handler_options=SignalHandlerOptions.NO)
+        yield
     except Exception as error:  # rclpy raises an RCLError of a private module
         raise SystemExit(
-            f"ROS does not start: got {error}; expected arguments that it can read; fix: correct "
-            "what follows --ros-args, or the parameter file that is named there"
+            f"ROS does not start: got {error}; expected arguments and variables that it can read; "
+            "fix: correct what follows --ros-args, the parameter file that is named there, or the "
+            "variable"
+        ) from error
+
+
+@contextmanager
+def readable_parameters() -> Iterator[None]:
+    """Make a node within; ConfigurationError on a parameter that rclpy declares by itself."""
+    try:
+        yield
+    except InvalidParameterTypeException as error:
+        raise ConfigurationError(
+            "a parameter of every ROS node cannot be used",
+            got=error,
+            expected="its own type: true or false for use_sim_time",
+            fix="correct it in the parameter file or on the command line",
         ) from error
 
 

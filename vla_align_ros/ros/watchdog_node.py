@@ -24,7 +24,7 @@ from std_srvs.srv import Trigger
 from vla_align_ros.errors import ConfigurationError
 from vla_align_ros.ros.declarations import Declaration
 from vla_align_ros.ros.messages import make_diagnostics, make_twist
-from vla_align_ros.ros.params import declare_parameters
+from vla_align_ros.ros.params import declare_parameters, find_misspelt
 from vla_align_ros.ros.running import run_node
 from vla_align_ros.ros.transports import UDP_PROFILE, shares_memory
 from vla_align_ros.runtime.watchdog import Trip, Watchdog
@@ -103,6 +103,8 @@ class WatchdogNode(Node):
     def __init__(self) -> None:
         super().__init__(NODE_NAME)
         declare_parameters(self, WATCHDOG_DECLARATIONS)
+        for told in find_misspelt(self, WATCHDOG_DECLARATIONS):
+            self.get_logger().warning(told)
         self._frame = self._read_frame()
         self._sends_zero = self.get_parameter("arm.interface").value == "twist"
         self._rate_hz = self.get_parameter("command_rate_hz").value

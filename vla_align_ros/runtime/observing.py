@@ -18,6 +18,7 @@ from vla_align_ros.runtime.sync import Sample, Synchroniser
 Pixels = NDArray[np.uint8]
 Load = Callable[[], Pixels]
 SYNC_TOLERANCE_S = 0.1
+OTHER_PARTS = ("pose", "joints", "gripper")  # told beside the cameras, by these names
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,11 @@ class Sight:
     stamp_s: float
     arrived_s: float
     state: NDArray[np.float32] | None
+
+
+def tell_camera(name: str) -> str:
+    """What a camera is called where other parts of the robot are told beside it."""
+    return f"camera {name}" if name in OTHER_PARTS else name
 
 
 class Observer:
@@ -89,7 +95,7 @@ class Observer:
         """Ages in seconds of every camera by name, and of pose and joints."""
         now_s, steady_s = self._clock(), self._steady()
         sources: dict[str, Source[Any]] = {
-            **self.cameras,
+            **{tell_camera(name): source for name, source in self.cameras.items()},
             "pose": self.state.pose,
             "joints": self.state.gripper,
         }

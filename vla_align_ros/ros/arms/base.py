@@ -19,6 +19,7 @@ from vla_align_ros.runtime.safety import Command
 
 COMMAND_QOS_DEPTH = 1
 WATCHDOG = "watchdog_node"  # publishes one zero twist, and only when this node cannot
+WATCHED = "~/watched"  # what it answers on, whatever it is called
 
 Measure = Callable[[], "NDArray[np.float64] | None"]
 """Gives the end effector's pose (6,) x, y, z, roll, pitch, yaw; None where none is fresh."""
@@ -113,12 +114,18 @@ class CommandTopic:
 
     def has_rival(self) -> bool:
         """Whether somebody else publishes here, other than our watchdog."""
+        answering = set(map(_end_of, self._node.get_publishers_info_by_topic(WATCHED)))
         infos = self._node.get_publishers_info_by_topic(self.name)
-        return len([info for info in infos if info.node_name != WATCHDOG]) > 1
+        commanding = [info for info in infos if _end_of(info) not in answering]
+        return len([info for info in commanding if info.node_name != WATCHDOG]) > 1
 
     def destroy(self) -> None:
         """Take the publisher off the graph."""
         self._node.destroy_lifecycle_publisher(self.publisher)
+
+
+def _end_of(info: Any) -> tuple[str, str]:
+    return info.node_namespace, info.node_name
 
 
 class TopicArm:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from rclpy.exceptions import NameValidationException
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
@@ -22,6 +23,8 @@ LATCHED = QoSProfile(
     durability=DurabilityPolicy.TRANSIENT_LOCAL,
 )
 STOP_TYPE, STATUS_TYPE = "std_msgs/msg/Empty", "std_msgs/msg/String"
+RESET_TYPE = "std_srvs/srv/Trigger"
+JOINED = ("inactive", "active")  # states in which a policy is on its topics
 SPIN_S = 0.02
 ANSWER_S = 2.0
 UNTOLD = {"moving": False, "hold_reason": None, "instruction": None, "error": None}
@@ -48,16 +51,27 @@ class PolicyClient:
 
     `status` is the newest `~/status`, {} before the first; what is no policy's is not taken. Every
     topic and service can be remapped as `<policy>/instruction` and so on.
+
+    Raises OperatorError on a name that no node can have.
     """
 
     def __init__(self, node: Node, policy: str = "policy_node") -> None:
         self.node = node
         self.policy = policy.rstrip("/")
         self.status: dict[str, Any] = {}
-        self._instruction = node.create_publisher(String, self._name("instruction"), RELIABLE)
+        try:
+            self._instruction = node.create_publisher(String, self._name("instruction"), RELIABLE)
+        except (NameValidationException, ValueError) as error:
+            raise OperatorError(
+                "no policy has such a name",
+                got=repr(policy),
+                expected="a node's name, such as left/policy_node: letters, digits, _ and /",
+                fix="correct --policy",
+            ) from error
         self._stop = node.create_publisher(Empty, self._name("emergency_stop"), RELIABLE)
         self._takeover = node.create_publisher(Bool, self._name("takeover"), RELIABLE)
         node.create_subscription(String, self._name("status"), self._on_status, LATCHED)
+        self._halt = node.create_client(Trigger, self._name("stop"))
         self._arm = node.create_client(SetBool, self._name("arm"))
         self._reset = node.create_client(Trigger, self._name("reset_stop"))
 
@@ -71,8 +85,14 @@ class PolicyClient:
         self._instruction.publish(String(data=text))
 
     def stop(self) -> None:
-        """Latch a stop by topic: no answer is waited for."""
+        """Latch a stop: no answer is waited for.
+
+        By topic; by the service where nobody listens to that, as where the policy's is remapped to
+        one button for several arms.
+        """
         self._stop.publish(Empty())
+        if not self._stop.get_subscription_count() and self._halt.service_is_ready():
+            self._halt.call_async(Trigger.Request())
 
     def take_over(self, taken: bool) -> None:
         """Suspend the policy while a person drives, or give the arm back."""
@@ -90,9 +110,19 @@ class PolicyClient:
         """Whether the policy listens to instructions: it does once it is configured."""
         return bool(self._instruction.get_subscription_count() > 0)
 
+    def explain_deaf(self) -> str:
+        """What mends that the policy does not hear words."""
+        if self.status.get("state") not in JOINED:
+            return "configure and activate it"
+        words = self._name("instruction")
+        return (
+            f"nobody listens to {self._instruction.topic_name}: if the policy's instruction topic "
+            f"is remapped, add --ros-args -r {words}:=/its/topic"
+        )
+
     def hears_stop(self) -> bool:
         """Whether the policy listens to the stop."""
-        return bool(self._stop.get_subscription_count() > 0)
+        return bool(self._stop.get_subscription_count() > 0 or self._halt.service_is_ready())
 
     def answers(self) -> bool:
         """Whether the policy's services are there."""
@@ -160,16 +190,27 @@ class Patience:
 
 
 def find_policies(node: Node) -> list[str]:
-    """Full names of all policy nodes on the graph: who has a status and listens to a stop."""
-    found = []
-    kinds = dict(node.get_topic_names_and_types())
-    for topic, types in kinds.items():
-        name = topic.removesuffix("/emergency_stop")
-        status = f"{name}/status"
-        told = STATUS_TYPE in kinds.get(status, ()) and node.count_publishers(status)
-        if name != topic and STOP_TYPE in types and told:
-            found.append(name)
-    return sorted(found)
+    """Full names of all policy nodes on the graph: who has a status and a stop.
+
+    The stop is the topic, or the service that releases it, where the topic has another name.
+    """
+    topics, services = node.get_topic_names_and_types(), node.get_service_names_and_types()
+    kinds = dict(topics)
+    names = {
+        name.removesuffix(end)
+        for known, end, kind in (
+            (topics, "/emergency_stop", STOP_TYPE),
+            (services, "/reset_stop", RESET_TYPE),
+        )
+        for name, types in known
+        if name.endswith(end) and kind in types
+    }
+    return sorted(
+        name
+        for name in names
+        if STATUS_TYPE in kinds.get(f"{name}/status", ())
+        and node.count_publishers(f"{name}/status")
+    )
 
 
 def refuse(client: PolicyClient, what: str, expected: str) -> OperatorError:

@@ -14,6 +14,7 @@ from rclpy.signals import SignalHandlerOptions
 from rclpy.utilities import remove_ros_args
 
 from vla_align_ros.errors import VlaAlignError
+from vla_align_ros.ros.running import readable_arguments, readable_parameters
 from vla_align_ros.ros.transports import leave_shared_memory
 
 POLICY_HELP = "name of the policy node, in this node's namespace (default policy_node)"
@@ -31,13 +32,18 @@ def run_command(
     Ctrl-C is a KeyboardInterrupt in `work`. A VlaAlignError is printed, with status 1.
     """
     words = sys.argv if arguments is None else [parser.prog, *arguments]
-    args = parser.parse_args(remove_ros_args(words)[1:])
+    with readable_arguments():
+        own = remove_ros_args(words)[1:]
+    args = parser.parse_args(own)
     if arguments is None:
         leave_shared_memory(os.environ)  # a person's stop waits for no other process
-    rclpy.init(args=words[1:], signal_handler_options=SignalHandlerOptions.NO)
+    with readable_arguments():
+        rclpy.init(args=words[1:], signal_handler_options=SignalHandlerOptions.NO)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    node = rclpy.create_node(name)
+    node: Node | None = None
     try:
+        with readable_parameters():
+            node = rclpy.create_node(name)
         return work(node, args)
     except VlaAlignError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
@@ -45,7 +51,8 @@ def run_command(
     except KeyboardInterrupt:
         return INTERRUPTED
     finally:
-        node.destroy_node()
+        if node is not None:
+            node.destroy_node()
         rclpy.try_shutdown()
 
 

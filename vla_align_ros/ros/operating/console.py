@@ -20,13 +20,12 @@ from vla_align_ros.contract.files import xdg_home
 from vla_align_ros.contract.prompt import clean_instruction
 from vla_align_ros.errors import ConfigurationError, ContractError, OperatorError
 from vla_align_ros.extras import install_hint
-from vla_align_ros.ros.operating.client import ANSWER_S, PolicyClient
+from vla_align_ros.ros.operating.client import ANSWER_S, JOINED, PolicyClient
 from vla_align_ros.ros.operating.command_line import add_policy, run_command
 
 REFRESH_S = 0.2
 ESCAPE_S = 0.05  # how long a lone Escape waits to be told from an arrow key
 PATIENCE_S = 6.0
-LOADED = ("inactive", "active")  # states in which a policy can be armed
 SHOWN = ("camera_rate_hz", "image_age_ms", "latency_total_p99_ms")
 MENDS = {"disarmed": "/arm", "stopped": "/reset, then /arm", "takeover": "/give"}
 HELP = """words            an instruction; an empty line changes nothing
@@ -120,19 +119,19 @@ class Console:
         if self.client.hears_words():
             self.client.say(text)
         else:
-            self._tell(f"{self.client.policy} does not listen: configure and activate it")
+            self._tell(f"{self.client.policy} does not listen: {self.client.explain_deaf()}")
 
     def _arm(self) -> None:
         """Ask to arm, unless nothing is loaded: a request that waits would arm what comes later."""
         state = self.client.status.get("state")
-        if state is not None and state not in LOADED:
+        if state is not None and state not in JOINED:
             self._replace(None)
             self._tell(f"{self.client.policy} is {state}: nothing can be armed; configure it first")
             return
         self._ask(
             "/arm",
             lambda: self.client.arm(True),
-            lambda: self.client.status.get("state") in LOADED,
+            lambda: self.client.status.get("state") in JOINED,
         )
 
     def _decide(self, call: Callable[[], Any]) -> None:

@@ -6,17 +6,19 @@ import time
 from typing import Any
 
 from rclpy.clock import Clock, ClockType
+from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Joy
 from std_msgs.msg import Bool, Empty
 
 from vla_align_ros.ros.declarations import Declaration
-from vla_align_ros.ros.params import declare_parameters
+from vla_align_ros.ros.params import declare_parameters, find_misspelt
 from vla_align_ros.ros.running import run_node
 from vla_align_ros.runtime.joystick import Hand, Joystick
 
 RELIABLE = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
+BEST_EFFORT = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
 CHECK_PERIOD_S = 0.05
 LOOK_PERIOD_S = 2.0  # at the graph
 THROTTLE_S = 10.0
@@ -46,15 +48,18 @@ JOYSTICK_DECLARATIONS = (
 class JoystickStop(Node):
     """Node `joystick_stop`.
 
-    Subscribes to `joy` (Joy). Publishes `policy_node/emergency_stop` (Empty) with every message
-    while the stop button is down and when the joystick falls silent, and `policy_node/dead_man`
-    (Bool) with every message while a dead-man button is set. Relative names: a namespace finds its
-    own policy, and its own `joy`. It logs where nothing publishes the one or hears the other.
+    Subscribes to `joy` (Joy, reliable or best effort). Publishes `policy_node/emergency_stop`
+    (Empty) with every message while the stop button is down and when the joystick falls silent, and
+    `policy_node/dead_man` (Bool) with every message while a dead-man button is set. Relative names:
+    a namespace finds its own policy, and its own `joy`. It logs where nothing publishes the one or
+    hears the other.
     """
 
     def __init__(self) -> None:
         super().__init__("joystick_stop")
         declare_parameters(self, JOYSTICK_DECLARATIONS)
+        for told in find_misspelt(self, JOYSTICK_DECLARATIONS):
+            self.get_logger().warning(told)
         dead_man = int(self.get_parameter("dead_man_button").value)
         self._joystick = Joystick(
             stop_button=int(self.get_parameter("stop_button").value),
@@ -63,7 +68,16 @@ class JoystickStop(Node):
         )
         self._stop = self.create_publisher(Empty, "policy_node/emergency_stop", RELIABLE)
         self._dead_man = self.create_publisher(Bool, "policy_node/dead_man", RELIABLE)
-        self._joy = self.create_subscription(Joy, "joy", self._on_joy, RELIABLE)
+        # Twice, as the policy does for its stop: a reliable subscription hears no best-effort
+        # joystick (micro-ROS), a best-effort one is sent nothing again.
+        for qos, logs in ((RELIABLE, False), (BEST_EFFORT, True)):
+            self._joy = self.create_subscription(
+                Joy,
+                "joy",
+                self._on_joy,
+                qos,
+                event_callbacks=SubscriptionEventCallbacks(use_default_callbacks=logs),
+            )
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         self.create_timer(CHECK_PERIOD_S, self._on_timer, clock=steady)
         self.create_timer(LOOK_PERIOD_S, self._look, clock=steady)

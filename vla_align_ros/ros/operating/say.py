@@ -40,6 +40,13 @@ def say(node: Node, args: argparse.Namespace) -> int:
     try:
         end_s = time.monotonic() + args.wait
         ready = patience.wait(lambda: client.hears_words() and bool(client.status), args.wait)
+        if client.status.get("state") == "active" and not client.hears_words():
+            raise OperatorError(
+                "the policy does not hear these words",
+                got=client.describe(),
+                expected="an active policy node that listens to them",
+                fix=client.explain_deaf(),
+            )
         if not ready or client.status["state"] != "active":
             raise refuse(client, "the policy does not listen", "an active policy node")
         client.say(text)
