@@ -216,8 +216,8 @@ class PolicyNode(LifecycleNode):
             self.get_logger().info(
                 "the bundle's proof is from elsewhere, or by other limits: replayed "
                 f"{proof['samples']} golden samples on {proof['runs_on']} in "
-                f"{time.monotonic() - begun_s:.1f} s, within their limits; `vla-align verify` keeps "
-                "such a proof"
+                f"{time.monotonic() - begun_s:.1f} s, within their limits; `vla-align verify` "
+                "keeps such a proof"
             )
 
     def _stand_still(self) -> None:
