@@ -878,6 +878,10 @@ def test_a_control_msgs_that_lacks_the_action_is_refused_like_none(
         ({"interface": "telepathy"}, "twist or crisp_pose or fzi_pose"),
         ({"gripper_interface": "hand"}, "forward or trajectory or none or gripper_command"),
         ({"gripper_interface": "gripper_command"}, "arm.gripper.action"),
+        (
+            {"gripper_interface": "gripper_command", "gripper_action": "my-gripper/command"},
+            "arm.gripper.action 'my-gripper/command'",
+        ),
         ({"gripper_interface": "trajectory", "gripper_joint": ""}, "arm.gripper.joint"),
     ],
 )

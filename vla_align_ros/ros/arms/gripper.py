@@ -13,7 +13,9 @@ from action_msgs.msg import GoalStatus
 from builtin_interfaces.msg import Time
 from rclpy.action import ActionClient
 from rclpy.duration import Duration
+from rclpy.exceptions import NameValidationException
 from rclpy.lifecycle import LifecycleNode
+from rclpy.validate_topic_name import validate_topic_name
 from sensor_msgs.msg import JointState
 from std_msgs.msg import Float64MultiArray
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
@@ -128,6 +130,7 @@ class ActionGripper:
         self, node: LifecycleNode, config: ArmConfig, action: str, fill: Callable[..., None]
     ) -> None:
         _require(config.gripper_action, "arm.gripper.action", "the action's name")
+        _check_action_name(config.gripper_action)
         self._node = node
         self._config = config
         self._fill = fill
@@ -347,6 +350,18 @@ def import_action(name: str) -> Any:
             expected="a ROS 2 with control_msgs (5.3 or later for ParallelGripperCommand)",
             fix="install ros-<distro>-control-msgs and source it, or take another "
             "arm.gripper.interface (" + ", ".join(TOPICS) + ")",
+        ) from error
+
+
+def _check_action_name(name: str) -> None:
+    try:
+        validate_topic_name(name)
+    except NameValidationException as error:
+        raise ConfigurationError(
+            "the gripper's action cannot have this name",
+            got=f"arm.gripper.action {name!r}: {str(error).splitlines()[0].rstrip(':')}",
+            expected="a name of letters, digits, _, ~ and /",
+            fix="correct it in the robot's file (config/robots)",
         ) from error
 
 
