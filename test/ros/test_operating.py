@@ -27,6 +27,7 @@ from rclpy.task import Future
 from ros_graph import BEST_EFFORT, LATCHED, RELIABLE, ROOT, WIDOWX, Probe
 from sensor_msgs.msg import Joy
 from std_msgs.msg import Bool, Empty, String
+from std_srvs.srv import Trigger
 from tiny_policy import CARROT, PLATE
 
 from vla_align_ros.errors import OperatorError
@@ -125,6 +126,28 @@ def test_stop_arm_stops_a_policy_whose_emergency_stop_is_another_topic(
         "/left/policy_node: stopped (unconfigured)",
         "/right/policy_node: stopped (unconfigured)",
     ]
+    probe.close()
+
+
+def test_a_stop_goes_by_topic_and_by_service_whoever_listens_to_the_topic(ros: None) -> None:
+    """Who listens may be a recorder, where the policy's own topic has another name."""
+    probe = Probe()
+    heard: list[str] = []
+
+    def halt(_: Any, response: Any) -> Any:
+        heard.append("service")
+        return response
+
+    topic = "/left/policy_node/emergency_stop"
+    probe.node.create_subscription(Empty, topic, lambda _: heard.append("topic"), RELIABLE)
+    probe.node.create_service(Trigger, "/left/policy_node/stop", halt)
+    client = PolicyClient(probe.node, "/left/policy_node")
+    assert probe.wait_for(
+        lambda: client._stop.get_subscription_count() > 0 and client._halt.service_is_ready(),
+        TOOL_S,
+    )
+    client.stop()
+    assert probe.wait_for(lambda: sorted(heard) == ["service", "topic"], TOOL_S), heard
     probe.close()
 
 

@@ -157,16 +157,18 @@ def make_record(episode: dict[str, Any], mapping: RldsMapping, what: str) -> Epi
     """One episode as it is written; DataError names `what` if a feature of it cannot be read."""
     for path in (*mapping.images, *mapping.action, *mapping.state):
         values = episode.get(path)
-        if (
-            values is None
-            or isinstance(values, list) != (path in mapping.images)
-            or not len(values)
-        ):
+        packed = isinstance(values, list)  # bytes come as lists
+        got = ""
+        if values is None or not len(values):
+            got = f"no {path}"
+        elif packed and path not in mapping.images:
+            got = f"{path} in bytes, as TFDS compresses tensors"
+        elif not packed and path in mapping.images:
+            got = f"plain numbers in {path}"
+        if got:
             raise DataError(
                 f"A feature of {what} cannot be read",
-                got=f"no {path}"
-                if values is None or not len(values)
-                else f"{path} in bytes, as TFDS compresses tensors",
+                got=got,
                 expected="PNG or JPEG for pictures, plain numbers for the others, in every step",
                 fix="choose another feature, or write the data again with encoding none",
             )

@@ -87,11 +87,11 @@ class PolicyClient:
     def stop(self) -> None:
         """Latch a stop: no answer is waited for.
 
-        By topic; by the service where nobody listens to that, as where the policy's is remapped to
-        one button for several arms.
+        By topic and by service: the policy's topic may have another name, such as that of one
+        button for several arms, and whoever listens to this one be a recorder.
         """
         self._stop.publish(Empty())
-        if not self._stop.get_subscription_count() and self._halt.service_is_ready():
+        if self._halt.service_is_ready():
             self._halt.call_async(Trigger.Request())
 
     def take_over(self, taken: bool) -> None:
