@@ -241,7 +241,7 @@ def test_what_the_description_lacks_is_named(tmp_path: Path) -> None:
     for key in ("fps", "features", "total_episodes", "total_frames"):
         rest = {name: value for name, value in info.items() if name != key}
         (root / "meta/info.json").write_text(json.dumps(rest))
-        with pytest.raises(DataError, match=f"info.json is incomplete: got no {key}"):
+        with pytest.raises(DataError, match=f"info.json lacks entries: got no {key}"):
             LeRobotReader(root)
 
 

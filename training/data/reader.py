@@ -20,7 +20,7 @@ from training.data.layout import (
     DatasetSchema,
     column_values,
 )
-from training.data.versions import Clip, find_version, open_table
+from training.data.versions import Clip, check_columns, find_version, open_table
 from training.data.video import decode_numbered, decode_video
 from vla_align_ros.errors import DataError
 
@@ -46,13 +46,7 @@ def read_info(root: Path) -> dict[str, Any]:
     """A data set's meta/info.json; DataError if it is missing or incomplete."""
     info = read_json(root / INFO_PATH)
     held = info if isinstance(info, dict) else {}
-    if missing := [key for key in _NEEDED if key not in held]:
-        raise DataError(
-            f"{root / INFO_PATH} is incomplete",
-            got=f"no {', '.join(missing)}",
-            expected=", ".join(_NEEDED),
-            fix="download or convert the data set again",
-        )
+    check_columns(root / INFO_PATH, held, _NEEDED, "entries")
     return held
 
 

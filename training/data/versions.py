@@ -7,7 +7,7 @@ file and describes them in parquet. Source: huggingface/lerobot, `src/lerobot/da
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -186,11 +186,13 @@ def open_table(path: Path, read: Any, **options: Any) -> Any:
         ) from error
 
 
-def check_columns(path: Path, names: Sequence[str], needed: Sequence[str]) -> None:
-    """DataError, naming the table, if its columns `names` lack one."""
+def check_columns(
+    path: Path, names: Container[str], needed: Sequence[str], what: str = "columns"
+) -> None:
+    """DataError, naming the file, if its columns (or `what` it is of) `names` lack one."""
     if missing := [name for name in needed if name not in names]:
         raise DataError(
-            f"{path} lacks columns",
+            f"{path} lacks {what}",
             got=f"no {', '.join(missing)}",
             expected=", ".join(needed),
             fix="download or convert the data set again",

@@ -21,6 +21,7 @@ from rclpy.qos import (
 from rclpy.validate_full_topic_name import validate_full_topic_name
 from sensor_msgs.msg import CompressedImage, Image
 
+from vla_align_ros.ros.arms.base import leave_watchdogs
 from vla_align_ros.ros.messages import stamp_to_s
 from vla_align_ros.ros.operating.client import JOINED, Patience, PolicyClient, find_policies
 from vla_align_ros.ros.watching import CHECK_PERIOD_S, SourceWatch, WatchedSource
@@ -34,7 +35,7 @@ ATTENTION = "/sight/attention"  # a policy's own picture, which is no camera's
 LATEST = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
 PICTURES = {"sensor_msgs/msg/Image": Image, "sensor_msgs/msg/CompressedImage": CompressedImage}
 COMMANDS = ("geometry_msgs/msg/TwistStamped", "geometry_msgs/msg/PoseStamped")
-WATCHDOG, POLICY = "watchdog_node", "policy_node"
+POLICY = "policy_node"
 WATCHED = ("/watched", "std_msgs/msg/Empty")  # what a watchdog answers on, whatever it is called
 
 Row = dict[str, Any]
@@ -97,13 +98,13 @@ class GraphCheck:
     def _leave_watchdogs(self, infos: list[Any]) -> list[Any]:
         """The ends that are no watchdog's, by its name or by what it answers on."""
         node = self._node
-        watchdogs = {
-            _full_name(end)
+        answering = (
+            end
             for topic, types in node.get_topic_names_and_types()
             if topic.endswith(WATCHED[0]) and WATCHED[1] in types
             for end in node.get_publishers_info_by_topic(topic)
-        }
-        return [i for i in infos if i.node_name != WATCHDOG and _full_name(i) not in watchdogs]
+        )
+        return leave_watchdogs(infos, answering)
 
     def _follow_clock(self) -> list[Row]:
         """Take the time from where the policies take it, by which their cameras stamp."""

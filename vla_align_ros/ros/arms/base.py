@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -114,18 +114,25 @@ class CommandTopic:
 
     def has_rival(self) -> bool:
         """Whether somebody else publishes here, other than our watchdog."""
-        answering = set(map(_end_of, self._node.get_publishers_info_by_topic(WATCHED)))
         infos = self._node.get_publishers_info_by_topic(self.name)
-        commanding = [info for info in infos if _end_of(info) not in answering]
-        return len([info for info in commanding if info.node_name != WATCHDOG]) > 1
+        if len(infos) <= 1:  # this node alone
+            return False
+        answering = self._node.get_publishers_info_by_topic(WATCHED)
+        return len(leave_watchdogs(infos, answering)) > 1
 
     def destroy(self) -> None:
         """Take the publisher off the graph."""
         self._node.destroy_lifecycle_publisher(self.publisher)
 
 
-def _end_of(info: Any) -> tuple[str, str]:
-    return info.node_namespace, info.node_name
+def leave_watchdogs(ends: Sequence[Any], answering: Iterable[Any]) -> list[Any]:
+    """The ends of a topic that are no watchdog's: by its name, or among those that answer."""
+    watchdogs = {(info.node_namespace, info.node_name) for info in answering}
+    return [
+        info
+        for info in ends
+        if info.node_name != WATCHDOG and (info.node_namespace, info.node_name) not in watchdogs
+    ]
 
 
 class TopicArm:
